@@ -1,0 +1,66 @@
+# One entry for everything: `make` lists the targets. The first target that needs it creates .venv.
+
+PYTHON ?= python3
+ARGS   ?=
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# Two pytest workers on two cores: one thread each.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all fuzz check bench golden docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): requirements-dev.txt pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## run examples/demo.py (ARGS=... are passed on)
+	$(PY) examples/demo.py $(ARGS)
+
+# $(call run_tests,NAME,NETWORKS,PYTEST ARGUMENTS): pytest on two workers, then the seconds used.
+define run_tests
+@start=$$(date +%s); status=0; \
+env $(ONE_THREAD) TNC_FUZZ_NETWORKS=$(2) $(PY) -m pytest -n 2 $(3) $(ARGS) || status=$$?; \
+echo "make $(1): used $$(($$(date +%s) - start)) s"; \
+exit $$status
+endef
+
+test: $(STAMP) ## tests without the slow ones, 2000 fuzzed networks
+	@echo "make test: budget 12 min on 2 cores: every test not marked slow, 2000 fuzzed networks"
+	$(call run_tests,test,2000,-m "not slow")
+
+test-all: $(STAMP) ## every test, 20000 fuzzed networks
+	@echo "make test-all: budget 60 min on 2 cores: every test, 20000 fuzzed networks"
+	$(call run_tests,test-all,20000)
+
+fuzz: $(STAMP) ## run the fuzzer (ARGS=... are passed on)
+	$(PY) -m tests.fuzz $(ARGS)
+
+check: $(STAMP) ## ruff, mypy and the import layers
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q tests/test_layers.py
+
+bench: $(STAMP) ## run the benchmarks (ARGS=... are passed on)
+	$(PY) -m benchmarks.run $(ARGS)
+
+golden: $(STAMP) ## regenerate tests/golden; read the diff before committing it
+	$(PY) -m pytest tests -m "not slow" -q --golden-update -k golden
+
+docs: ## list the pages; the built site comes with a later issue
+	@echo "There is no built site yet: it comes with a later issue. The pages so far:"
+	@ls docs/*.md 2>/dev/null || echo "(none)"
+
+clean: ## remove build output and caches; .venv stays
+	rm -rf build dist *.egg-info demo-output bench-output
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

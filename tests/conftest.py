@@ -1,0 +1,119 @@
+"""What all tests share: golden files and the seed of the fuzzed slice.
+
+The seed follows from the commit: each commit fuzzes another slice, and its runs can be repeated.
+"""
+
+import difflib
+import functools
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED_WITHOUT_GIT = 20_240_229
+
+Golden = Callable[[str, str], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-update",
+        action="store_true",
+        help="write the golden files instead of comparing against them",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a bad TNC_SEED before any test runs."""
+    try:
+        fuzz_seed()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"fuzz seed: {fuzz_seed()}"
+
+
+# The seed ---------------------------------------------------------------------------------------
+
+
+def fuzz_seed() -> int:
+    """The seed of the fuzzed slice: TNC_SEED if set, else derived from the current commit.
+
+    Raises: ValueError if TNC_SEED is no integer of 0 or more.
+    """
+    text = os.environ.get("TNC_SEED", "").strip()
+    if not text:
+        return seed_of_commit(ROOT)
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(
+            f"TNC_SEED={text!r} is no integer of 0 or more\n  fix: TNC_SEED=7, or unset it"
+        )
+    return int(text)
+
+
+@functools.cache
+def seed_of_commit(directory: Path) -> int:
+    """The first 32 bits of the hash of HEAD; a fixed number outside git or before a commit."""
+    try:
+        command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return SEED_WITHOUT_GIT
+    return int(done.stdout[:8], 16)
+
+
+# Golden files -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def golden_directory() -> Path:
+    return ROOT / "tests" / "golden"
+
+
+@pytest.fixture
+def golden_update(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--golden-update"))
+
+
+@pytest.fixture
+def golden(golden_directory: Path, golden_update: bool) -> Golden:
+    """`golden(name, text)` compares text with tests/golden/<name>, or writes it when updating.
+
+    Put `golden` into the name of a test that uses it: `make golden` selects by that word.
+    """
+
+    def compare(name: str, text: str) -> None:
+        path = (golden_directory / name).resolve()
+        if not path.is_relative_to(golden_directory.resolve()):
+            raise ValueError(f"golden name {name!r} points outside of {golden_directory}")
+        if golden_update:
+            write_golden(path, text)
+        else:
+            compare_golden(name, path, text)
+
+    return compare
+
+
+def write_golden(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def compare_golden(name: str, path: Path, text: str) -> None:
+    """Fail with a unified diff unless the file exists and holds exactly this text."""
+    if not path.exists():
+        pytest.fail(f"golden file {name} does not exist: run make golden", pytrace=False)
+    expected = path.read_bytes().decode("utf-8")
+    if text != expected:
+        diff = "\n".join(
+            difflib.unified_diff(
+                expected.splitlines(), text.splitlines(), f"golden/{name}", "this run", lineterm=""
+            )
+        )
+        hint = f"{name} differs from its golden file: if that is intended, run make golden"
+        pytest.fail(f"{hint}\n{diff or '(only line ends differ)'}", pytrace=False)

@@ -1,0 +1,32 @@
+"""Backends: program → source → callable. To add one: a package, and one line in the table."""
+
+from __future__ import annotations
+
+if __name__ != "tncompiler.backends":
+    raise ImportError(
+        f"this package was imported as {__name__!r}; the link at the top of the repository is "
+        "for reading. Write 'import tncompiler.backends'."
+    )
+
+from collections.abc import Callable
+from importlib import import_module
+
+from tncompiler.backends.source import Source
+from tncompiler.ir.errors import BackendError
+from tncompiler.ir.program import Program
+
+BACKENDS: dict[str, str] = {
+    "numpy": "tncompiler.backends.numpy.emit:emit",
+    "torch": "tncompiler.backends.torch.emit:emit",
+}
+
+Emit = Callable[[Program, str], Source]
+
+
+def emitter(name: str) -> Emit:
+    """The function (program, entry name) → Source of a backend. Raises BackendError."""
+    if name not in BACKENDS:
+        known = ", ".join(("auto", *BACKENDS))
+        raise BackendError(f"there is no backend {name!r}", fix=f"choose one of {known}")
+    module, attribute = BACKENDS[name].split(":")
+    return getattr(import_module(module), attribute)  # type: ignore[no-any-return]

@@ -1,0 +1,420 @@
+"""What the array backends share: walk a scheduled program, write one readable statement a step.
+
+A backend subclasses Emitter with its spelling of each operation; the form of a contraction (views,
+matrix product, broadcast product) is decided here and is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import sympy
+
+from tncompiler.backends.naming import Names, comment_name
+from tncompiler.backends.sizes import size_header
+from tncompiler.backends.source import Source
+from tncompiler.ir.errors import InvalidProgram
+from tncompiler.ir.functions import function
+from tncompiler.ir.matmul import MatmulForm, is_matmul, matmul_form
+from tncompiler.ir.program import (
+    Cast,
+    Concat,
+    Contract,
+    Labels,
+    Literal,
+    Map,
+    Merge,
+    Pad,
+    Program,
+    Reduce,
+    Slice,
+    Split,
+    Step,
+    Value,
+    label_names,
+    label_sizes,
+    operand_values,
+)
+from tncompiler.ir.sizes import Size, render_size, symbols_of
+
+# functions whose template is a plain operator: numbers can stand in them as they are
+_OPERATORS = {"add", "sub", "div", "neg", "less", "less_equal", "greater", "greater_equal"}
+_OPERATORS |= {"equal", "not_equal"}
+_NOMINAL = 128
+
+
+class Emitter(ABC):
+    """Writes one program as one function."""
+
+    def __init__(self, program: Program, entry: str) -> None:
+        self.program, self.entry = program, entry
+        self.names = Names()
+        self.symbols: dict[sympy.Symbol, str] = {}
+        self.imports: set[str] = set()
+        self.lines: list[str] = []
+        self.literals = {
+            step.out.name: step for step in program.steps if isinstance(step.op, Literal)
+        }
+        self.written: set[str] = set()
+
+    # ------------------------------------------------------------------ the function as a whole
+
+    def source(self) -> Source:
+        """The whole source text."""
+        arguments = [self.name(a.value) for a in self.program.arguments]
+        last_use = self._last_uses()
+        for position, step in enumerate(self.program.steps):
+            if not isinstance(step.op, Literal):
+                self._step(step)
+                self._release(last_use.get(position, ()))
+        results = [self.result(self.program.values[name]) for name in self.program.outputs]
+        returned = ", ".join(results) + ("," if len(results) == 1 else "")
+        header = size_header(self.program, self.symbols, self.names_of_arguments())
+        body = [*header, *self.lines, f"return {returned}" if results else "return ()"]
+        signature = f"def {self.entry}({', '.join(arguments)}):"
+        text = "\n".join([*self.prelude(), "", "", signature, *(f"    {x}" for x in body), ""])
+        return Source(text, self.entry)
+
+    def names_of_arguments(self) -> dict[str, str]:
+        return {a.value.name: self.name(a.value) for a in self.program.arguments}
+
+    def _last_uses(self) -> dict[int, list[str]]:
+        """By step position, the computed values that are not needed after it."""
+        last: dict[str, int] = {}
+        for position, step in enumerate(self.program.steps):
+            for name in (*step.operands, step.out.name):
+                last[name] = position
+        kept = {*self.program.outputs, *self.literals}
+        kept.update(argument.value.name for argument in self.program.arguments)
+        released: dict[int, list[str]] = {}
+        for name, position in last.items():
+            if name not in kept and position + 1 < len(self.program.steps):
+                released.setdefault(position, []).append(name)
+        return released
+
+    def _release(self, names: Sequence[str]) -> None:
+        large = [self.name(self.program.values[n]) for n in names if self.program.values[n].shape]
+        if large:
+            self.lines.append(f"del {', '.join(large)}")
+
+    def _step(self, step: Step) -> None:
+        operands = operand_values(self.program, step)
+        match step.op:
+            case Contract():
+                self._contract(step, step.op, operands)
+            case Map():
+                self.assign(step, self._map(step, step.op, operands), step.op.function)
+            case Reduce(name, axes):
+                text = self.reduce(self.ref(operands[0]), name, axes)
+                self.assign(step, text, f"{name} over {self._axis_names(operands[0], axes)}")
+            case Split() | Merge():
+                text = self.reshape(self.ref(operands[0]), self.shape(step.out))
+                self.assign(step, text, f"{self._tuple(step.out)} = {self._tuple(operands[0])}")
+            case Slice(axis, start, stop):
+                index = ", ".join([":"] * axis + [f"{self.size(start)}:{self.size(stop)}"])
+                self.assign(step, f"{self.ref(operands[0])}[{index}]", self._tuple(step.out))
+            case Pad(axis, before, after):
+                text = self.pad(
+                    operands[0], axis, self.size(before), self.size(after)
+                )
+                self.assign(step, text, self._tuple(step.out))
+            case Concat(axis):
+                parts = ", ".join(self.ref(value) for value in operands)
+                self.assign(step, self.concat(parts, axis), self._tuple(step.out))
+            case Cast():
+                self.assign(step, self.cast(self.ref(operands[0]), step.out.dtype), "cast")
+            case _:
+                raise InvalidProgram(f"no emitter for the step '{step.text()}'")
+
+    def assign(self, step: Step, text: str, comment: str) -> None:
+        self.lines.append(f"{self.name(step.out)} = {text}  # {comment}")
+
+    # ------------------------------------------------------------------ names and sizes
+
+    def name(self, value: Value) -> str:
+        return self.names(("value", value.name), value.name, "v")
+
+    def ref(self, value: Value) -> str:
+        """The variable that holds a value; a literal is written where it is first needed."""
+        literal = self.literals.get(value.name)
+        name = self.name(value)
+        if literal is not None and value.name not in self.written:
+            self.written.add(value.name)
+            self.lines.append(f"{name} = {self.scalar(self._number(literal), value.dtype)}")
+        return name
+
+    def inline(self, value: Value) -> str:
+        """A finite number as it is, anything else as a variable."""
+        literal = self.literals.get(value.name)
+        if literal is not None and self._is_finite(literal):
+            return self._number(literal)
+        return self.ref(value)
+
+    @staticmethod
+    def _is_finite(step: Step) -> bool:
+        value = step.op.value  # type: ignore[union-attr]
+        return not isinstance(value, float | complex) or (
+            math.isfinite(value.real) and math.isfinite(value.imag)
+        )
+
+    def _number(self, step: Step) -> str:
+        value = step.op.value  # type: ignore[union-attr]
+        if isinstance(value, complex):
+            return f"complex({self._float(value.real)}, {self._float(value.imag)})"
+        if isinstance(value, float):
+            return f"({value!r})" if value < 0 else self._float(value)
+        if isinstance(value, int):
+            return f"({value})" if value < 0 else str(value)
+        return self.size(value)
+
+    @staticmethod
+    def _float(value: float) -> str:
+        return repr(value) if math.isfinite(value) else f'float("{value!r}")'
+
+    def size(self, size: Size) -> str:
+        """Source of a size; its symbols become variables read off the arguments."""
+        for symbol in symbols_of(size):
+            self.symbols[symbol] = self.names(symbol, symbol.name, "n")
+        return render_size(size, self.symbols)
+
+    def product(self, sizes: Sequence[Size]) -> str:
+        """Source of a product of sizes."""
+        number = math.prod(size for size in sizes if isinstance(size, int))
+        if number == 0:
+            return "0"
+        texts = [self.size(size) for size in sizes if not isinstance(size, int)]
+        factors = [text if text.isidentifier() else f"({text})" for text in texts]
+        return " * ".join([*factors, *([str(number)] if number != 1 or not factors else [])])
+
+    def shape(self, value: Value) -> str:
+        return self.dims([(size,) for size in value.shape])
+
+    def dims(self, groups: Sequence[Sequence[Size]]) -> str:
+        return ", ".join(self.product(group) for group in groups)
+
+    def _tuple(self, value: Value) -> str:
+        return f"({', '.join(comment_name(n, k) for k, n in enumerate(value.axes))})"
+
+    def _axis_names(self, value: Value, axes: Sequence[int]) -> str:
+        return ", ".join(comment_name(value.axes[axis], axis) for axis in axes)
+
+    # ------------------------------------------------------------------ contractions
+
+    def _contract(self, step: Step, op: Contract, operands: tuple[Value, ...]) -> None:
+        names = {
+            k: comment_name(n, k) for k, n in label_names(op, operands, step.out).items()
+        }
+        if not operands:
+            text = self.ones(step.out)
+            distinct = tuple(dict.fromkeys(op.output))
+            if len(distinct) < len(op.output):
+                sizes = label_sizes(op, operands, step.out)
+                text = self.ones_of([sizes[k] for k in distinct], step.out.dtype)
+                text = self.embed(text, distinct, op.output)
+            self.assign(step, text, self._labels(op.output, names))
+        elif len(operands) == 1:
+            self.assign(step, self._unary(step, op, operands[0]), self._equation(op, names))
+        elif is_matmul(op):
+            self._matmul(step, op, operands, names)
+        else:
+            self._multiply(step, op, operands, names)
+
+    @staticmethod
+    def _labels(labels: Labels, names: dict[int, str]) -> str:
+        return f"({', '.join(names[label] for label in labels)})"
+
+    def _equation(self, op: Contract, names: dict[int, str]) -> str:
+        inputs = " * ".join(self._labels(labels, names) for labels in op.inputs)
+        return f"{self._labels(op.output, names)} = {inputs}"
+
+    def _unary(self, step: Step, op: Contract, operand: Value) -> str:
+        """Diagonal, then sum, then permute, then broadcast, then embed; each only if needed."""
+        text, labels = self.ref(operand), op.inputs[0]
+        sizes = label_sizes(op, (operand,), step.out)
+        distinct = tuple(dict.fromkeys(labels))
+        if distinct != labels:
+            text, labels = self.diagonal(text, labels, distinct), distinct
+        summed = tuple(k for k, label in enumerate(labels) if label not in op.output)
+        if summed:
+            labels_left = tuple(label for label in labels if label in op.output)
+            if all(sizes[labels[k]] == 1 for k in summed):
+                text = self.reshape(text, self.dims([(sizes[k],) for k in labels_left]))
+            else:
+                text = self.sum(text, summed, operand.dtype)
+            labels = labels_left
+        wanted = tuple(dict.fromkeys(op.output))
+        present = tuple(label for label in wanted if label in labels)
+        if present != labels:
+            text = self.permute(text, [labels.index(label) for label in present])
+        if present != wanted:
+            text = self.insert_axes(text, present, wanted)
+            text = self.broadcast(text, self.dims([(sizes[k],) for k in wanted]))
+            if step.out.name in self.program.outputs and len(wanted) == len(op.output):
+                text = self.copy(text)
+        return text if wanted == op.output else self.embed(text, wanted, op.output)
+
+    def insert_axes(self, text: str, present: Sequence[int], wanted: Sequence[int]) -> str:
+        """Index with None where `wanted` has an axis that `present` lacks; leading ones need none."""
+        first = next((k for k, label in enumerate(wanted) if label in present), len(wanted))
+        pattern = [":" if label in present else "None" for label in wanted[first:]]
+        return f"{text}[{', '.join(pattern)}]" if "None" in pattern else text
+
+    def _multiply(
+        self, step: Step, op: Contract, operands: tuple[Value, ...], names: dict[int, str]
+    ) -> None:
+        """An elementwise or outer product: both operands aligned to the output."""
+        if set(op.output) != {k for labels in op.inputs for k in labels} or any(
+            len(set(labels)) < len(labels) for labels in (*op.inputs, op.output)
+        ):
+            raise InvalidProgram(f"the step '{step.text()}' was not scheduled")
+        texts = [
+            self._aligned(value, labels, op.output)
+            for value, labels in zip(operands, op.inputs, strict=True)
+        ]
+        self.assign(step, " * ".join(texts), self._equation(op, names))
+
+    def _aligned(self, value: Value, labels: Labels, wanted: Labels) -> str:
+        """The operand with its axes in the order of `wanted`, absent ones inserted."""
+        text = self.inline(value)
+        present = tuple(label for label in wanted if label in labels)
+        if present != labels:
+            text = self.permute(text, [labels.index(label) for label in present])
+        return self.insert_axes(text, present, wanted)
+
+    def _matmul(
+        self, step: Step, op: Contract, operands: tuple[Value, ...], names: dict[int, str]
+    ) -> None:
+        sizes = label_sizes(op, operands, step.out)
+        numbers = {k: s if isinstance(s, int) else _NOMINAL for k, s in sizes.items()}
+        form = matmul_form(op, numbers)
+        swapped = op.output == (*form.batch, *form.n, *form.m) != (*form.batch, *form.m, *form.n)
+        a = self._block(operands[0], op.inputs[0], form.a_order, (form.m, form.k), form, sizes)
+        b = self._block(operands[1], op.inputs[1], form.b_order, (form.k, form.n), form, sizes)
+        rows, columns = (form.n, form.m) if swapped else (form.m, form.n)
+        if swapped:
+            a, b = self.swap(b, bool(form.batch)), self.swap(a, bool(form.batch))
+        text = self.matmul(a, b, bool(form.batch), long_k=False)
+        natural = (*form.batch, *rows, *columns)
+        plain = [form.batch] if form.batch else []
+        blocks = [tuple(sizes[k] for k in g) for g in (*plain, rows, columns)]
+        if [len(block) for block in blocks] != [1] * len(natural):
+            text = self.reshape(self.parenthesize(text), self.dims([(sizes[k],) for k in natural]))
+        if natural != op.output:
+            text = self.permute(
+                self.parenthesize(text), [natural.index(label) for label in op.output]
+            )
+        self.assign(step, text, self._matmul_comment(form, names, swapped))
+
+    def _block(
+        self,
+        value: Value,
+        labels: Labels,
+        order: Labels,
+        parts: tuple[Labels, Labels],
+        form: MatmulForm,
+        sizes: dict[int, Size],
+    ) -> str:
+        """The operand as (batch, rows, columns): permuted if it must, reshaped, swapped as a view."""
+        text = self.ref(value)
+        if order != labels:
+            text = self.permute(text, [labels.index(label) for label in order])
+        wanted = [form.batch, *parts] if form.batch else list(parts)
+        stored = sorted(wanted, key=lambda g: order.index(g[0]) if g else len(order))
+        if [len(group) for group in stored] != [1] * len(order) or len(stored) != len(order):
+            text = self.reshape(text, self.dims([[sizes[k] for k in group] for group in stored]))
+        moved = [next(i for i, g in enumerate(stored) if g is group) for group in wanted]
+        return text if moved == sorted(moved) else self.permute(text, moved)
+
+    def _matmul_comment(self, form: MatmulForm, names: dict[int, str], swapped: bool) -> str:
+        def block(*groups: Labels) -> str:
+            joined = ["·".join(names[k] for k in group) or "1" for group in groups]
+            return f"({', '.join(joined)})"
+
+        lead = [form.batch] if form.batch else []
+        if swapped:
+            out, left = block(*lead, form.n, form.m), block(*lead, form.n, form.k)
+            return f"{out} = {left} @ {block(*lead, form.k, form.m)}"
+        out, left = block(*lead, form.m, form.n), block(*lead, form.m, form.k)
+        return f"{out} = {left} @ {block(*lead, form.k, form.n)}"
+
+    @staticmethod
+    def parenthesize(text: str) -> str:
+        return f"({text})" if " " in text and not text.endswith(")") or " @ " in text else text
+
+    # ------------------------------------------------------------------ maps
+
+    def _map(self, step: Step, op: Map, operands: tuple[Value, ...]) -> str:
+        template = self.template(op.function)
+        wanted = tuple(range(len(step.out.shape)))
+        keep_numbers = op.function in _OPERATORS and any(
+            v.name not in self.literals for v in operands
+        )
+        texts = []
+        for value, labels in zip(operands, op.inputs, strict=True):
+            if not labels:
+                texts.append(self.inline(value) if keep_numbers else self.ref(value))
+            else:
+                texts.append(self._aligned(value, labels, wanted))
+        self.imports.update(function(op.function).scipy)
+        return template.format(*texts)
+
+    # ------------------------------------------------------------------ a backend's spelling
+
+    @abstractmethod
+    def prelude(self) -> list[str]: ...
+
+    @abstractmethod
+    def template(self, name: str) -> str: ...
+
+    @abstractmethod
+    def scalar(self, number: str, dtype: str) -> str: ...
+
+    @abstractmethod
+    def result(self, value: Value) -> str: ...
+
+    @abstractmethod
+    def permute(self, text: str, axes: Sequence[int]) -> str: ...
+
+    @abstractmethod
+    def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str: ...
+
+    @abstractmethod
+    def swap(self, text: str, batched: bool) -> str: ...
+
+    @abstractmethod
+    def sum(self, text: str, axes: Sequence[int], dtype: str) -> str: ...
+
+    @abstractmethod
+    def reduce(self, text: str, name: str, axes: Sequence[int]) -> str: ...
+
+    @abstractmethod
+    def broadcast(self, text: str, dims: str) -> str: ...
+
+    @abstractmethod
+    def copy(self, text: str) -> str: ...
+
+    @abstractmethod
+    def ones_of(self, sizes: Sequence[Size], dtype: str) -> str: ...
+
+    def ones(self, value: Value) -> str:
+        return self.ones_of(value.shape, value.dtype)
+
+    @abstractmethod
+    def diagonal(self, text: str, labels: Labels, distinct: Labels) -> str: ...
+
+    @abstractmethod
+    def embed(self, text: str, distinct: Labels, labels: Labels) -> str: ...
+
+    @abstractmethod
+    def pad(self, value: Value, axis: int, before: str, after: str) -> str: ...
+
+    @abstractmethod
+    def concat(self, parts: str, axis: int) -> str: ...
+
+    @abstractmethod
+    def cast(self, text: str, dtype: str) -> str: ...
+
+    def reshape(self, text: str, dims: str) -> str:
+        return f"{text}.reshape({dims})" if dims else f"{text}.reshape(())"

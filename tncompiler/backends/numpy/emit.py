@@ -1,0 +1,95 @@
+"""Write a scheduled program as one NumPy function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tncompiler.backends.emitter import Emitter
+from tncompiler.backends.source import Source
+from tncompiler.ir.errors import BackendError
+from tncompiler.ir.functions import function
+from tncompiler.ir.program import Labels, Program, Value
+from tncompiler.ir.sizes import Size
+
+
+def emit(program: Program, entry: str) -> Source:
+    """NumPy source of a scheduled program."""
+    return NumpyEmitter(program, entry).source()
+
+
+class NumpyEmitter(Emitter):
+    """NumPy's spelling of each operation."""
+
+    def prelude(self) -> list[str]:
+        lines = ["import numpy as np"]
+        scipy = sorted(name for name in self.imports if "_" not in name)
+        helpers = sorted(name for name in self.imports if "_" in name)
+        if scipy:
+            lines.append(f"from scipy.special import {', '.join(scipy)}")
+        if helpers:
+            lines.append(f"from tncompiler.backends.numpy.runtime import {', '.join(helpers)}")
+        return lines
+
+    def template(self, name: str) -> str:
+        return function(name).numpy
+
+    def dtype(self, dtype: str) -> str:
+        if dtype == "bfloat16":
+            raise BackendError(
+                "NumPy has no bfloat16", fix="use float32, or backend='torch' for bfloat16"
+            )
+        return "np.bool_" if dtype == "bool" else f"np.{dtype}"
+
+    def scalar(self, number: str, dtype: str) -> str:
+        return f"{self.dtype(dtype)}({number})"
+
+    def result(self, value: Value) -> str:
+        name = self.ref(value)
+        return name if value.shape else f"np.asarray({name})"
+
+    def permute(self, text: str, axes: Sequence[int]) -> str:
+        if list(axes) == [1, 0]:
+            return f"{text}.T"
+        return f"{text}.transpose({', '.join(map(str, axes))})"
+
+    def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str:
+        return f"{a} @ {b}"
+
+    def swap(self, text: str, batched: bool) -> str:
+        return f"{text}.transpose(0, 2, 1)" if batched else f"{text}.T"
+
+    def sum(self, text: str, axes: Sequence[int], dtype: str) -> str:
+        where = str(axes[0]) if len(axes) == 1 else str(tuple(axes))
+        kept = "" if dtype.startswith(("float", "complex")) else f", dtype={self.dtype(dtype)}"
+        return f"{text}.sum(axis={where}{kept})"
+
+    def reduce(self, text: str, name: str, axes: Sequence[int]) -> str:
+        return f"{text}.{name}(axis={tuple(axes)})"
+
+    def broadcast(self, text: str, dims: str) -> str:
+        return f"np.broadcast_to({text}, ({dims},))"
+
+    def copy(self, text: str) -> str:
+        return f"{text}.copy()"
+
+    def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
+        return f"np.ones(({self.dims([(s,) for s in sizes])},), dtype={self.dtype(dtype)})"
+
+    def diagonal(self, text: str, labels: Labels, distinct: Labels) -> str:
+        self.imports.add("take_diagonal")
+        return f"take_diagonal({text}, {labels}, {distinct})"
+
+    def embed(self, text: str, distinct: Labels, labels: Labels) -> str:
+        self.imports.add("embed_diagonal")
+        return f"embed_diagonal({text}, {tuple(distinct.index(label) for label in labels)})"
+
+    def pad(self, value: Value, axis: int, before: str, after: str) -> str:
+        widths = ["(0, 0)"] * len(value.shape)
+        widths[axis] = f"({before}, {after})"
+        return f"np.pad({self.ref(value)}, ({', '.join(widths)},))"
+
+    def concat(self, parts: str, axis: int) -> str:
+        return f"np.concatenate(({parts},), axis={axis})"
+
+    def cast(self, text: str, dtype: str) -> str:
+        return f"{text}.astype({self.dtype(dtype)})"

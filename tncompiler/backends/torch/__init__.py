@@ -1,0 +1,1 @@
+"""Program → flat aten source."""

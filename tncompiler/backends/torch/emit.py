@@ -1,0 +1,88 @@
+"""Write a scheduled program as one function of flat aten operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tncompiler.backends.emitter import Emitter
+from tncompiler.backends.source import Source
+from tncompiler.ir.functions import function
+from tncompiler.ir.program import Labels, Program, Value
+from tncompiler.ir.sizes import Size
+
+
+def emit(program: Program, entry: str) -> Source:
+    """Torch source of a scheduled program."""
+    return TorchEmitter(program, entry).source()
+
+
+class TorchEmitter(Emitter):
+    """Torch's spelling of each operation."""
+
+    def prelude(self) -> list[str]:
+        lines = ["import torch"]
+        helpers = sorted(name for name in self.imports if "_" in name)
+        if helpers:
+            lines.append(f"from tncompiler.backends.torch.runtime import {', '.join(helpers)}")
+        return lines
+
+    def template(self, name: str) -> str:
+        return function(name).torch
+
+    @property
+    def device(self) -> str:
+        """Where new tensors go: to the first argument's device."""
+        arguments = list(self.names_of_arguments().values())
+        return f", device={arguments[0]}.device" if arguments else ""
+
+    def scalar(self, number: str, dtype: str) -> str:
+        return f"torch.full((), {number}, dtype=torch.{dtype}{self.device})"
+
+    def result(self, value: Value) -> str:
+        return self.ref(value)
+
+    def permute(self, text: str, axes: Sequence[int]) -> str:
+        if list(axes) == [1, 0]:
+            return f"{text}.t()"
+        return f"{text}.permute({', '.join(map(str, axes))})"
+
+    def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str:
+        return f"torch.bmm({a}, {b})" if batched else f"torch.mm({a}, {b})"
+
+    def swap(self, text: str, batched: bool) -> str:
+        return f"{text}.transpose(1, 2)" if batched else f"{text}.t()"
+
+    def sum(self, text: str, axes: Sequence[int], dtype: str) -> str:
+        kept = "" if dtype.startswith(("float", "complex", "bfloat")) else f", dtype=torch.{dtype}"
+        return f"{text}.sum(dim={tuple(axes)}{kept})"
+
+    def reduce(self, text: str, name: str, axes: Sequence[int]) -> str:
+        return f"torch.a{name}({text}, dim={tuple(axes)})"
+
+    def broadcast(self, text: str, dims: str) -> str:
+        return f"{text}.expand({dims})"
+
+    def copy(self, text: str) -> str:
+        return f"{text}.contiguous()"
+
+    def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
+        dims = self.dims([(s,) for s in sizes])
+        return f"torch.ones(({dims},), dtype=torch.{dtype}{self.device})"
+
+    def diagonal(self, text: str, labels: Labels, distinct: Labels) -> str:
+        self.imports.add("take_diagonal")
+        return f"take_diagonal({text}, {labels}, {distinct})"
+
+    def embed(self, text: str, distinct: Labels, labels: Labels) -> str:
+        self.imports.add("embed_diagonal")
+        return f"embed_diagonal({text}, {tuple(distinct.index(label) for label in labels)})"
+
+    def pad(self, value: Value, axis: int, before: str, after: str) -> str:
+        widths = ["0", "0"] * (len(value.shape) - 1 - axis) + [before, after]
+        return f"torch.nn.functional.pad({self.ref(value)}, ({', '.join(widths)}))"
+
+    def concat(self, parts: str, axis: int) -> str:
+        return f"torch.cat(({parts},), dim={axis})"
+
+    def cast(self, text: str, dtype: str) -> str:
+        return f"{text}.to(torch.{dtype})"

@@ -1,0 +1,228 @@
+"""Build a program step by step: fresh names, inferred shapes and dtypes, trivial steps left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tncompiler.ir.dtypes import DEFAULT, is_real, kind, promote, real_part
+from tncompiler.ir.errors import DTypeError
+from tncompiler.ir.functions import function
+from tncompiler.ir.program import (
+    Argument,
+    Cast,
+    Concat,
+    Contract,
+    Labels,
+    Literal,
+    Map,
+    Merge,
+    Op,
+    Pad,
+    Program,
+    Reduce,
+    Slice,
+    Split,
+    Step,
+    Value,
+    canonical,
+)
+from tncompiler.ir.sizes import Size, SizeEquation, plain
+
+
+class Builder:
+    """Collects steps. Every method returns the Value that its step makes."""
+
+    def __init__(self, default_dtype: str = DEFAULT, like: Program | None = None) -> None:
+        self.default_dtype = default_dtype
+        self.arguments: list[Argument] = []
+        self.steps: list[Step] = []
+        self.equations: list[SizeEquation] = []
+        self._taken: set[str] = set()
+        self._number = 0
+        if like is not None:
+            self.arguments = list(like.arguments)
+            self.equations = list(like.equations)
+            self._taken = set(like.values)
+
+    def argument(self, value: Value, kind: str) -> Value:
+        self.arguments.append(Argument(value, kind))
+        self._taken.add(value.name)
+        return value
+
+    def program(self, outputs: Iterable[Value]) -> Program:
+        return Program(
+            tuple(self.arguments),
+            tuple(self.steps),
+            tuple(value.name for value in outputs),
+            tuple(dict.fromkeys(self.equations)),
+        )
+
+    def emit(
+        self,
+        op: Op,
+        operands: Sequence[Value],
+        shape: Sequence[Size],
+        dtype: str,
+        axes: Sequence[str],
+    ) -> Value:
+        """Append a step as it is."""
+        while f"t{self._number}" in self._taken:
+            self._number += 1
+        out = Value(f"t{self._number}", tuple(map(plain, shape)), dtype, tuple(axes))
+        self._number += 1
+        self._taken.add(out.name)
+        self.steps.append(Step(out, op, tuple(value.name for value in operands)))
+        return out
+
+    def copy(self, step: Step, operands: Sequence[Value]) -> Value:
+        """Append a step of another program under its own name."""
+        self._taken.add(step.out.name)
+        self.steps.append(Step(step.out, step.op, tuple(value.name for value in operands)))
+        return step.out
+
+    def literal(self, value: complex | float | int | Size, dtype: str) -> Value:
+        return self.emit(Literal(value), (), (), dtype, ())
+
+    def literal_like(self, value: complex | float | int | Size, others: Iterable[Value]) -> Value:
+        """A literal that adapts to the operands it meets, as Python numbers do in NumPy."""
+        return self.literal(value, self._weak_dtype(value, [other.dtype for other in others]))
+
+    def _weak_dtype(self, value: object, others: Sequence[str]) -> str:
+        strong = promote(*others) if others else None
+        if isinstance(value, complex):
+            if strong in (None, DEFAULT):
+                return DEFAULT if self.default_dtype == DEFAULT else _complexified(self.default_dtype)
+            return _complexified(strong if kind(strong) != "int" else self.default_dtype)
+        if strong is None or (isinstance(value, float) and kind(strong) in ("int", "bool")):
+            return self.default_dtype
+        return "int64" if strong == "bool" else strong
+
+    def contract(
+        self,
+        operands: Sequence[Value],
+        inputs: Sequence[Labels],
+        output: Labels,
+        shape: Sequence[Size],
+        axes: Sequence[str],
+    ) -> Value:
+        """A contraction; the operand itself if it changes nothing."""
+        op = canonical(Contract(tuple(inputs), tuple(output)))
+        if len(operands) == 1 and op.inputs[0] == op.output == tuple(range(len(op.output))):
+            return operands[0]
+        dtype, same = self._unify(operands)
+        return self.emit(op, same, shape, dtype, axes)
+
+    def map(
+        self,
+        name: str,
+        operands: Sequence[Value],
+        inputs: Sequence[Labels],
+        shape: Sequence[Size],
+        axes: Sequence[str],
+    ) -> Value:
+        """An elementwise function, with operands promoted and no-ops on real numbers left out."""
+        rule = function(name)
+        if name in ("conj", "real") and is_real(operands[0].dtype):
+            return operands[0]
+        if name == "project" and DEFAULT not in (operands[0].dtype, operands[1].dtype):
+            return self._project(operands[0], operands[1].dtype, axes)
+        if name == "project" and operands[0].dtype == operands[1].dtype:
+            return operands[0]
+        promoted = self._promoted(name, operands)
+        for value in promoted:
+            if kind(value.dtype) not in (*rule.domain, DEFAULT):
+                raise DTypeError(
+                    f"{name} is not defined for {value.dtype} numbers",
+                    fix=f"it takes {' and '.join(rule.domain)} operands; convert with .astype(…)",
+                )
+        dtype = promoted[-1].dtype
+        dtype = {"bool": "bool", "real": real_part(dtype)}.get(rule.result, dtype)
+        return self.emit(Map(name, tuple(inputs)), promoted, shape, dtype, axes)
+
+    def _project(self, value: Value, dtype: str, axes: Sequence[str]) -> Value:
+        """The value as a number of another kind: its real part, or itself as complex."""
+        if is_real(dtype) and not is_real(value.dtype):
+            wires = (tuple(range(len(value.shape))),)
+            value = self.map("real", (value,), wires, value.shape, axes)
+        return self.cast(value, dtype)
+
+    def _unify(self, operands: Sequence[Value]) -> tuple[str, list[Value]]:
+        """The common dtype and the operands in it; undecided dtypes are left as they are."""
+        dtypes = [value.dtype for value in operands]
+        dtype = promote(*dtypes) if dtypes else self.default_dtype
+        if DEFAULT in dtypes:
+            return dtype, list(operands)
+        return dtype, [self.cast(value, dtype) for value in operands]
+
+    def _promoted(self, name: str, operands: Sequence[Value]) -> list[Value]:
+        if name == "project":
+            return list(operands)
+        start = 1 if name == "where" else 0
+        dtype, same = self._unify(operands[start:])
+        if kind(dtype) in ("int", "bool") and kind(dtype) not in function(name).domain:
+            same = [self.cast(value, self.default_dtype) for value in same]
+        condition = [value if value.dtype == DEFAULT else self.cast(value, "bool")
+                     for value in operands[:start]]
+        return [*condition, *same]
+
+    def cast(self, value: Value, dtype: str) -> Value:
+        """The value in another dtype; itself if it has it."""
+        if value.dtype == dtype:
+            return value
+        producer = self.steps[-1] if self.steps and self.steps[-1].out == value else None
+        if producer is not None and isinstance(producer.op, Literal):
+            self.steps.pop()
+            return self.literal(producer.op.value, dtype)
+        return self.emit(Cast(), (value,), value.shape, dtype, value.axes)
+
+    def reduce(self, name: str, value: Value, over: tuple[int, ...]) -> Value:
+        kept = [axis for axis in range(len(value.shape)) if axis not in over]
+        shape = [value.shape[axis] for axis in kept]
+        axes = [value.axes[axis] for axis in kept]
+        return self.emit(Reduce(name, over), (value,), shape, value.dtype, axes)
+
+    def zeros(self, like: Value) -> Value:
+        """Zeros of the shape and dtype of another value."""
+        labels = tuple(range(len(like.shape)))
+        zero = self.literal(0.0 if kind(like.dtype) != "int" else 0, like.dtype)
+        return self.contract((zero,), ((),), labels, like.shape, like.axes)
+
+    def add(self, values: Sequence[Value]) -> Value:
+        """The sum of values of one shape, in the order given."""
+        total = values[0]
+        wires = (tuple(range(len(total.shape))),) * 2
+        for value in values[1:]:
+            total = self.map("add", (total, value), wires, total.shape, total.axes)
+        return total
+
+    def split(self, value: Value, axis: int, sizes: Sequence[Size], names: Sequence[str]) -> Value:
+        shape = (*value.shape[:axis], *sizes, *value.shape[axis + 1 :])
+        axes = (*value.axes[:axis], *names, *value.axes[axis + 1 :])
+        return self.emit(Split(axis, len(sizes)), (value,), shape, value.dtype, axes)
+
+    def merge(self, value: Value, axis: int, count: int, size: Size, name: str) -> Value:
+        shape = (*value.shape[:axis], size, *value.shape[axis + count :])
+        axes = (*value.axes[:axis], name, *value.axes[axis + count :])
+        return self.emit(Merge(axis, count), (value,), shape, value.dtype, axes)
+
+    def slice(self, value: Value, axis: int, start: Size, stop: Size) -> Value:
+        shape = (*value.shape[:axis], stop - start, *value.shape[axis + 1 :])
+        return self.emit(Slice(axis, start, stop), (value,), shape, value.dtype, value.axes)
+
+    def pad(self, value: Value, axis: int, before: Size, after: Size) -> Value:
+        size = value.shape[axis] + before + after
+        shape = (*value.shape[:axis], size, *value.shape[axis + 1 :])
+        return self.emit(Pad(axis, before, after), (value,), shape, value.dtype, value.axes)
+
+    def concat(self, values: Sequence[Value], axis: int) -> Value:
+        dtype, same = self._unify(values)
+        first = values[0]
+        size = sum((value.shape[axis] for value in values), start=0)
+        shape = (*first.shape[:axis], size, *first.shape[axis + 1 :])
+        return self.emit(Concat(axis), same, shape, dtype, first.axes)
+
+
+def _complexified(dtype: str) -> str:
+    if dtype == DEFAULT or not is_real(dtype):
+        return dtype
+    return "complex128" if dtype in ("float64", "int64") else "complex64"

@@ -1,0 +1,214 @@
+"""`grad`, `jvp` and `environment`: derivatives as expressions again.
+
+Expressions are lowered, differentiated as programs by the same rules as compiled code, and lifted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tncompiler.ir import algebra
+from tncompiler.ir.dtypes import is_real, kind
+from tncompiler.ir.errors import GradientError, UnknownIndex
+from tncompiler.ir.expressions import Expr, Leaf, replace_leaves, walk
+from tncompiler.ir.functions import function
+from tncompiler.ir.expressions import Map as MapNode
+from tncompiler.ir.lift import lift
+from tncompiler.ir.lower import collect_leaves, lower
+from tncompiler.ir.passes import LOGICAL_PASSES, run_passes
+from tncompiler.ir.passes.adjoint import adjoint
+from tncompiler.ir.passes.tangent import tangent
+from tncompiler.ir.program import Contract, Program
+from tncompiler.ir.passes.dead import drop_dead_steps
+
+
+def _check_leaf(expr: Expr, leaf: object, found: Sequence[Leaf]) -> Leaf:
+    names = ", ".join(leaf.name for leaf in found) or "none"
+    if not isinstance(leaf, Leaf):
+        raise GradientError(
+            f"{leaf!r} is no input, parameter or constant", fix=f"the leaves are: {names}"
+        )
+    for own in found:
+        if own.name == leaf.name:
+            if own.digest != leaf.digest:
+                collect_leaves((own, leaf))  # raises the clash
+            return leaf
+    raise GradientError(
+        f"{leaf.name!r} does not appear in the expression at {expr.origin}",
+        fix=f"the leaves are: {names}",
+    )
+
+
+def grad(
+    expr: Expr, wrt: Leaf | tuple[Leaf, ...], cotangent: Expr | None = None
+) -> Expr | tuple[Expr, ...]:
+    """The gradient of a scalar expression, or of <cotangent, expr>, by a leaf or several.
+
+    The result has the indices of `wrt`; a shared parameter's uses add. It equals torch's `.grad`
+    (for complex tensors ∂L/∂Re + i·∂L/∂Im). Raises GradientError for a non-scalar or non-real
+    expression without cotangent, or a leaf that does not appear.
+    """
+    targets = wrt if isinstance(wrt, tuple) else (wrt,)
+    leaves = collect_leaves((expr,))
+    targets = tuple(_check_leaf(expr, leaf, leaves) for leaf in targets)
+    seed = _seed(expr, cotangent)
+    program = lower((expr,))
+    joint = drop_dead_steps(adjoint(program, [t.name for t in targets], keep_outputs=False))
+    arguments: dict[str, Expr] = {leaf.name: leaf for leaf in leaves}
+    (seed_name,) = (a.value.name for a in joint.arguments if a.kind == "cotangent")
+    arguments[seed_name] = seed
+    gradients = lift(joint, arguments)
+    aligned = tuple(
+        algebra.reindex(g, t.indices) for g, t in zip(gradients, targets, strict=True)
+    )
+    return aligned if isinstance(wrt, tuple) else aligned[0]
+
+
+def _seed(expr: Expr, cotangent: Expr | None) -> Expr:
+    if cotangent is not None:
+        given = algebra.as_expr(cotangent)
+        if set(given.indices) != set(expr.indices):
+            raise GradientError(
+                f"the cotangent has the indices ({', '.join(map(str, given.indices))}) but the "
+                f"expression has ({', '.join(map(str, expr.indices))})",
+                fix="both need the same indices",
+            )
+        return algebra.transpose(given, expr.indices)
+    if expr.indices:
+        raise GradientError(
+            f"the expression is no scalar: it has the indices "
+            f"({', '.join(map(str, expr.indices))})",
+            fix="give cotangent=…, or differentiate expr.sum()",
+        )
+    if not is_real(lower((expr,)).values[lower((expr,)).outputs[0]].dtype) and _is_complex(expr):
+        raise GradientError(
+            "the expression is not real, so its gradient is not unique",
+            fix="differentiate expr.real, or give cotangent=…",
+        )
+    return algebra.as_expr(1.0)
+
+
+def _is_complex(expr: Expr) -> bool:
+    program = lower((expr,))
+    return kind(program.values[program.outputs[0]].dtype) == "complex"
+
+
+def jvp(expr: Expr, tangents: Mapping[Leaf, Expr]) -> Expr:
+    """The directional derivative of an expression along tangents of its leaves.
+
+    Each tangent has the indices of its leaf; the result has those of the expression.
+    """
+    leaves = collect_leaves((expr,))
+    arguments: dict[str, Expr] = {leaf.name: leaf for leaf in leaves}
+    moving = {_check_leaf(expr, leaf, leaves): t for leaf, t in tangents.items()}
+    program = lower((expr,))
+    joint = drop_dead_steps(tangent(program, [m.name for m in moving], keep_outputs=False))
+    names = [a.value.name for a in joint.arguments if a.kind == "tangent"]
+    for name, (leaf, given) in zip(names, moving.items(), strict=True):
+        value = algebra.as_expr(given)
+        if set(value.indices) != set(leaf.indices):
+            raise GradientError(
+                f"the tangent of {leaf.name!r} has other indices than the leaf",
+                fix=f"give one with the indices ({', '.join(map(str, leaf.indices))})",
+            )
+        arguments[name] = algebra.transpose(value, leaf.indices)
+    (result,) = lift(joint, arguments)
+    return algebra.reindex(result, expr.indices)
+
+
+def environment(expr: Expr, leaf: Leaf) -> Expr:
+    """The network with one tensor taken out: contracting it back in gives `expr`.
+
+    Holomorphic: nothing is conjugated. Its indices are those of `expr` that the rest still has,
+    then those of the tensor that the rest has. Raises GradientError if the tensor occurs more than
+    once (the occurrences are listed) or not as a factor of one network.
+    """
+    leaves = collect_leaves((expr,))
+    target = _check_leaf(expr, leaf, leaves)
+    uses = [n for n in walk(expr) if isinstance(n, Leaf) and n.name == target.name]
+    distinct = list(dict.fromkeys(uses))
+    marked = [use for use in distinct if use == target] or (distinct if len(distinct) == 1 else [])
+    if len(marked) != 1:
+        raise _ambiguous(target, distinct)
+    hole = algebra.leaf(
+        _free_name(leaves), marked[0].indices, kind="input", dtype=marked[0].dtype
+    )
+    pierced = replace_leaves(expr, {marked[0]: hole})
+    program = run_passes(lower((pierced,)), LOGICAL_PASSES)
+    positions = _factor_positions(program, hole.name)
+    if len(positions) > 1:
+        raise _ambiguous(target, [marked[0]] * len(positions))
+    if not positions:
+        raise GradientError(
+            f"the expression at {expr.origin} is not one network with {target.name!r} as a factor",
+            fix="take the environment of a contraction; use tnc.grad for anything else",
+        )
+    return _take_out(program, positions[0], expr, marked[0], leaves)
+
+
+def _free_name(leaves: Sequence[Leaf]) -> str:
+    names = {leaf.name for leaf in leaves}
+    name = "hole"
+    while name in names:
+        name += "_"
+    return name
+
+
+def _ambiguous(target: Leaf, uses: Sequence[Leaf]) -> GradientError:
+    listed = "; ".join(
+        f"{target.name}({', '.join(i.name for i in use.indices)}) at {use.origin}" for use in uses
+    )
+    return GradientError(
+        f"{target.name!r} occurs {len(uses)} times, so its environment is not unique: {listed}",
+        fix="name the occurrence with its own indices, as A(i, j)",
+    )
+
+
+def _factor_positions(program: Program, name: str) -> list[int]:
+    """Where the argument stands in the contraction that makes the output; [] if it is elsewhere."""
+    producer = program.producers.get(program.outputs[0])
+    if producer is None or not isinstance(producer.op, Contract):
+        return []
+    elsewhere = any(name in step.operands for step in program.steps if step is not producer)
+    return [] if elsewhere else [k for k, op in enumerate(producer.operands) if op == name]
+
+
+def _take_out(
+    program: Program, position: int, expr: Expr, leaf: Leaf, leaves: Sequence[Leaf]
+) -> Expr:
+    step = program.producers[program.outputs[0]]
+    op: Contract = step.op  # type: ignore[assignment]
+    arguments: dict[str, Expr] = {own.name: own for own in leaves}
+    hole = step.operands[position]
+    arguments[hole] = leaf
+    rest = program.with_steps(
+        [s for s in program.steps if s is not step],
+        tuple(name for k, name in enumerate(step.operands) if k != position),
+    )
+    terms = lift(rest, arguments)
+    named: dict[int, object] = {}
+    for label, index in zip(op.output, expr.indices, strict=True):
+        named.setdefault(label, index)
+    for label, index in zip(op.inputs[position], leaf.indices, strict=True):
+        named.setdefault(label, index)
+    wires = [labels for k, labels in enumerate(op.inputs) if k != position]
+    return _contract_named(terms, wires, op, position, named)
+
+
+def _contract_named(terms, wires, op, position, named):  # type: ignore[no-untyped-def]
+    from tncompiler.ir.index import Index
+    from tncompiler.ir.program import fresh_name
+
+    taken = {index.name for index in named.values()}
+    wired = []
+    for term, labels in zip(terms, wires, strict=True):
+        if len(set(labels)) != len(labels):
+            raise UnknownIndex("the rest of the network has a diagonal", fix="use tnc.grad")
+        for label, index in zip(labels, term.indices, strict=True):
+            if label not in named:
+                named[label] = Index(fresh_name(index.name, taken), index.size)
+                taken.add(named[label].name)
+        wired.append(algebra.reindex(term, [named[label] for label in labels]))
+    have = {label for labels in wires for label in labels}
+    open_labels = dict.fromkeys((*op.output, *op.inputs[position]))
+    return algebra.contract(*wired, out=[named[k] for k in open_labels if k in have])

@@ -1,0 +1,73 @@
+"""Dtypes by name, with "default" standing for the one a compilation chooses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tncompiler.ir.errors import DTypeError
+
+DEFAULT = "default"  # real or complex, not known until compiled
+
+_KINDS = {
+    "bool": "bool",
+    **{name: "int" for name in ("int8", "int16", "int32", "int64", "uint8")},
+    **{name: "float" for name in ("float16", "bfloat16", "float32", "float64")},
+    **{name: "complex" for name in ("complex64", "complex128")},
+    DEFAULT: DEFAULT,
+}
+_RANK = {"bool": 0, "int": 1, "float": 2, DEFAULT: 3, "complex": 4}
+LOW_PRECISION = ("float16", "bfloat16")
+
+
+def dtype_name(dtype: object) -> str:
+    """The name of a NumPy or torch dtype, a dtype name, or a Python type.
+
+    Raises: DTypeError for a dtype that tncompiler does not compute with.
+    """
+    name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+    if name not in _KINDS and not name.startswith("<class 'torch"):
+        try:
+            name = np.dtype(dtype).name  # type: ignore[call-overload]
+        except TypeError:
+            name = str(name)
+    if name not in _KINDS:
+        known = ", ".join(sorted(set(_KINDS) - {DEFAULT}))
+        raise DTypeError(f"the dtype {name!r} is not supported", fix=f"use one of {known}")
+    return name
+
+
+def kind(dtype: str) -> str:
+    """"bool", "int", "float", "complex", or "default" (float or complex)."""
+    return _KINDS[dtype]
+
+
+def is_real(dtype: str) -> bool:
+    """Whether values of the dtype are certainly real."""
+    return kind(dtype) not in ("complex", DEFAULT)
+
+
+def is_differentiable(dtype: str) -> bool:
+    """Whether gradients to values of the dtype exist."""
+    return kind(dtype) in ("float", "complex", DEFAULT)
+
+
+def real_part(dtype: str) -> str:
+    """The dtype of the real part."""
+    return {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)
+
+
+def promote(*dtypes: str) -> str:
+    """The dtype a combination of operands has; "default" wins over all real dtypes."""
+    distinct = set(dtypes)
+    if len(distinct) == 1:
+        return distinct.pop()
+    if DEFAULT in distinct:
+        complexes = [d for d in distinct if kind(d) == "complex"]
+        return max(complexes, default=DEFAULT)
+    if "bfloat16" in distinct:
+        rest = distinct - {"bfloat16"}
+        if all(kind(d) in ("bool", "int") for d in rest):
+            return "bfloat16"
+        return promote("float32", *rest)
+    floats = [d for d in distinct if kind(d) in ("float", "complex")]
+    return np.result_type(*(floats or distinct)).name

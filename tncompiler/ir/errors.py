@@ -1,0 +1,95 @@
+"""Every error a user can meet: what is wrong, where it is, and how to mend it."""
+
+from __future__ import annotations
+
+
+class TncError(ValueError):
+    """Base of all errors of tncompiler.
+
+    ``what`` is one sentence; ``where`` names the network, expression or file; ``fix`` says how to
+    mend it. The three are kept as attributes and printed on a line each.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        lines = [what]
+        if where:
+            lines.append(f"  in {where}")
+        if fix:
+            lines.append(f"  fix: {fix}")
+        super().__init__("\n".join(lines))
+        self.what, self.where, self.fix = what, where, fix
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.what, self.where, self.fix))
+
+
+def _rebuild(kind: type[TncError], what: str, where: str | None, fix: str | None) -> TncError:
+    return kind(what, where=where, fix=fix)
+
+
+class SizeClash(TncError):
+    """One index or axis would have two sizes."""
+
+
+class UnknownIndex(TncError):
+    """An index is named that no operand has."""
+
+
+class RepeatedIndex(TncError):
+    """An index stands twice where it may stand once."""
+
+
+class NameClash(TncError):
+    """Two different leaves, or a leaf and the module, want one name."""
+
+
+class BadName(TncError):
+    """A name is not what names of its kind must look like."""
+
+
+class BadSize(TncError):
+    """A size is negative, not an integer, or not a size expression."""
+
+
+class UnboundSize(TncError):
+    """A size is still a symbol where a number is needed."""
+
+
+class SizeEquationError(TncError):
+    """The sizes of a split, merge or window do not work out."""
+
+
+class ArgumentError(TncError, TypeError):
+    """A call has the wrong number, names or kinds of arguments."""
+
+
+class ShapeError(TncError):
+    """An array has another shape than its leaf was declared with."""
+
+
+class DTypeError(TncError, TypeError):
+    """An array or operation has a dtype that does not fit."""
+
+
+class DeviceError(TncError):
+    """Arrays live on devices that do not go together."""
+
+
+class GradientError(TncError):
+    """A derivative is asked for that does not exist or is not unique."""
+
+
+class PlanError(TncError):
+    """Plan options or a plan do not fit."""
+
+
+class BackendError(TncError):
+    """A backend or framework is unknown, missing, or cannot do what is asked."""
+
+
+class FileFormatError(TncError):
+    """A JSON text or file is not what this version of tncompiler writes."""
+
+
+class InvalidProgram(TncError):
+    """A program breaks a rule of the IR. A pass that yields one has a bug."""

@@ -1,0 +1,355 @@
+"""Expression nodes: an immutable, lazy algebra of named-index tensors.
+
+A closed set of frozen dataclasses. Nodes are made by the checked constructors of `algebra`; what a
+node holds is valid. An index that a Contract sums is bound there; only `expr.indices` is visible
+outside. Two expressions are equal when they differ at most in the names of bound indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from tncompiler.ir.dtypes import DEFAULT
+from tncompiler.ir.index import Index
+from tncompiler.ir.operators import Operators
+from tncompiler.ir.origin import call_site
+from tncompiler.ir.sizes import Size, SizeEquation, render_size
+
+Initializer = str | Callable[..., Any] | np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Expr(Operators):
+    """Base of all nodes.
+
+    ``indices`` are the free indices in order; ``origin`` is where the node was written;
+    ``digest`` identifies the node's meaning by position, blind to every index name.
+    """
+
+    indices: tuple[Index, ...]
+    origin: str = field(default_factory=call_site, kw_only=True)
+    digest: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        content = repr((type(self).__name__, *self._positional()))
+        digest = blake2b(content.encode(), digest_size=16).hexdigest()
+        object.__setattr__(self, "digest", digest)
+
+    def _positional(self) -> tuple[object, ...]:
+        """What the node means, with indices as positions."""
+        raise TypeError(f"{type(self).__name__} does not say what it means")
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        """The nodes this one is computed from."""
+        return ()
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        """The sizes of the free indices."""
+        return tuple(index.size for index in self.indices)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.indices)
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Inputs, parameters and constants, each name once, in order of first appearance."""
+        found: dict[str, Leaf] = {}
+        for node in walk(self):
+            if isinstance(node, Leaf):
+                found.setdefault(node.name, node)
+        return tuple(found.values())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Expr):
+            return NotImplemented
+        return self.digest == other.digest and self.indices == other.indices
+
+    def __hash__(self) -> int:
+        return hash((self.digest, self.indices))
+
+    def __repr__(self) -> str:
+        indices = ", ".join(map(str, self.indices))
+        return f"<{type(self).__name__} ({indices}) at {self.origin or 'unknown'}>"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Leaf(Expr):
+    """A tensor that comes from outside; `kind` is "input", "param" or "constant".
+
+    ``name`` with the axis sizes, dtype and init is its identity, axis by axis; the indices only
+    say how this use wires its axes. ``dtype`` "default" is chosen when compiled.
+    """
+
+    name: str
+    kind: str
+    dtype: str = DEFAULT
+    init: Initializer | None = None
+    value: np.ndarray | None = None
+
+    def _positional(self) -> tuple[object, ...]:
+        sizes = tuple(render_size(size) for size in self.shape)
+        return (self.name, self.kind, sizes, self.dtype, *map(_identity, (self.init, self.value)))
+
+
+def _identity(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return (value.shape, value.dtype.name, blake2b(value.tobytes(), digest_size=16).hexdigest())
+    return value if value is None or isinstance(value, str) else f"object {id(value)}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Literal(Expr):
+    """A scalar number, or a size used as a number."""
+
+    value: complex | float | int | Size
+
+    def _positional(self) -> tuple[object, ...]:
+        return (repr(self.value), type(self.value).__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Delta(Expr):
+    """1 where all indices are equal, else 0."""
+
+    def _positional(self) -> tuple[object, ...]:
+        return (render_size(self.indices[0].size), self.ndim)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Ones(Expr):
+    """1 everywhere."""
+
+    def _positional(self) -> tuple[object, ...]:
+        return tuple(render_size(size) for size in self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Contract(Expr):
+    """The sum of products of `terms` over every index not in `indices`."""
+
+    terms: tuple[Expr, ...]
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return self.terms
+
+    def _positional(self) -> tuple[object, ...]:
+        return _wiring(self.terms, self.indices)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Map(Expr):
+    """An elementwise function of `arguments`, aligned by index and broadcast to `indices`."""
+
+    function: str
+    arguments: tuple[Expr, ...]
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return self.arguments
+
+    def _positional(self) -> tuple[object, ...]:
+        return (self.function, *_wiring(self.arguments, self.indices))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Reduce(Expr):
+    """A reduction ("max") of `source` over the indices `over`. Sums are Contracts."""
+
+    function: str
+    source: Expr
+    over: tuple[Index, ...]
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.source,)
+
+    def _positional(self) -> tuple[object, ...]:
+        axes = tuple(self.source.indices.index(index) for index in self.over)
+        return (self.function, axes, *_wiring((self.source,), self.indices))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Reindex(Expr):
+    """`source` with its axes called and ordered otherwise: axis k of the result is `axes[k]`."""
+
+    source: Expr
+    axes: tuple[int, ...]
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.source,)
+
+    def _positional(self) -> tuple[object, ...]:
+        return (self.axes, self.source.digest)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Split(Expr):
+    """Axis `axis` of `source` seen as `parts`, the first varying slowest."""
+
+    source: Expr
+    axis: int
+    parts: tuple[Index, ...]
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.source,)
+
+    @property
+    def equation(self) -> SizeEquation:
+        sizes = tuple(part.size for part in self.parts)
+        return SizeEquation(self.source.shape[self.axis], sizes, f"the split at {self.origin}")
+
+    def _positional(self) -> tuple[object, ...]:
+        return (self.axis, *(render_size(part.size) for part in self.parts), self.source.digest)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Merge(Expr):
+    """The axes `axis` … `axis + count - 1` of `source` seen as the one index `into`."""
+
+    source: Expr
+    axis: int
+    count: int
+    into: Index
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.source,)
+
+    @property
+    def equation(self) -> SizeEquation:
+        parts = self.source.shape[self.axis : self.axis + self.count]
+        return SizeEquation(self.into.size, parts, f"the merge at {self.origin}")
+
+    def _positional(self) -> tuple[object, ...]:
+        return (self.axis, self.count, render_size(self.into.size), self.source.digest)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Slice(Expr):
+    """Positions `start` … `stop - 1` of axis `axis`."""
+
+    source: Expr
+    axis: int
+    start: Size
+    stop: Size
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.source,)
+
+    def _positional(self) -> tuple[object, ...]:
+        return (self.axis, render_size(self.start), render_size(self.stop), self.source.digest)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Pad(Expr):
+    """Axis `axis` with `before` and `after` zeros around it."""
+
+    source: Expr
+    axis: int
+    before: Size
+    after: Size
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.source,)
+
+    def _positional(self) -> tuple[object, ...]:
+        return (self.axis, render_size(self.before), render_size(self.after), self.source.digest)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Concat(Expr):
+    """`parts` one after the other along axis `axis`; all other axes are the same."""
+
+    parts: tuple[Expr, ...]
+    axis: int
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return self.parts
+
+    def _positional(self) -> tuple[object, ...]:
+        return (self.axis, *(part.digest for part in self.parts))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Cast(Expr):
+    """`source` in another dtype."""
+
+    source: Expr
+    dtype: str
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.source,)
+
+    def _positional(self) -> tuple[object, ...]:
+        return (self.dtype, self.source.digest)
+
+
+def _wiring(terms: tuple[Expr, ...], out: tuple[Index, ...]) -> tuple[object, ...]:
+    """Operand digests and indices as numbers in order of first appearance."""
+    numbers: dict[Index, int] = {}
+    wires = tuple(
+        tuple(numbers.setdefault(index, len(numbers)) for index in term.indices) for term in terms
+    )
+    return (*(term.digest for term in terms), wires, tuple(numbers.get(index) for index in out))
+
+
+def walk(*roots: Expr) -> Iterator[Expr]:
+    """Every node once, operands before users, depth first and left to right; no recursion."""
+    seen: set[int] = set()
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            yield node
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((operand, False) for operand in reversed(node.operands))
+
+
+def rebuild(node: Expr, operands: tuple[Expr, ...]) -> Expr:
+    """The node with other operands of the same indices, or the node itself if they are the same."""
+    if all(new is old for new, old in zip(operands, node.operands, strict=True)):
+        return node
+    fields: dict[str, Any] = {
+        name: getattr(node, name)
+        for name in node.__dataclass_fields__
+        if name not in ("digest", "terms", "arguments", "source", "parts")
+        or (name == "parts" and isinstance(node, Split))
+    }
+    match node:
+        case Contract():
+            fields["terms"] = operands
+        case Map():
+            fields["arguments"] = operands
+        case Concat():
+            fields["parts"] = operands
+        case _:
+            (fields["source"],) = operands
+    return type(node)(**fields)
+
+
+def replace_leaves(expr: Expr, replacements: Mapping[Expr, Expr]) -> Expr:
+    """The expression with every leaf equal to a key replaced by its value."""
+    done: dict[int, Expr] = {}
+    for node in walk(expr):
+        if isinstance(node, Leaf):
+            done[id(node)] = replacements.get(node, node)
+        else:
+            done[id(node)] = rebuild(node, tuple(done[id(op)] for op in node.operands))
+    return done[id(expr)]

@@ -1,0 +1,78 @@
+"""Activation functions; formulas as in torch (gelu is the exact one)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tncompiler.ir.functions.rule import Elementwise
+from tncompiler.ir.functions.transcendental import _erf
+
+_REAL = ("float",)
+_SQRT_HALF = math.sqrt(0.5)
+_DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -x))
+
+
+def _gelu_slope(call, x, out):  # type: ignore[no-untyped-def]
+    cumulative = 0.5 * (1.0 + call("erf", _SQRT_HALF * x))
+    return cumulative + x * (_DENSITY * call("exp", -0.5 * (x * x)))
+
+
+def _silu_slope(call, x, out):  # type: ignore[no-untyped-def]
+    s = call("sigmoid", x)
+    return s * (1.0 + x * (1.0 - s))
+
+
+SIGMOID = Elementwise(
+    "sigmoid",
+    1,
+    _sigmoid,
+    "expit({0})",
+    "torch.sigmoid({0})",
+    partials=(lambda call, x, out: out * (1.0 - out),),
+    domain=_REAL,
+    scipy=("expit",),
+)
+RELU = Elementwise(
+    "relu",
+    1,
+    lambda x: np.maximum(x, 0.0),
+    "np.maximum({0}, 0)",
+    "torch.relu({0})",
+    partials=(lambda call, x, out: call("where", call("greater", out, 0.0), 1.0, 0.0),),
+    domain=_REAL,
+)
+GELU = Elementwise(
+    "gelu",
+    1,
+    lambda x: 0.5 * x * (1.0 + _erf(_SQRT_HALF * x)),
+    f"0.5 * {{0}} * (1.0 + erf({_SQRT_HALF!r} * {{0}}))",
+    "torch.nn.functional.gelu({0})",
+    partials=(_gelu_slope,),
+    domain=_REAL,
+    scipy=("erf",),
+)
+SILU = Elementwise(
+    "silu",
+    1,
+    lambda x: x * _sigmoid(x),
+    "{0} * expit({0})",
+    "torch.nn.functional.silu({0})",
+    partials=(_silu_slope,),
+    domain=_REAL,
+    scipy=("expit",),
+)
+SOFTPLUS = Elementwise(
+    "softplus",
+    1,
+    lambda x: np.logaddexp(x, 0.0),
+    "np.logaddexp({0}, 0)",
+    "torch.logaddexp({0}, torch.zeros((), dtype={0}.dtype, device={0}.device))",
+    partials=(lambda call, x, out: call("sigmoid", x),),
+    domain=_REAL,
+)

@@ -1,0 +1,208 @@
+"""Expressions → logical program: names become positions, every leaf name one argument.
+
+In: expressions, the dtype that "default" stands for, known sizes. Out: a valid program whose
+contractions still have as many operands as were written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import sympy
+
+from tncompiler.ir import expressions as ex
+from tncompiler.ir.builder import Builder
+from tncompiler.ir.dtypes import DEFAULT
+from tncompiler.ir.errors import NameClash
+from tncompiler.ir.expressions import Expr, Leaf
+from tncompiler.ir.program import Labels, Program, Value
+from tncompiler.ir.sizes import Size, render_size, substitute
+
+Binding = Mapping[sympy.Symbol, Size]
+
+
+def lower(
+    outputs: Sequence[Expr],
+    *,
+    default_dtype: str = DEFAULT,
+    binding: Binding | None = None,
+    dtypes: Mapping[str, str] | None = None,
+    leaves: Sequence[Leaf] | None = None,
+) -> Program:
+    """The logical program of several expressions at once; shared nodes are computed once.
+
+    ``dtypes`` overrides the dtype of leaves by name; ``leaves`` fixes the arguments and their order
+    (the default is order of first appearance).
+    """
+    lowering = _Lowering(default_dtype, binding or {}, dtypes or {})
+    for leaf in leaves if leaves is not None else collect_leaves(outputs):
+        lowering.declare(leaf)
+    for node in ex.walk(*outputs):
+        lowering.node(node)
+    return lowering.builder.program([lowering.operand(output) for output in outputs])
+
+
+def collect_leaves(outputs: Sequence[Expr]) -> tuple[Leaf, ...]:
+    """Every leaf name once, in order of first appearance. Raises NameClash on two identities."""
+    found: dict[str, Leaf] = {}
+    for node in ex.walk(*outputs):
+        if isinstance(node, Leaf):
+            first = found.setdefault(node.name, node)
+            if first.digest != node.digest:
+                raise _clash(first, node)
+    return tuple(found.values())
+
+
+def _clash(first: Leaf, second: Leaf) -> NameClash:
+    described = []
+    for leaf in (first, second):
+        shape = ", ".join(render_size(size) for size in leaf.shape)
+        initial = leaf.init if isinstance(leaf.init, str | None) else type(leaf.init).__name__
+        described.append(f"{leaf.kind} ({shape}) {leaf.dtype}, init {initial}, at {leaf.origin}")
+    return NameClash(
+        f"the name {first.name!r} is used for two different tensors: {' and '.join(described)}",
+        fix="give one another name, or make kind, sizes, dtype and init the same to share it",
+    )
+
+
+class _Lowering:
+    def __init__(self, default: str, binding: Binding, dtypes: Mapping[str, str]) -> None:
+        self.builder = Builder(default)
+        self.binding, self.dtypes = binding, dtypes
+        self.done: dict[int, Value] = {}
+        self.leaf_values: dict[str, Value] = {}
+
+    def size(self, size: Size) -> Size:
+        return substitute(size, self.binding)
+
+    def declare(self, leaf: Leaf) -> None:
+        dtype = self.dtypes.get(leaf.name, leaf.dtype)
+        dtype = self.builder.default_dtype if dtype == DEFAULT else dtype
+        shape = tuple(map(self.size, leaf.shape))
+        value = Value(leaf.name, shape, dtype, tuple(index.name for index in leaf.indices))
+        self.leaf_values[leaf.name] = self.builder.argument(value, leaf.kind)
+
+    def node(self, node: Expr) -> None:
+        if not isinstance(node, ex.Literal):  # a literal is made where it meets its operands
+            self.done[id(node)] = _RULES[type(node)](self, node)
+
+    def operands(self, nodes: Sequence[Expr]) -> list[Value]:
+        strong = [self.done[id(n)] for n in nodes if not isinstance(n, ex.Literal)]
+        return [
+            self.builder.literal_like(self._literal(node), strong)
+            if isinstance(node, ex.Literal)
+            else self.done[id(node)]
+            for node in nodes
+        ]
+
+    def _literal(self, node: ex.Literal) -> complex | float | int | Size:
+        if isinstance(node.value, int | float | complex):
+            return node.value
+        return self.size(node.value)
+
+    def operand(self, node: Expr) -> Value:
+        return self.operands((node,))[0]
+
+    def shape(self, node: Expr) -> tuple[Size, ...]:
+        return tuple(map(self.size, node.shape))
+
+
+def _axes(node: Expr) -> tuple[str, ...]:
+    return tuple(index.name for index in node.indices)
+
+
+def _labels(nodes: Sequence[Expr], out: Expr) -> tuple[list[Labels], Labels]:
+    numbers: dict[object, int] = {}
+    wires = [
+        tuple(numbers.setdefault(index, len(numbers)) for index in node.indices)
+        for node in (*nodes, out)
+    ]
+    return wires[:-1], wires[-1]
+
+
+def _leaf(low: _Lowering, node: Leaf) -> Value:
+    return low.leaf_values[node.name]
+
+
+def _ones(low: _Lowering, node: ex.Ones) -> Value:
+    labels = tuple(range(node.ndim))
+    return low.builder.contract((), (), labels, low.shape(node), _axes(node))
+
+
+def _delta(low: _Lowering, node: ex.Delta) -> Value:
+    return low.builder.contract((), (), (0,) * node.ndim, low.shape(node), _axes(node))
+
+
+def _contract(low: _Lowering, node: ex.Contract) -> Value:
+    inputs, output = _labels(node.terms, node)
+    return low.builder.contract(
+        low.operands(node.terms), inputs, output, low.shape(node), _axes(node)
+    )
+
+
+def _map(low: _Lowering, node: ex.Map) -> Value:
+    wires = [tuple(node.indices.index(i) for i in arg.indices) for arg in node.arguments]
+    operands = low.operands(node.arguments)
+    return low.builder.map(node.function, operands, wires, low.shape(node), _axes(node))
+
+
+def _reduce(low: _Lowering, node: ex.Reduce) -> Value:
+    over = tuple(node.source.indices.index(index) for index in node.over)
+    return low.builder.reduce(node.function, low.operand(node.source), over)
+
+
+def _reindex(low: _Lowering, node: ex.Reindex) -> Value:
+    source = low.operand(node.source)
+    labels = tuple(range(node.ndim))
+    return low.builder.contract((source,), (labels,), node.axes, low.shape(node), _axes(node))
+
+
+def _split(low: _Lowering, node: ex.Split) -> Value:
+    low.builder.equations.append(node.equation.substitute(low.binding))
+    sizes = [low.size(part.size) for part in node.parts]
+    names = [part.name for part in node.parts]
+    return low.builder.split(low.operand(node.source), node.axis, sizes, names)
+
+
+def _merge(low: _Lowering, node: ex.Merge) -> Value:
+    low.builder.equations.append(node.equation.substitute(low.binding))
+    size = low.size(node.into.size)
+    return low.builder.merge(
+        low.operand(node.source), node.axis, node.count, size, node.into.name
+    )
+
+
+def _slice(low: _Lowering, node: ex.Slice) -> Value:
+    source = low.operand(node.source)
+    return low.builder.slice(source, node.axis, low.size(node.start), low.size(node.stop))
+
+
+def _pad(low: _Lowering, node: ex.Pad) -> Value:
+    source = low.operand(node.source)
+    return low.builder.pad(source, node.axis, low.size(node.before), low.size(node.after))
+
+
+def _concat(low: _Lowering, node: ex.Concat) -> Value:
+    return low.builder.concat(low.operands(node.parts), node.axis)
+
+
+def _cast(low: _Lowering, node: ex.Cast) -> Value:
+    return low.builder.cast(low.operand(node.source), node.dtype)
+
+
+_RULES: dict[type[Expr], Callable[..., Value]] = {
+    Leaf: _leaf,
+    ex.Ones: _ones,
+    ex.Delta: _delta,
+    ex.Contract: _contract,
+    ex.Map: _map,
+    ex.Reduce: _reduce,
+    ex.Reindex: _reindex,
+    ex.Split: _split,
+    ex.Merge: _merge,
+    ex.Slice: _slice,
+    ex.Pad: _pad,
+    ex.Concat: _concat,
+    ex.Cast: _cast,
+}
+

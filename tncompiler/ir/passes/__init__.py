@@ -1,0 +1,59 @@
+"""The tables of passes and their runner.
+
+A pass is a pure function, valid program in and out, that returns the same object when it has nothing
+to do. To add one: a new file, and one line in a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib import import_module
+
+from tncompiler.ir.program import Program
+from tncompiler.ir.validate import validate
+
+Watcher = Callable[[str, Program, Program], None]
+
+PASSES: dict[str, str] = {
+    "flatten_contractions": "flatten:flatten_contractions",
+    "absorb_relabelings": "simplify:absorb_relabelings",
+    "merge_common_steps": "common:merge_common_steps",
+    "drop_dead_steps": "dead:drop_dead_steps",
+    "order_axes": "layout:order_axes",
+}
+
+# before planning: networks as large as they can be, each value once
+LOGICAL_PASSES = (
+    "flatten_contractions",
+    "absorb_relabelings",
+    "merge_common_steps",
+    "drop_dead_steps",
+)
+# after planning, and after differentiating a planned program
+SCHEDULED_PASSES = ("absorb_relabelings", "merge_common_steps", "drop_dead_steps", "order_axes")
+
+
+def load_pass(name: str) -> Callable[[Program], Program]:
+    """A pass by its name in the table."""
+    module, attribute = PASSES[name].split(":")
+    loaded = getattr(import_module(f"tncompiler.ir.passes.{module}"), attribute)
+    return loaded  # type: ignore[no-any-return]
+
+
+def run_passes(
+    program: Program,
+    names: Iterable[str],
+    *,
+    scheduled: bool = False,
+    watcher: Watcher | None = None,
+) -> Program:
+    """Run passes in order, validating after each; `watcher(name, before, after)` sees changes."""
+    validate(program, scheduled=scheduled)
+    for name in names:
+        after = load_pass(name)(program)
+        if after is not program:
+            validate(after, scheduled=scheduled)
+            if watcher is not None:
+                watcher(name, program, after)
+            program = after
+    return program

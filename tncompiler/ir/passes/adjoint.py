@@ -1,0 +1,233 @@
+"""Reverse-mode differentiation, Program → Program: one rule per step kind, closed under itself.
+
+In: any valid program. Out: the same program with a cotangent argument per output and, as further
+outputs, the gradient of each chosen argument. Values that no chosen argument reaches cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tncompiler.ir.builder import Builder
+from tncompiler.ir.dtypes import is_differentiable, real_part
+from tncompiler.ir.functions import function
+from tncompiler.ir.program import (
+    Cast,
+    Concat,
+    Contract,
+    Literal,
+    Map,
+    Merge,
+    Pad,
+    Program,
+    Reduce,
+    Slice,
+    Split,
+    Step,
+    Value,
+    fresh_name,
+    label_names,
+    operand_values,
+)
+from tncompiler.ir.trace import Traced, Tracer
+
+
+def adjoint(program: Program, wrt: Sequence[str], *, keep_outputs: bool = True) -> Program:
+    """Append the gradients of the arguments named in `wrt`.
+
+    The new cotangent arguments are named after the outputs; the result's outputs are those of the
+    program (unless `keep_outputs` is false), then one gradient per name, zeros where none flows.
+    """
+    reverse = _Reverse(program, wrt)
+    for step in reversed(program.steps):
+        reverse.step(step)
+    gradients = [reverse.gradient(name) for name in wrt]
+    primal = [program.values[name] for name in program.outputs] if keep_outputs else []
+    return reverse.builder.program([*primal, *gradients])
+
+
+def reachable_from(program: Program, names: Sequence[str]) -> set[str]:
+    """Every differentiable value that depends on one of the named arguments."""
+    reached = {name for name in names if is_differentiable(program.values[name].dtype)}
+    for step in program.steps:
+        if is_differentiable(step.out.dtype) and reached.intersection(step.operands):
+            reached.add(step.out.name)
+    return reached
+
+
+class _Reverse:
+    def __init__(self, program: Program, wrt: Sequence[str]) -> None:
+        self.program = program
+        self.builder = Builder(like=program)
+        self.active = reachable_from(program, wrt)
+        self.pending: dict[str, list[Value]] = {}
+        for step in program.steps:
+            self.builder.copy(step, operand_values(program, step))
+        for position, name in enumerate(program.outputs):
+            self._seed(program.values[name], position)
+
+    def _seed(self, output: Value, position: int) -> None:
+        name = fresh_name(f"ct{position}", self.program.values)
+        value = Value(name, output.shape, output.dtype, output.axes)
+        self.builder.argument(value, "cotangent")
+        self.give(output, value)
+
+    def give(self, target: Value, cotangent: Value | None) -> None:
+        """Add to what `target` has received, as a number of its kind."""
+        if target.name not in self.active or cotangent is None:
+            return
+        if cotangent.dtype != target.dtype:
+            wires = (tuple(range(len(target.shape))),) * 2
+            cotangent = self.builder.map(
+                "project", (cotangent, target), wires, target.shape, target.axes
+            )
+        self.pending.setdefault(target.name, []).append(cotangent)
+
+    def received(self, name: str) -> Value | None:
+        contributions = self.pending.pop(name, None)
+        return self.builder.add(contributions) if contributions else None
+
+    def step(self, step: Step) -> None:
+        cotangent = self.received(step.out.name)
+        if cotangent is not None:
+            operands = operand_values(self.program, step)
+            ADJOINT_RULES[type(step.op)](self, step, operands, cotangent)
+
+    def gradient(self, name: str) -> Value:
+        target = self.program.values[name]
+        return self.received(name) or self.builder.zeros(target)
+
+    def conj(self, value: Value) -> Value:
+        wires = (tuple(range(len(value.shape))),)
+        return self.builder.map("conj", (value,), wires, value.shape, value.axes)
+
+
+def _contract(
+    rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value
+) -> None:
+    """∂/∂operand: the cotangent contracted with the conjugates of all others."""
+    op: Contract = step.op  # type: ignore[assignment]
+    names = label_names(op, operands, step.out)
+    for position, target in enumerate(operands):
+        if target.name not in rev.active:
+            continue
+        others = [(v, w) for k, (v, w) in enumerate(zip(operands, op.inputs, strict=True))
+                  if k != position]
+        values = [cotangent, *(rev.conj(value) for value, _ in others)]
+        wires = [op.output, *(labels for _, labels in others)]
+        wanted = op.inputs[position]
+        axes = [names[label] for label in wanted]
+        rev.give(target, rev.builder.contract(values, wires, wanted, target.shape, axes))
+
+
+def _map(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
+    op: Map = step.op  # type: ignore[assignment]
+    rule = function(op.function)
+    tracer = Tracer(rev.builder, step.out, real_part(step.out.dtype))
+    traced = [tracer.wrap(v, labels) for v, labels in zip(operands, op.inputs, strict=True)]
+    ct, out = tracer.wrap(cotangent), tracer.wrap(step.out)
+    if rule.adjoint is not None:
+        products = rule.adjoint(tracer.call, ct, *traced, out)
+        for target, labels, product in zip(operands, op.inputs, products, strict=True):
+            if target.name in rev.active and product is not None:
+                rev.give(target, _summed(tracer, product, labels))
+        return
+    for target, labels, partial in zip(operands, op.inputs, rule.partials or (), strict=True):
+        if target.name in rev.active and partial is not None:
+            slope = partial(tracer.call, *traced, out)
+            rev.give(target, _times_conj(rev, tracer, ct, slope, labels))
+
+
+def _summed(tracer: Tracer, product: Traced, labels: tuple[int, ...]) -> Value:
+    return tracer.multiply(product, keep=labels).value
+
+
+def _times_conj(
+    rev: _Reverse, tracer: Tracer, ct: Traced, slope: Any, labels: tuple[int, ...]
+) -> Value:
+    """ct * conj(slope), summed over the axes that the operand does not have."""
+    if not isinstance(slope, Traced):
+        if slope == 1.0:
+            return _summed(tracer, ct, labels)
+        if slope == -1.0:
+            return tracer.call("neg", tracer.multiply(ct, keep=labels)).value
+        return tracer.multiply(ct, slope, keep=labels).value
+    conjugated = tracer.wrap(rev.conj(slope.value), slope.labels)
+    return tracer.multiply(ct, conjugated, keep=labels).value
+
+
+def tie_shares(tracer: Tracer, source: Traced, extreme: Traced) -> Traced:
+    """At each extreme 1 over the number of ties, elsewhere 0; as `torch.amax` shares."""
+    hit = tracer.call("where", tracer.call("equal", source, extreme), 1.0, 0.0)
+    return hit / tracer.multiply(hit, keep=extreme.labels)
+
+
+def _reduce(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
+    op: Reduce = step.op  # type: ignore[assignment]
+    (source,) = operands
+    kept = tuple(axis for axis in range(len(source.shape)) if axis not in op.axes)
+    tracer = Tracer(rev.builder, source, real_part(source.dtype))
+    share = tie_shares(tracer, tracer.wrap(source), tracer.wrap(step.out, kept))
+    rev.give(source, (tracer.wrap(cotangent, kept) * share).value)
+
+
+def _split(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
+    op: Split = step.op  # type: ignore[assignment]
+    (source,) = operands
+    size, name = source.shape[op.axis], source.axes[op.axis]
+    rev.give(source, rev.builder.merge(cotangent, op.axis, op.count, size, name))
+
+
+def _merge(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
+    op: Merge = step.op  # type: ignore[assignment]
+    (source,) = operands
+    merged = slice(op.axis, op.axis + op.count)
+    parts, names = source.shape[merged], source.axes[merged]
+    rev.give(source, rev.builder.split(cotangent, op.axis, parts, names))
+
+
+def _slice(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
+    op: Slice = step.op  # type: ignore[assignment]
+    (source,) = operands
+    after = source.shape[op.axis] - op.stop
+    rev.give(source, rev.builder.pad(cotangent, op.axis, op.start, after))
+
+
+def _pad(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
+    op: Pad = step.op  # type: ignore[assignment]
+    (source,) = operands
+    stop = op.before + source.shape[op.axis]
+    rev.give(source, rev.builder.slice(cotangent, op.axis, op.before, stop))
+
+
+def _concat(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
+    op: Concat = step.op  # type: ignore[assignment]
+    start: Any = 0
+    for target in operands:
+        stop = start + target.shape[op.axis]
+        if target.name in rev.active:
+            rev.give(target, rev.builder.slice(cotangent, op.axis, start, stop))
+        start = stop
+
+
+def _cast(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
+    rev.give(operands[0], cotangent)
+
+
+def _literal(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
+    """A number receives nothing."""
+
+
+ADJOINT_RULES: dict[type, Callable[..., None]] = {
+    Contract: _contract,
+    Map: _map,
+    Reduce: _reduce,
+    Split: _split,
+    Merge: _merge,
+    Slice: _slice,
+    Pad: _pad,
+    Concat: _concat,
+    Cast: _cast,
+    Literal: _literal,
+}

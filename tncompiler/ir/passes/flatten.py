@@ -1,0 +1,158 @@
+"""Merge nested contractions, deltas and ones into one network per contraction.
+
+A contraction that feeds only one other contraction is summed together with it; deltas, ones and
+relabelings vanish by unifying labels. Bound labels are local to a step, so nothing is captured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from tncompiler.ir.builder import Builder
+from tncompiler.ir.program import (
+    Contract,
+    Labels,
+    Literal,
+    Program,
+    Step,
+    Value,
+    label_sizes,
+    operand_values,
+)
+from tncompiler.ir.sizes import Size
+
+
+def flatten_contractions(program: Program) -> Program:
+    """Inline every contraction that is used once, or costs nothing, into its user."""
+    inlined = _inlinable(program)
+    users = [s for s in program.steps if isinstance(s.op, Contract)]
+    if not any(name in inlined for step in users for name in step.operands):
+        return program
+    builder = Builder(like=program)
+    for step in program.steps:
+        if isinstance(step.op, Contract) and any(name in inlined for name in step.operands):
+            _Expansion(program, inlined, builder).expand(step)
+        else:
+            builder.copy(step, operand_values(program, step))
+    return program.with_steps(builder.steps)
+
+
+def _inlinable(program: Program) -> dict[str, Step]:
+    uses = program.uses()
+    fed: dict[str, int] = {}
+    for step in program.steps:
+        if isinstance(step.op, Contract):
+            for name in step.operands:
+                fed[name] = fed.get(name, 0) + 1
+    result = {}
+    for step in program.steps:
+        if isinstance(step.op, Contract) and fed.get(step.out.name):
+            once = uses[step.out.name] == 1
+            if once or _is_free(step.op):
+                result[step.out.name] = step
+    return result
+
+
+def _is_free(op: Contract) -> bool:
+    """Structural tensors and relabelings of one operand without a sum."""
+    return not op.inputs or (len(op.inputs) == 1 and set(op.inputs[0]) <= set(op.output))
+
+
+@dataclass
+class _Expansion:
+    """The labels of one merged network, as a union-find."""
+
+    program: Program
+    inlined: dict[str, Step]
+    builder: Builder
+    parent: list[int] = field(default_factory=list)
+    sizes: list[Size] = field(default_factory=list)
+    terms: list[tuple[Value, Labels]] = field(default_factory=list)
+    literals: list[Step] = field(default_factory=list)
+
+    def fresh(self, size: Size) -> int:
+        self.parent.append(len(self.parent))
+        self.sizes.append(size)
+        return len(self.parent) - 1
+
+    def find(self, label: int) -> int:
+        while self.parent[label] != label:
+            self.parent[label] = self.parent[self.parent[label]]
+            label = self.parent[label]
+        return label
+
+    def expand(self, step: Step) -> None:
+        output = self._open(step, None)
+        roots = tuple(self.find(label) for label in output)
+        wires = [tuple(self.find(label) for label in labels) for _, labels in self.terms]
+        self._count_bare_sums(roots, wires)
+        values = [value for value, _ in self.terms]
+        for scale in self._scales(step):
+            values.append(scale)
+            wires.append(())
+        made = self.builder.contract(values, wires, roots, step.out.shape, step.out.axes)
+        self._keep_name(step, made)
+
+    def _open(self, root: Step, outer: Labels | None) -> Labels:
+        """Collect the operands of `root` and, depth first, of all it inlines."""
+        output: Labels = ()
+        stack: list[tuple[Step, Labels | None]] = [(root, outer)]
+        pending: list[tuple[str, Labels] | tuple[Step, Labels | None]] = list(stack)
+        while pending:
+            item, labels = pending.pop()
+            if isinstance(item, str):
+                self._operand(item, labels or (), pending)
+                continue
+            op: Contract = item.op  # type: ignore[assignment]
+            sizes = label_sizes(op, operand_values(self.program, item), item.out)
+            names = {label: self.fresh(size) for label, size in sizes.items()}
+            own = tuple(names[label] for label in op.output)
+            if labels is None:
+                output = own
+            else:
+                for mine, theirs in zip(own, labels, strict=True):
+                    self.parent[self.find(mine)] = self.find(theirs)
+            pending.extend(
+                (name, tuple(names[label] for label in wires))
+                for name, wires in reversed(list(zip(item.operands, op.inputs, strict=True)))
+            )
+        return output
+
+    def _operand(self, name: str, labels: Labels, pending: list) -> None:  # type: ignore[type-arg]
+        producer = self.inlined.get(name)
+        literal = self.program.producers.get(name)
+        if producer is not None:
+            pending.append((producer, labels))
+        elif literal is not None and isinstance(literal.op, Literal):
+            self.literals.append(literal)
+        else:
+            self.terms.append((self.program.values[name], labels))
+
+    def _count_bare_sums(self, roots: Labels, wires: list[Labels]) -> None:
+        """A label that is summed but on no operand multiplies by its size."""
+        carried = {label for labels in wires for label in labels} | set(roots)
+        for label in range(len(self.parent)):
+            if self.find(label) == label and label not in carried and self.sizes[label] != 1:
+                size = self.sizes[label]
+                self.literals.append(Step(Value("", (), ""), Literal(size), ()))
+
+    def _scales(self, step: Step) -> list[Value]:
+        """The scalar factors: all numbers in one, symbolic sizes one by one."""
+        values = [literal.op.value for literal in self.literals]  # type: ignore[union-attr]
+        known = [v for v in values if isinstance(v, int | float | complex)]
+        number = math.prod(known)
+        rest = [v for v in values if not isinstance(v, int | float | complex)]
+        factors = [*([number] if number != 1 or isinstance(number, complex) else []), *rest]
+        dtype = step.out.dtype
+        return [self.builder.literal(value, dtype) for value in factors]
+
+    def _keep_name(self, step: Step, made: Value) -> None:
+        """The merged step goes under the name of the step it replaces."""
+        last = self.builder.steps[-1] if self.builder.steps else None
+        if last is not None and last.out.name == made.name:
+            self.builder.steps[-1] = Step(step.out, last.op, last.operands)
+        else:  # the contraction turned out to be its only operand: keep it as a relabeling
+            labels = tuple(range(len(made.shape)))
+            op = Contract((labels,), labels)
+            self.builder.steps.append(Step(step.out, op, (made.name,)))

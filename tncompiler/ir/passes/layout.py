@@ -1,0 +1,140 @@
+"""Choose the axis order of intermediates so that matrix products run on views.
+
+A value that only contractions and maps read may have its axes in any order; outputs and
+what views read keep theirs. Greedy, one value at a time, in the order of the program: of the orders
+in which its own product comes out without a permute, take the one whose readers copy least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from tncompiler.ir.matmul import copied_elements, is_matmul, matmul_form
+from tncompiler.ir.program import (
+    Contract,
+    Labels,
+    Map,
+    Program,
+    Step,
+    Value,
+    canonical,
+    label_sizes,
+)
+from tncompiler.ir.sizes import Size
+
+_NOMINAL = 128  # stands for a symbolic size when copies are weighed
+
+
+def order_axes(program: Program) -> Program:
+    """Reorder the axes of free intermediates."""
+    free = _free_values(program)
+    readers: dict[str, list[str]] = {}
+    for step in program.steps:
+        for name in step.operands:
+            readers.setdefault(name, []).append(step.out.name)
+    steps = {step.out.name: step for step in program.steps}
+    values = dict(program.values)
+    for name in [step.out.name for step in program.steps]:
+        if name in free:
+            _place(name, steps, values, readers.get(name, []))
+    return program.with_steps(steps.values())
+
+
+def _free_values(program: Program) -> set[str]:
+    """Values whose axis order only contractions and maps see."""
+    free = {s.out.name for s in program.steps if isinstance(s.op, Contract | Map)}
+    for step in program.steps:
+        if not isinstance(step.op, Contract | Map):
+            free.difference_update(step.operands)
+    return free.difference(program.outputs)
+
+
+def _place(
+    name: str, steps: dict[str, Step], values: dict[str, Value], readers: Iterable[str]
+) -> None:
+    step = steps[name]
+    candidates = _candidates(step, values)
+    identity = tuple(range(len(step.out.shape)))
+    best, least = identity, None
+    for order in candidates:
+        cost = sum(_copies(_reread(steps[r], name, order), values, {name: order}) for r in readers)
+        if least is None or cost < least:
+            best, least = order, cost
+    if best != identity:
+        steps[name] = _reordered(step, best)
+        values[name] = steps[name].out
+        for reader in set(readers):
+            steps[reader] = _reread(steps[reader], name, best)
+
+
+def _candidates(step: Step, values: Mapping[str, Value]) -> list[Labels]:
+    """Orders (by axis) in which the step's value comes out of its computation as it is."""
+    identity = tuple(range(len(step.out.shape)))
+    op = step.op
+    if isinstance(op, Map):
+        full = [wires for wires in op.inputs if len(wires) == len(identity)]
+        return [*dict.fromkeys([*full[:1], identity])]
+    if not isinstance(op, Contract) or not is_matmul(op):
+        return [identity]
+    form = matmul_form(op, _numbers(op, step, values))
+    orders = [(*form.batch, *form.m, *form.n), (*form.batch, *form.n, *form.m)]
+    return [tuple(op.output.index(label) for label in order) for order in dict.fromkeys(orders)]
+
+
+def _numbers(op: Contract, step: Step, values: Mapping[str, Value]) -> dict[int, int]:
+    sizes = label_sizes(op, [values[name] for name in step.operands], step.out)
+    return {label: _number(size) for label, size in sizes.items()}
+
+
+def _number(size: Size) -> int:
+    return size if isinstance(size, int) else _NOMINAL
+
+
+def _copies(step: Step, values: Mapping[str, Value], orders: Mapping[str, Labels]) -> int:
+    """How many elements the step copies once the values in `orders` are reordered."""
+    op = step.op
+    if not isinstance(op, Contract) or not is_matmul(op):
+        return 0
+    operands = [
+        _permuted(values[name], orders[name]) if name in orders else values[name]
+        for name in step.operands
+    ]
+    sizes = {k: _number(v) for k, v in label_sizes(op, operands, step.out).items()}
+    return copied_elements(matmul_form(op, sizes), op, sizes)
+
+
+def _permuted(value: Value, order: Labels) -> Value:
+    shape = tuple(value.shape[axis] for axis in order)
+    return replace(value, shape=shape, axes=tuple(value.axes[axis] for axis in order))
+
+
+def _reordered(step: Step, order: Labels) -> Step:
+    """The step with the axes of its value in another order."""
+    out = _permuted(step.out, order)
+    op = step.op
+    if isinstance(op, Contract):
+        return Step(
+            out,
+            canonical(Contract(op.inputs, tuple(op.output[axis] for axis in order))),
+            step.operands,
+        )
+    if isinstance(op, Map):
+        place = {axis: position for position, axis in enumerate(order)}
+        wires = tuple(tuple(place[label] for label in labels) for labels in op.inputs)
+        return Step(out, Map(op.function, wires), step.operands)
+    return step
+
+
+def _reread(step: Step, name: str, order: Labels) -> Step:
+    """The step reading `name` with its axes in another order."""
+    op = step.op
+    if not isinstance(op, Contract | Map):
+        return step
+    inputs = tuple(
+        tuple(labels[axis] for axis in order) if operand == name else labels
+        for operand, labels in zip(step.operands, op.inputs, strict=True)
+    )
+    new = canonical(Contract(inputs, op.output)) if isinstance(op, Contract) else None
+    return replace(step, op=new or Map(op.function, inputs))  # type: ignore[union-attr]
+

@@ -1,0 +1,295 @@
+"""Programs: SSA over positional arrays, the form that is planned, differentiated and emitted.
+
+A logical program holds contractions of any number of operands; a scheduled one of at most two.
+Index names survive only as `axes`, for people; meaning is by position, so equality of steps is blind
+to names. Labels of a contraction are small ints local to its step, numbered by first appearance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from tncompiler.ir.sizes import Size, SizeEquation, Terms, render_size
+
+Labels = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An array: SSA name, shape, dtype, and what its axes are called (no meaning, for people)."""
+
+    name: str
+    shape: tuple[Size, ...]
+    dtype: str
+    axes: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        axes = ", ".join(
+            f"{a}:{render_size(s)}" for a, s in zip(self.axes, self.shape, strict=True)
+        )
+        return f"{self.name}({axes}) {self.dtype}"
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """The sum of products over every label not in `output`.
+
+    ``inputs`` labels each operand's axes. `output` may repeat a label (diagonal embed) or have one
+    that no operand has (broadcast, of the size that the step's value says).
+    """
+
+    inputs: tuple[Labels, ...]
+    output: Labels
+
+    def text(self) -> str:
+        letters = [" ".join(map(str, labels)) for labels in (*self.inputs, self.output)]
+        return f"contract[{', '.join(letters[:-1])} -> {letters[-1]}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """An elementwise function; `inputs` says which output axis each operand axis is.
+
+    An operand without an output axis broadcasts along it. Every output axis is on some operand.
+    """
+
+    function: str
+    inputs: tuple[Labels, ...]
+
+    def text(self) -> str:
+        return self.function
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """"max" or "min" over axes; the rest keep their order."""
+
+    function: str
+    axes: tuple[int, ...]
+
+    def text(self) -> str:
+        return f"{self.function}[axes {' '.join(map(str, self.axes))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Axis `axis` becomes `count` axes, the first varying slowest."""
+
+    axis: int
+    count: int
+
+    def text(self) -> str:
+        return f"split[axis {self.axis}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """`count` axes from `axis` on become one."""
+
+    axis: int
+    count: int
+
+    def text(self) -> str:
+        return f"merge[{self.count} axes from {self.axis}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Positions start … stop - 1 of an axis."""
+
+    axis: int
+    start: Size
+    stop: Size
+
+    def text(self) -> str:
+        return f"slice[axis {self.axis}: {render_size(self.start)} to {render_size(self.stop)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Pad:
+    """Zeros before and after an axis; the adjoint of Slice."""
+
+    axis: int
+    before: Size
+    after: Size
+
+    def text(self) -> str:
+        return f"pad[axis {self.axis}: {render_size(self.before)}, {render_size(self.after)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """Operands one after the other along an axis."""
+
+    axis: int
+
+    def text(self) -> str:
+        return f"concat[axis {self.axis}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A scalar number, or a size used as a number."""
+
+    value: complex | float | int | Size
+
+    def text(self) -> str:
+        is_number = isinstance(self.value, int | float | complex)
+        return f"literal[{self.value if is_number else render_size(self.value)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The same values in the dtype of the step's value."""
+
+    def text(self) -> str:
+        return "cast"
+
+
+Op = Contract | Map | Reduce | Split | Merge | Slice | Pad | Concat | Literal | Cast
+VIEWS = (Split, Merge, Slice, Pad, Concat, Cast)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation: `out = op(operands)`."""
+
+    out: Value
+    op: Op
+    operands: tuple[str, ...]
+
+    def text(self) -> str:
+        return f"{self.out.text()} = {self.op.text()} {' '.join(self.operands)}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A program input; `kind` is "input", "param", "constant", "cotangent" or "saved"."""
+
+    value: Value
+    kind: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """Arguments, steps in order, and the names of the values that are returned."""
+
+    arguments: tuple[Argument, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[str, ...]
+    equations: tuple[SizeEquation, ...] = ()
+
+    @cached_property
+    def values(self) -> Mapping[str, Value]:
+        """Every value by name."""
+        values = {argument.value.name: argument.value for argument in self.arguments}
+        values.update((step.out.name, step.out) for step in self.steps)
+        return values
+
+    @cached_property
+    def producers(self) -> Mapping[str, Step]:
+        """The step that makes a value; arguments have none."""
+        return {step.out.name: step for step in self.steps}
+
+    def uses(self) -> dict[str, int]:
+        """How often each value is used, outputs included."""
+        count = dict.fromkeys(self.values, 0)
+        for step in self.steps:
+            for operand in step.operands:
+                count[operand] += 1
+        for name in self.outputs:
+            count[name] += 1
+        return count
+
+    def with_steps(self, steps: Iterable[Step], outputs: tuple[str, ...] | None = None) -> Program:
+        """The program with other steps; itself if nothing differs."""
+        new = tuple(steps)
+        outputs = self.outputs if outputs is None else outputs
+        if new == self.steps and outputs == self.outputs:
+            return self
+        return replace(self, steps=new, outputs=outputs)
+
+    def to_text(self) -> str:
+        """One line an argument, equation, step and output."""
+        lines = [f"{argument.kind} {argument.value.text()}" for argument in self.arguments]
+        lines += [f"where {equation.text()}" for equation in self.equations]
+        lines += [step.text() for step in self.steps]
+        return "\n".join([*lines, f"return {', '.join(self.outputs)}"])
+
+
+def label_sizes(
+    op: Contract, operands: Iterable[Value], out: Value
+) -> dict[int, Size]:
+    """The size of each label of a contraction."""
+    sizes: dict[int, Size] = {}
+    for labels, value in zip((*op.inputs, op.output), (*operands, out), strict=True):
+        for label, size in zip(labels, value.shape, strict=True):
+            sizes.setdefault(label, size)
+    return sizes
+
+
+def label_names(op: Contract, operands: Iterable[Value], out: Value) -> dict[int, str]:
+    """A name for each label, from the axes; distinct labels get distinct names."""
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    for labels, value in zip((op.output, *op.inputs), (out, *operands), strict=True):
+        for label, axis in zip(labels, value.axes, strict=True):
+            if label not in names:
+                names[label] = fresh_name(axis, taken)
+                taken.add(names[label])
+    return names
+
+
+def fresh_name(wanted: str, taken: Iterable[str]) -> str:
+    """`wanted`, or `wanted_2`, `wanted_3`, … if it is taken."""
+    if wanted not in taken:
+        return wanted
+    number = 2
+    while f"{wanted}_{number}" in taken:
+        number += 1
+    return f"{wanted}_{number}"
+
+
+def canonical(op: Contract) -> Contract:
+    """Labels renumbered in order of first appearance."""
+    numbers: dict[int, int] = {}
+    wires = tuple(
+        tuple(numbers.setdefault(label, len(numbers)) for label in labels)
+        for labels in (*op.inputs, op.output)
+    )
+    return Contract(wires[:-1], wires[-1])
+
+
+def contract_flops(op: Contract, operands: Iterable[Value], out: Value) -> Terms:
+    """Multiply-adds of a contraction times 2; a permutation, diagonal or broadcast costs none.
+
+    With one operand and a sum: one addition an element. With n operands: 2 (n - 1) per point of
+    the whole index space (a product without a sum: n - 1).
+    """
+    sizes = label_sizes(op, operands, out)
+    summed = any(label not in op.output for labels in op.inputs for label in labels)
+    on_operands = {label for labels in op.inputs for label in labels}
+    count = len([labels for labels in op.inputs])
+    if count < 2:
+        return Terms.of(1 if summed else 0, (sizes[label] for label in on_operands))
+    per_point = (count - 1) * (2 if summed else 1)
+    return Terms.of(per_point, (sizes[label] for label in on_operands))
+
+
+def element_count(value: Value) -> Terms:
+    """The number of elements of a value."""
+    return Terms.of(1, value.shape)
+
+
+def operand_values(program: Program, step: Step) -> tuple[Value, ...]:
+    """The values a step reads."""
+    return tuple(program.values[name] for name in step.operands)
+
+
+def iter_contractions(program: Program) -> Iterator[tuple[Step, Contract]]:
+    """Every contraction step."""
+    for step in program.steps:
+        if isinstance(step.op, Contract):
+            yield step, step.op

@@ -1,0 +1,140 @@
+"""The rules every program keeps; checked between passes. A violation is a bug of a pass."""
+
+from __future__ import annotations
+
+import sympy
+
+from tncompiler.ir.errors import InvalidProgram
+from tncompiler.ir.functions import function
+from tncompiler.ir.program import (
+    Cast,
+    Concat,
+    Contract,
+    Literal,
+    Map,
+    Merge,
+    Pad,
+    Program,
+    Reduce,
+    Slice,
+    Split,
+    Step,
+    Value,
+    canonical,
+    operand_values,
+)
+from tncompiler.ir.sizes import Size
+
+
+def validate(program: Program, *, scheduled: bool = False) -> Program:
+    """The program itself. Raises InvalidProgram on the first broken rule.
+
+    ``scheduled`` also demands that no contraction has more than two operands.
+    """
+    defined: set[str] = set()
+    for argument in program.arguments:
+        _define(argument.value, defined, "an argument")
+    for step in program.steps:
+        missing = [name for name in step.operands if name not in defined]
+        if missing:
+            _fail(step, f"uses {missing[0]!r} before it is defined")
+        _define(step.out, defined, step.text())
+        _check_step(step, operand_values(program, step))
+        if scheduled and isinstance(step.op, Contract) and len(step.operands) > 2:
+            _fail(step, "has more than two operands in a scheduled program")
+    for name in program.outputs:
+        if name not in defined:
+            raise InvalidProgram(f"the output {name!r} is not defined")
+    return program
+
+
+def _define(value: Value, defined: set[str], where: str) -> None:
+    if value.name in defined:
+        raise InvalidProgram(f"{value.name!r} is defined twice", where=where)
+    if len(value.axes) != len(value.shape):
+        raise InvalidProgram(f"{value.name!r} names {len(value.axes)} axes of {len(value.shape)}")
+    defined.add(value.name)
+
+
+def _fail(step: Step, what: str) -> None:
+    raise InvalidProgram(f"the step '{step.text()}' {what}")
+
+
+def _check_step(step: Step, operands: tuple[Value, ...]) -> None:
+    match step.op:
+        case Contract():
+            _check_contract(step, step.op, operands)
+        case Map():
+            _check_map(step, step.op, operands)
+        case Literal() if operands or step.out.shape:
+            _fail(step, "is a literal but not a scalar without operands")
+        case Literal():
+            return
+        case Concat(axis):
+            _check_concat(step, axis, operands)
+        case _ if len(operands) != 1:
+            _fail(step, f"takes one operand, not {len(operands)}")
+        case _:
+            expected = _view_shape(step, operands[0])
+            if not _same(expected, step.out.shape):
+                _fail(step, f"should have shape {expected}")
+
+
+def _same(a: tuple[Size, ...], b: tuple[Size, ...]) -> bool:
+    return len(a) == len(b) and all(_agree(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _agree(a: Size, b: Size) -> bool:
+    return a == b or (not isinstance(a, int) or not isinstance(b, int)) and sympy.expand(a - b) == 0
+
+
+def _check_contract(step: Step, op: Contract, operands: tuple[Value, ...]) -> None:
+    if len(op.inputs) != len(operands):
+        _fail(step, "labels another number of operands than it has")
+    if op != canonical(op):
+        _fail(step, "does not number its labels by first appearance")
+    sizes: dict[int, Size] = {}
+    for labels, value in zip((*op.inputs, op.output), (*operands, step.out), strict=True):
+        if len(labels) != len(value.shape):
+            _fail(step, f"gives {len(labels)} labels to {value.name!r} of {len(value.shape)} axes")
+        for label, size in zip(labels, value.shape, strict=True):
+            if not _agree(sizes.setdefault(label, size), size):
+                _fail(step, f"has label {label} with sizes {sizes[label]} and {size}")
+
+
+def _check_map(step: Step, op: Map, operands: tuple[Value, ...]) -> None:
+    if len(operands) != function(op.function).arity or len(op.inputs) != len(operands):
+        _fail(step, "has another number of operands than its function")
+    for labels, value in zip(op.inputs, operands, strict=True):
+        if len(set(labels)) != len(labels) or len(labels) != len(value.shape):
+            _fail(step, f"does not wire {value.name!r} one to one")
+        if not _same(tuple(step.out.shape[label] for label in labels), value.shape):
+            _fail(step, f"broadcasts {value.name!r} to another size")
+    if {label for labels in op.inputs for label in labels} != set(range(len(step.out.shape))):
+        _fail(step, "has an output axis that no operand has")
+
+
+def _check_concat(step: Step, axis: int, operands: tuple[Value, ...]) -> None:
+    total = sum((value.shape[axis] for value in operands), start=0)
+    for value in operands:
+        expected = (*value.shape[:axis], total, *value.shape[axis + 1 :])
+        if not _same(expected, step.out.shape):
+            _fail(step, f"joins {value.name!r} of another shape")
+
+
+def _view_shape(step: Step, source: Value) -> tuple[Size, ...]:
+    shape, out = source.shape, step.out.shape
+    match step.op:
+        case Reduce(_, axes):
+            return tuple(size for axis, size in enumerate(shape) if axis not in axes)
+        case Split(axis, count):
+            return (*shape[:axis], *out[axis : axis + count], *shape[axis + 1 :])
+        case Merge(axis, count):
+            return (*shape[:axis], *out[axis : axis + 1], *shape[axis + count :])
+        case Slice(axis, start, stop):
+            return (*shape[:axis], stop - start, *shape[axis + 1 :])
+        case Pad(axis, before, after):
+            return (*shape[:axis], shape[axis] + before + after, *shape[axis + 1 :])
+        case Cast():
+            return shape
+    raise InvalidProgram(f"the step '{step.text()}' is of no known kind")

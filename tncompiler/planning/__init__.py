@@ -1,0 +1,1 @@
+"""Contraction order, cost and plans. The only package that imports cotengra."""

@@ -1,0 +1,99 @@
+"""The contraction order of one network, from cotengra: exact for small networks.
+
+In: labels of each tensor, output labels, integer sizes. Out: pairs in SSA numbering, until one tensor
+is left. Sizes 0 count as 1, since cotengra refuses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import cotengrust
+
+from tncompiler.ir.program import Labels
+from tncompiler.planning.options import PlanOptions
+
+Pair = tuple[int, int]
+
+_OPTIMAL_UP_TO = 9  # tensors; beyond, exact search can take seconds
+_RANDOM_UP_TO = 2000  # tensors; beyond, one greedy run
+_OBJECTIVES = {"time": "combo-32", "flops": "flops", "memory": "write"}
+
+
+def contraction_order(
+    inputs: Sequence[Labels],
+    output: Labels,
+    sizes: Mapping[int, int],
+    options: PlanOptions,
+) -> tuple[Pair, ...]:
+    """Which two tensors to contract next, as SSA pairs; tensor n + k is the result of pair k."""
+    if len(inputs) < 3:
+        return ((0, 1),) if len(inputs) == 2 else ()
+    terms = [[str(label) for label in labels] for labels in inputs]
+    known = {str(label): float(max(size, 1)) for label, size in sizes.items()}
+    out = [str(label) for label in dict.fromkeys(output)]
+    return _pairs(_search(terms, out, known, options), len(inputs))
+
+
+def _search(
+    terms: list[list[str]], out: list[str], sizes: dict[str, float], options: PlanOptions
+) -> Sequence[Sequence[int]]:
+    search = options.search
+    if search == "auto":
+        search = "optimal" if len(terms) <= _OPTIMAL_UP_TO else "greedy"
+    if search == "optimal":
+        objective = _OBJECTIVES[options.minimize]
+        return cotengrust.optimize_optimal(terms, out, sizes, minimize=objective, use_ssa=True)
+    if search == "hyper":
+        return _hyper(terms, out, sizes, options)
+    if len(terms) > _RANDOM_UP_TO:
+        return cotengrust.optimize_greedy(terms, out, sizes, seed=options.seed, use_ssa=True)
+    path, _ = cotengrust.optimize_random_greedy_track_flops(
+        terms, out, sizes, ntrials=options.trials, seed=options.seed, use_ssa=True
+    )
+    return path
+
+
+def _hyper(
+    terms: list[list[str]], out: list[str], sizes: dict[str, float], options: PlanOptions
+) -> Sequence[Sequence[int]]:
+    import cotengra
+
+    optimizer = cotengra.HyperOptimizer(
+        methods=["greedy", "labels"],
+        minimize=_OBJECTIVES[options.minimize],
+        max_repeats=options.trials,
+        parallel=False,
+        seed=options.seed,
+        progbar=options.progress,
+        optlib="random",
+    )
+    integers = {name: int(size) for name, size in sizes.items()}
+    tree = optimizer.search(terms, out, integers)
+    return tree.get_ssa_path()
+
+
+def _pairs(path: Sequence[Sequence[int]], count: int) -> tuple[Pair, ...]:
+    """The path with single-tensor steps followed through and larger ones split into pairs."""
+    alias: dict[int, int] = {}
+    pairs: list[Pair] = []
+    following = count
+    for step in path:
+        members = [alias.get(member, member) for member in step]
+        current = members[0]
+        for member in members[1:]:
+            pairs.append((current, member))
+            current = count + len(pairs) - 1
+        alias[following] = current
+        following += 1
+    return _joined(pairs, count)
+
+
+def _joined(pairs: list[Pair], count: int) -> tuple[Pair, ...]:
+    """Disconnected remainders are multiplied at the end."""
+    used = {member for pair in pairs for member in pair}
+    left = [k for k in range(count + len(pairs)) if k not in used]
+    while len(left) > 1:
+        pairs.append((left[0], left[1]))
+        left = [*left[2:], count + len(pairs) - 1]
+    return tuple(pairs)

@@ -1,0 +1,187 @@
+"""Turn a logical program into a scheduled one: each network into steps of at most two operands.
+
+In: a logical program, integers that stand for its free sizes, options (or the orders of a saved
+plan). Out: the scheduled program and the order of each network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tncompiler.ir.builder import Builder
+from tncompiler.ir.errors import PlanError
+from tncompiler.ir.program import (
+    Contract,
+    Labels,
+    Program,
+    Step,
+    Value,
+    canonical,
+    label_names,
+    label_sizes,
+    operand_values,
+)
+from tncompiler.ir.sizes import Binding, Size, evaluate
+from tncompiler.planning.options import PlanOptions
+from tncompiler.planning.order import Pair, contraction_order
+
+Orders = Mapping[str, tuple[Pair, ...]]
+
+
+@dataclass
+class _Term:
+    value: Value
+    labels: Labels
+
+
+def schedule(
+    program: Program,
+    nominal: Binding,
+    options: PlanOptions,
+    orders: Orders | None = None,
+) -> tuple[Program, dict[str, tuple[Pair, ...]]]:
+    """The scheduled program, and the SSA pairs of each network by the name of its value."""
+    builder = Builder(like=program)
+    chosen: dict[str, tuple[Pair, ...]] = {}
+    for step in program.steps:
+        operands = operand_values(program, step)
+        if not isinstance(step.op, Contract) or not operands:
+            builder.copy(step, operands)
+            continue
+        network = _Network(builder, step, step.op, operands, nominal)
+        pairs = None if orders is None else orders.get(step.out.name)
+        chosen[step.out.name] = network.contract_all(options, pairs)
+    return program.with_steps(builder.steps), chosen
+
+
+class _Network:
+    """One contraction being taken apart."""
+
+    def __init__(
+        self,
+        builder: Builder,
+        step: Step,
+        op: Contract,
+        operands: Sequence[Value],
+        nominal: Binding,
+    ) -> None:
+        self.builder, self.step, self.op = builder, step, op
+        self.sizes = label_sizes(op, operands, step.out)
+        self.names = label_names(op, operands, step.out)
+        self.numbers = {label: evaluate(size, nominal) for label, size in self.sizes.items()}
+        terms = [_Term(v, labels) for v, labels in zip(operands, op.inputs, strict=True)]
+        self.scalars = [term for term in terms if not term.labels]
+        self.terms = [term for term in terms if term.labels]
+
+    def contract_all(
+        self, options: PlanOptions, pairs: tuple[Pair, ...] | None
+    ) -> tuple[Pair, ...]:
+        wires = [term.labels for term in self.terms]
+        uses = _label_uses(wires, self.op.output)
+        if len(self.terms) + len(self.scalars) > 1:
+            self.terms = [self._reduced(term, uses) for term in self.terms]
+        wires = [term.labels for term in self.terms]
+        if pairs is None:
+            pairs = contraction_order(wires, self.op.output, self.numbers, options)
+        elif len(pairs) != max(len(wires) - 1, 0):
+            raise PlanError(
+                f"the plan contracts {len(pairs) + 1} tensors where the network has {len(wires)}",
+                fix="plan this expression anew",
+            )
+        self._apply_scalars(pairs)
+        for left, right in pairs:
+            self._contract_pair(left, right, uses)
+        self._finish(self.terms[-1] if self.terms else self._product_of_scalars())
+        return pairs
+
+    def _reduced(self, term: _Term, uses: dict[int, int]) -> _Term:
+        """The term's diagonal, summed over labels that stand on it alone."""
+        kept = tuple(
+            label
+            for label in dict.fromkeys(term.labels)
+            if uses[label] > 1 or label in self.op.output
+        )
+        for label in set(term.labels):
+            uses[label] -= label not in kept
+        return term if kept == term.labels else self._emit([term], kept)
+
+    def _apply_scalars(self, pairs: tuple[Pair, ...]) -> None:
+        """Multiply scalar factors into the smallest tensor of the network."""
+        if not self.scalars or not self.terms:
+            return
+        scale = self._product_of_scalars()
+        self.scalars = []
+        sizes = [self._count(term.labels) for term in self.terms]
+        smallest = min(range(len(sizes)), key=sizes.__getitem__)
+        output = self._count(tuple(dict.fromkeys(self.op.output)))
+        if pairs and output < sizes[smallest]:
+            self.scalars = [scale]  # the result is smaller than every operand
+            return
+        term = self.terms[smallest]
+        self.terms[smallest] = self._emit([scale, term], term.labels)
+
+    def _product_of_scalars(self) -> _Term:
+        product, *rest = self.scalars
+        for scalar in rest:
+            product = self._emit([product, scalar], ())
+        return product
+
+    def _contract_pair(self, left: int, right: int, uses: dict[int, int]) -> None:
+        a, b = self.terms[left], self.terms[right]
+        for label in (*a.labels, *b.labels):
+            uses[label] -= 1
+        kept = tuple(
+            label
+            for label in dict.fromkeys((*a.labels, *b.labels))
+            if uses[label] > 0 or label in self.op.output
+        )
+        for label in kept:
+            uses[label] += 1
+        self.terms.append(self._emit([a, b], kept))
+
+    def _emit(self, terms: Sequence[_Term], kept: Labels) -> _Term:
+        value = self.builder.contract(
+            [term.value for term in terms],
+            [term.labels for term in terms],
+            kept,
+            [self.sizes[label] for label in kept],
+            [self.names[label] for label in kept],
+        )
+        return _Term(value, kept)
+
+    def _finish(self, term: _Term) -> None:
+        """The last term under the network's own name, in the declared axis order."""
+        if self.scalars and self.terms:
+            term = self._emit([self.scalars[0], term], term.labels)
+        last = self.builder.steps[-1] if self.builder.steps else self.step
+        out = self.step.out
+        made_here = isinstance(last.op, Contract) and last.out.name == term.value.name
+        if made_here and sorted(term.labels) == sorted(self.op.output):
+            names = dict(zip(last.op.output, term.labels, strict=True))
+            back = {label: local for local, label in names.items()}
+            op = canonical(Contract(last.op.inputs, tuple(back[k] for k in self.op.output)))
+            self.builder.steps[-1] = Step(out, op, last.operands)
+            return
+        op = canonical(Contract((term.labels,), self.op.output))
+        self.builder.steps.append(Step(out, op, (term.value.name,)))
+
+    def _count(self, labels: Labels) -> int:
+        total = 1
+        for label in labels:
+            total *= max(self.numbers[label], 1)
+        return total
+
+
+def _label_uses(wires: Sequence[Labels], output: Labels) -> dict[int, int]:
+    """On how many tensors each label stands."""
+    uses: dict[int, int] = dict.fromkeys(output, 0)
+    for labels in wires:
+        for label in set(labels):
+            uses[label] = uses.get(label, 0) + 1
+    return uses
+
+
+def nominal_sizes(symbols: Sequence[Size], binding: Binding, default: int = 128) -> dict:  # type: ignore[type-arg]
+    """Integers for symbols: the bound ones, `default` for the rest."""
+    return {symbol: binding.get(symbol, default) for symbol in symbols}
