@@ -21,7 +21,7 @@ from tncompiler.ir.program import (
     element_count,
     operand_values,
 )
-from tncompiler.ir.sizes import Binding, Terms
+from tncompiler.ir.sizes import Binding, Terms, evaluate
 
 ITEM_BYTES: Mapping[str, int] = {
     "bool": 1,
@@ -56,6 +56,16 @@ class Cost:
     bytes_written: sympy.Expr | int
     peak_bytes: int
     elementwise: sympy.Expr | int = 0
+
+    def at(self, binding: Binding) -> Cost:
+        """The cost at known sizes."""
+        return Cost(
+            evaluate(self.flops, binding),
+            evaluate(self.bytes_read, binding),
+            evaluate(self.bytes_written, binding),
+            self.peak_bytes,
+            evaluate(self.elementwise, binding),
+        )
 
 
 def nbytes(value: Value) -> Terms:

@@ -22,7 +22,7 @@ from tncompiler.ir.program import (
     label_sizes,
     operand_values,
 )
-from tncompiler.ir.sizes import Binding, Size, evaluate
+from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair, contraction_order
 
@@ -182,6 +182,3 @@ def _label_uses(wires: Sequence[Labels], output: Labels) -> dict[int, int]:
     return uses
 
 
-def nominal_sizes(symbols: Sequence[Size], binding: Binding, default: int = 128) -> dict:  # type: ignore[type-arg]
-    """Integers for symbols: the bound ones, `default` for the rest."""
-    return {symbol: binding.get(symbol, default) for symbol in symbols}

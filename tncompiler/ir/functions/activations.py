@@ -44,7 +44,8 @@ RELU = Elementwise(
     lambda x: np.maximum(x, 0.0),
     "np.maximum({0}, 0)",
     "torch.relu({0})",
-    partials=(lambda call, x, out: call("where", call("greater", out, 0.0), 1.0, 0.0),),
+    tangent=lambda call, t, x, out: call("where", call("greater", out, 0.0), t[0], 0.0),
+    adjoint=lambda call, ct, x, out: (call("where", call("greater", out, 0.0), ct, 0.0),),
     domain=_REAL,
 )
 GELU = Elementwise(

@@ -20,10 +20,12 @@ PASSES: dict[str, str] = {
     "merge_common_steps": "common:merge_common_steps",
     "drop_dead_steps": "dead:drop_dead_steps",
     "order_axes": "layout:order_axes",
+    "widen_low_precision": "widen:widen_low_precision",
 }
 
 # before planning: networks as large as they can be, each value once
 LOGICAL_PASSES = (
+    "widen_low_precision",
     "flatten_contractions",
     "absorb_relabelings",
     "merge_common_steps",

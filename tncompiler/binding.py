@@ -1,0 +1,146 @@
+"""Arguments of a call → arrays in order, checked against the leaves; sizes and dtypes read off them.
+
+Shared by the torch module and the NumPy function: anything with `.shape` and `.dtype` will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+
+from tncompiler.compiler import Compilation
+from tncompiler.ir.dtypes import DEFAULT, dtype_name
+from tncompiler.ir.errors import (
+    ArgumentError,
+    DTypeError,
+    ShapeError,
+    SizeClash,
+    SizeEquationError,
+    TncError,
+)
+from tncompiler.ir.expressions import Leaf
+from tncompiler.ir.sizes import render_size, solve_all, solve_for, substitute
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a call's arrays say: dtypes of all leaves, and the sizes to plan for."""
+
+    dtypes: tuple[str, ...]
+    nominal: dict[sympy.Symbol, int]
+    sizes: dict[sympy.Symbol, int]
+
+
+def order_inputs(
+    compilation: Compilation, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """Positional and named arguments in the order of the inputs. Raises ArgumentError."""
+    inputs = compilation.inputs
+    names = [leaf.name for leaf in inputs]
+    shown = ", ".join(names) or "no inputs"
+    if len(args) > len(names):
+        raise ArgumentError(
+            f"{len(args)} inputs are given, but the network takes {len(names)}", fix=f"give {shown}"
+        )
+    found = dict(zip(names, args, strict=False))
+    for key, value in kwargs.items():
+        name = key if key in names else next((n for n in names if n.replace(".", "_") == key), key)
+        if name not in names:
+            raise ArgumentError(f"there is no input {key!r}", fix=f"the inputs are: {shown}")
+        if name in found:
+            raise ArgumentError(f"the input {key!r} is given twice", fix="give it once")
+        found[name] = value
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ArgumentError(f"the input {missing[0]!r} is missing", fix=f"give {shown}")
+    return tuple(found[name] for name in names)
+
+
+def read_call(compilation: Compilation, arrays: Sequence[Any], default: str | None) -> Call:
+    """Check arrays (one per leaf, in the compilation's order) and read sizes and dtypes off them.
+
+    ``default`` is the dtype of leaves that declare none; None takes that of the arrays.
+    """
+    leaves = compilation.ordered
+    for leaf, array in zip(leaves, arrays, strict=True):
+        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+            raise ArgumentError(
+                f"input {leaf.name!r} is a {type(array).__name__}, not an array",
+                fix="give a NumPy array or torch tensor",
+            )
+    names = [dtype_name(array.dtype) for array in arrays]
+    if default is None:
+        default = next(
+            (n for leaf, n in zip(leaves, names, strict=True) if leaf.dtype == DEFAULT), "float32"
+        )
+    for leaf, name in zip(leaves, names, strict=True):
+        _check_dtype(leaf, name, default)
+    sizes = _read_sizes(compilation, arrays)
+    nominal = {symbol: _bucket(sizes[symbol]) for symbol in compilation.free_symbols}
+    return Call((default, *names), nominal, sizes)
+
+
+def _check_dtype(leaf: Leaf, name: str, default: str) -> None:
+    wanted = default if leaf.dtype == DEFAULT else leaf.dtype
+    if name != wanted:
+        raise DTypeError(
+            f"{leaf.kind} {leaf.name!r} has dtype {name} where {wanted} is expected",
+            where=f"the {leaf.kind} declared at {leaf.origin}",
+            fix=f"convert it to {wanted}, or compile with dtype={name!r}",
+        )
+
+
+def _read_sizes(compilation: Compilation, arrays: Sequence[Any]) -> dict[sympy.Symbol, int]:
+    binding = dict(compilation.binding)
+    pending: list[tuple[Leaf, int, int]] = []
+    for leaf, array in zip(compilation.ordered, arrays, strict=True):
+        shape = tuple(array.shape)
+        if len(shape) != leaf.ndim:
+            raise ShapeError(
+                f"{leaf.kind} {leaf.name!r} has shape {shape}, but {leaf.ndim} axes are declared: "
+                f"({', '.join(map(str, leaf.indices))})",
+                fix="give one axis per index, in this order",
+            )
+        pending.extend((leaf, axis, int(number)) for axis, number in enumerate(shape))
+    pending = [item for item in pending if not _match(item, binding)]
+    equations = compilation.equations
+    solve_all(equations, binding)
+    pending = [item for item in pending if not _match(item, binding)]
+    solve_all(equations, binding)
+    for leaf, axis, number in pending:
+        if not _match((leaf, axis, number), binding):
+            raise SizeEquationError(
+                f"the sizes in {render_size(leaf.shape[axis])} (axis {axis} of {leaf.name!r}) do "
+                "not follow from the inputs",
+                fix="give them with sizes=",
+            )
+    for symbol in compilation.free_symbols:
+        if symbol not in binding:
+            raise SizeEquationError(
+                f"the size {symbol} does not follow from the inputs", fix="give it with sizes="
+            )
+    return binding
+
+
+def _match(item: tuple[Leaf, int, int], binding: dict[sympy.Symbol, int]) -> bool:
+    leaf, axis, number = item
+    try:
+        return solve_for(leaf.shape[axis], number, binding, f"axis {axis} of {leaf.name!r}")
+    except TncError:
+        index = leaf.indices[axis]
+        wanted = render_size(substitute(index.size, binding))
+        raise SizeClash(
+            f"index {index.name!r} has size {wanted} but axis {axis} of {leaf.kind} "
+            f"{leaf.name!r} has {number} positions",
+            where=f"the {leaf.kind} declared at {leaf.origin}",
+            fix="give arrays whose axes of one index have one size",
+        ) from None
+
+
+def _bucket(size: int) -> int:
+    """The power of two nearest to a size in ratio: calls with near sizes share one plan."""
+    low = 1 << max(size.bit_length() - 1, 0)
+    return 2 * low if size * size > 2 * low * low else low

@@ -1,0 +1,118 @@
+"""Standard deviations for parameters that keep the variance of what flows through a network.
+
+In: a logical program. Each contraction's output has the product of its operands' second moments times
+the number of summed terms; the parameters of a network share equally in bringing that to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from tncompiler.ir.expressions import Leaf
+from tncompiler.ir.functions import function
+from tncompiler.ir.program import (
+    Contract,
+    Literal,
+    Map,
+    Program,
+    Step,
+    label_sizes,
+    operand_values,
+)
+from tncompiler.ir.sizes import Binding, Size, evaluate
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+def standard_deviations(
+    program: Program, leaves: Mapping[str, Leaf], binding: Binding
+) -> dict[str, float]:
+    """The standard deviation of each parameter without an `init`; 0 for one that is only added.
+
+    Inputs count as having second moment 1, constants and given arrays as what they have.
+    """
+    return _Moments(program, leaves, binding).run()
+
+
+class _Moments:
+    """Second moments of all values, as logarithms (a long network over- and underflows floats)."""
+
+    def __init__(self, program: Program, leaves: Mapping[str, Leaf], binding: Binding) -> None:
+        self.program, self.binding = program, binding
+        self.log_std: dict[str, float] = {}
+        self.open = {
+            name for name, leaf in leaves.items() if leaf.kind == "param" and leaf.init is None
+        }
+        self.log_moment = {
+            name: _leaf_moment(leaves[name]) if name in leaves else 0.0
+            for name in (argument.value.name for argument in program.arguments)
+        }
+
+    def run(self) -> dict[str, float]:
+        for step in self.program.steps:
+            self.log_moment[step.out.name] = self._step(step)
+        return {name: math.exp(self.log_std[name]) if name in self.log_std else 0.0
+                for name in sorted(self.open)}
+
+    def _step(self, step: Step) -> float:
+        match step.op:
+            case Contract():
+                return self._contract(step, step.op)
+            case Map():
+                return self._map(step, step.op)
+            case Literal(value):
+                number = value if isinstance(value, int | float | complex) else self._size(value)
+                return 2 * math.log(abs(number)) if number else -math.inf
+            case _:
+                return max((self._of(name) for name in step.operands), default=0.0)
+
+    def _size(self, size: Size) -> int:
+        return max(evaluate(size, self.binding), 1)
+
+    def _of(self, name: str) -> float:
+        if name in self.open:
+            return 2 * self.log_std[name] if name in self.log_std else -math.inf
+        return self.log_moment[name]
+
+    def _contract(self, step: Step, op: Contract) -> float:
+        sizes = label_sizes(op, operand_values(self.program, step), step.out)
+        summed = {k for labels in op.inputs for k in labels} - set(op.output)
+        total = sum(math.log(self._size(sizes[label])) for label in summed)
+        free = [n for n in step.operands if n in self.open and n not in self.log_std]
+        total += sum(self._of(name) for name in step.operands if name not in free)
+        if free and math.isfinite(total):
+            for name in free:
+                self.log_std[name] = -total / (2 * len(free))
+            return 0.0
+        return total + sum(self._of(name) for name in free)
+
+    def _map(self, step: Step, op: Map) -> float:
+        moments = [self._of(name) for name in step.operands]
+        if op.function in ("add", "sub"):
+            return float(np.logaddexp(*moments))
+        if op.function == "div":
+            return moments[0] - moments[1] if math.isfinite(moments[1]) else 0.0
+        rule = function(op.function)
+        if rule.arity != 1 or rule.domain != ("float",) and op.function not in ("tanh",):
+            return max(moments)
+        return _through(rule.reference, moments[0])
+
+
+def _through(reference: object, log_moment: float) -> float:
+    """The log second moment of f(z) for normal z, by Gauss-Hermite quadrature."""
+    scale = math.exp(min(max(log_moment, -200.0), 20.0) / 2)
+    values = np.asarray(reference(scale * _NODES), dtype=np.float64)  # type: ignore[operator]
+    moment = float(_WEIGHTS @ values**2)
+    return math.log(moment) if 0 < moment < math.inf else 0.0
+
+
+def _leaf_moment(leaf: Leaf) -> float:
+    array = leaf.value if leaf.value is not None else leaf.init
+    if isinstance(array, np.ndarray) and array.size:
+        moment = float(np.mean(np.abs(array.astype(np.complex128)) ** 2))
+        return math.log(moment) if moment > 0 else -math.inf
+    return 0.0

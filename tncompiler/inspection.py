@@ -1,0 +1,109 @@
+"""What a compiled network shows of itself: explain, plan, cost, source, draw. Shared by all frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+
+from tncompiler.compiler import Compilation
+from tncompiler.ir.dtypes import is_differentiable
+from tncompiler.ir.errors import ArgumentError
+from tncompiler.ir.program import Program
+from tncompiler.planning.cost import Cost, program_cost
+from tncompiler.planning.plan import ContractionPlan
+
+PARTS = ("forward", "backward", "step")
+
+
+class Inspection:
+    """Mixin over `compilation` and `default_dtype`. ``sizes`` everywhere gives free sizes."""
+
+    compilation: Compilation
+    backend: str
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype of leaves that declare none."""
+        raise TypeError(f"{type(self).__name__} does not say its dtype")
+
+    def _dtypes(self) -> tuple[str, ...]:
+        return self.compilation.default_dtypes(self.compute_dtype)
+
+    def _differentiable(self, wrt: Sequence[str] | None) -> tuple[str, ...]:
+        leaves = (*self.compilation.inputs, *self.compilation.params)
+        if wrt is None:
+            return tuple(leaf.name for leaf in leaves if is_differentiable(leaf.dtype))
+        known = {leaf.name for leaf in leaves}
+        for name in wrt:
+            if name not in known:
+                raise ArgumentError(
+                    f"there is no input or parameter {name!r}", fix=f"choose of {sorted(known)}"
+                )
+        return tuple(wrt)
+
+    def program(
+        self,
+        sizes: Mapping[Any, Any] | None = None,
+        part: str = "forward",
+        wrt: Sequence[str] | None = None,
+    ) -> Program:
+        """The scheduled program of the forward pass, the backward pass, or a whole training step.
+
+        ``wrt`` names the leaves that require gradients; all inputs and parameters if not given.
+        """
+        if part not in PARTS:
+            raise ArgumentError(f"there is no part {part!r}", fix=f"choose of {', '.join(PARTS)}")
+        nominal = self.compilation.nominal(sizes or {})
+        if part == "forward":
+            return self.compilation.scheduled(self._dtypes(), nominal)[0]
+        names = self._differentiable(wrt)
+        if part == "backward":
+            return self.compilation.training(self._dtypes(), nominal, names).backward
+        return self.compilation.joint(self._dtypes(), nominal, names)
+
+    def plan(self, sizes: Mapping[Any, Any] | None = None) -> ContractionPlan:
+        """The contraction plan of the forward pass; free sizes that are not given count as 128."""
+        return self.compilation.plan(self.compilation.nominal(sizes or {}), self._dtypes())
+
+    def cost(self, sizes: Mapping[Any, Any] | None = None, part: str = "forward") -> Cost:
+        """Flops, bytes and peak of all outputs together; symbolic in the sizes that are free."""
+        program = self.program(sizes, part)
+        cost = program_cost(program, self.compilation.nominal(sizes or {}))
+        return cost.at(self.compilation.nominal(sizes)) if sizes else cost
+
+    @property
+    def flops(self) -> sympy.Expr | int:
+        """Flops of the forward pass in the free sizes."""
+        return self.cost().flops
+
+    @property
+    def peak_memory(self) -> int:
+        """Peak bytes of computed values in the forward pass, with free sizes at 128."""
+        return self.cost().peak_bytes
+
+    def source(
+        self,
+        sizes: Mapping[Any, Any] | None = None,
+        part: str = "forward",
+        backend: str | None = None,
+        wrt: Sequence[str] | None = None,
+    ) -> str:
+        """The generated code of the forward or the backward pass."""
+        chosen = backend or self.backend
+        chosen = "numpy" if chosen == "auto" else chosen
+        program = self.program(sizes, part, wrt)
+        return self.compilation.executable(program, chosen, part).source.text
+
+    def explain(self, sizes: Mapping[Any, Any] | None = None, part: str = "forward") -> str:
+        """A text table: one line a step with equation, sizes, flops and bytes; totals below."""
+        from tncompiler.explain import explain
+
+        return explain(self, sizes or {}, part)
+
+    def draw(self, what: str = "network", *, ax: Any = None, sizes: Any = None) -> Any:
+        """A matplotlib picture of the "network" or the contraction "tree"; returns the Axes."""
+        from tncompiler.draw import draw
+
+        return draw(self.compilation, what, ax=ax, nominal=self.compilation.nominal(sizes or {}))

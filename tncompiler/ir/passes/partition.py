@@ -1,0 +1,48 @@
+"""Cut a joint program (outputs and gradients) into a forward and a backward program.
+
+In: the program that `adjoint` made, scheduled. Out: the forward program, whose outputs are the primal
+outputs and then the saved values; and the backward program, whose arguments are the primal arguments
+it reads, the saved values and the cotangents. Numbers are written in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tncompiler.ir.passes.dead import drop_dead_steps
+from tncompiler.ir.program import Argument, Literal, Program
+
+
+@dataclass(frozen=True)
+class TrainingPrograms:
+    """``saved`` names the values that the forward program returns after its outputs."""
+
+    forward: Program
+    backward: Program
+    saved: tuple[str, ...]
+
+
+def partition(joint: Program, output_count: int) -> TrainingPrograms:
+    """Cut after the steps that the first `output_count` outputs need."""
+    primal, gradients = joint.outputs[:output_count], joint.outputs[output_count:]
+    forward = drop_dead_steps(replace(joint, outputs=primal))
+    done = {step.out.name for step in forward.steps}
+    rest = drop_dead_steps(replace(joint, outputs=gradients))
+    literals = {s.out.name for s in joint.steps if isinstance(s.op, Literal)}
+    backward_steps = tuple(
+        s for s in rest.steps if s.out.name not in done or s.out.name in literals
+    )
+    made = {step.out.name for step in backward_steps}
+    needed = {name for step in backward_steps for name in step.operands} | set(gradients)
+    saved = tuple(
+        s.out.name for s in forward.steps if s.out.name in needed and s.out.name not in made
+    )
+    primals = tuple(a for a in joint.arguments if a.kind != "cotangent")
+    read = tuple(a for a in primals if a.value.name in needed)
+    kept = tuple(Argument(joint.values[name], "saved") for name in saved)
+    cotangents = tuple(a for a in joint.arguments if a.kind == "cotangent")
+    return TrainingPrograms(
+        Program(primals, forward.steps, (*primal, *saved), joint.equations),
+        Program((*read, *kept, *cotangents), backward_steps, gradients, joint.equations),
+        saved,
+    )

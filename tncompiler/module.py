@@ -1,0 +1,425 @@
+"""A compiled network as a torch module: parameters by name, our backward pass under autograd.
+
+In eager mode a call runs the generated forward and backward programs of the chosen backend inside an
+autograd function. Wherever torch looks inside (compile, export, functorch, forward-mode AD, second
+derivatives, tensor subclasses) the flat aten program runs instead, which torch can differentiate itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from tncompiler.binding import Call, order_inputs, read_call
+from tncompiler.compiler import Compilation
+from tncompiler.function import initial_array, parameter_stds
+from tncompiler.inspection import Inspection
+from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differentiable
+from tncompiler.ir.errors import ArgumentError, DeviceError, DTypeError, NameClash
+from tncompiler.ir.expressions import Leaf
+from tncompiler.ir.serialize import from_data, to_data
+from tncompiler.planning.machine import faster_backend
+
+
+class Specialisation:
+    """One combination of shapes, dtypes and required gradients, ready to run."""
+
+    def __init__(
+        self, compilation: Compilation, call: Call, wrt: tuple[str, ...], backend: str
+    ) -> None:
+        names = [leaf.name for leaf in compilation.ordered]
+        self.backend = backend
+        self.positions = tuple(names.index(name) for name in wrt)
+        executable = compilation.inference_executable(call.dtypes, call.nominal, backend)
+        self.run = executable.run
+        self.flat = compilation.inference_executable(call.dtypes, call.nominal, "torch").run
+        self.output_dtypes = [executable.program.values[n].dtype for n in executable.program.outputs]
+        self.count = len(names)
+        if wrt:
+            self.pair = compilation.training_executable(call.dtypes, call.nominal, wrt, backend)
+            arguments = [a.value.name for a in self.pair.backward.program.arguments]
+            self.read = tuple(names.index(name) for name in arguments if name in names)
+
+
+class _Network(torch.autograd.Function):
+    """Forward: outputs and saved values of the generated program. Backward: the generated program."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: Specialisation, *tensors: Tensor) -> Any:
+        arrays = _enter(tensors, spec.backend)
+        results = spec.pair.forward.run(*arrays)
+        outputs = _leave(results[: spec.pair.output_count], spec.backend, tensors)
+        saved = _leave(results[spec.pair.output_count :], spec.backend, tensors)
+        ctx.spec = spec
+        ctx.set_materialize_grads(True)
+        ctx.save_for_backward(*tensors)
+        ctx.saved = tuple(saved)
+        fresh = tuple(_own(output, tensors) for output in outputs)
+        return fresh
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        spec, tensors = ctx.spec, ctx.saved_tensors
+        grads: list[Tensor | None] = [None] * (1 + spec.count)
+        if torch.is_grad_enabled() or _watched((*tensors, *cotangents)):
+            results = _flat_gradients(spec, tensors, cotangents)
+        else:
+            read = [tensors[position] for position in spec.read]
+            values = _enter((*read, *ctx.saved, *cotangents), spec.backend)
+            results = _leave(spec.pair.backward.run(*values), spec.backend, cotangents)
+        for position, gradient in zip(spec.positions, results, strict=True):
+            grads[1 + position] = gradient
+        return tuple(grads)
+
+
+def _own(output: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """An output that is an argument itself is given as a view, so autograd can mark it."""
+    return output.view_as(output) if any(output is tensor for tensor in tensors) else output
+
+
+def _flat_gradients(
+    spec: Specialisation, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Gradients through the flat program, themselves differentiable."""
+    with torch.enable_grad():
+        leaves = [
+            t if k not in spec.positions else t.view_as(t) for k, t in enumerate(tensors)
+        ]
+        outputs = spec.flat(*leaves)
+        wanted = [leaves[position] for position in spec.positions]
+        pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+        if not pairs:
+            return tuple(torch.zeros_like(w) for w in wanted)
+        return torch.autograd.grad(  # type: ignore[no-any-return]
+            [o for o, _ in pairs],
+            wanted,
+            [c for _, c in pairs],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+
+def _enter(tensors: Sequence[Tensor], backend: str) -> Sequence[Any]:
+    """Tensors as the backend's arrays, without a copy."""
+    if backend != "numpy":
+        return tensors
+    return [np.from_dlpack(t.detach().resolve_conj().resolve_neg()) for t in tensors]
+
+
+def _leave(results: Sequence[Any], backend: str, like: Sequence[Tensor]) -> list[Tensor]:
+    """The backend's arrays as tensors."""
+    if backend != "numpy":
+        return list(results)
+    return [torch.from_numpy(_writable(array)) for array in results]
+
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    negative = any(stride < 0 for stride in array.strides)
+    return array if array.flags.writeable and not negative else array.copy()
+
+
+def _watched(tensors: Sequence[Tensor]) -> bool:
+    """Whether torch looks inside: compile, functorch, forward mode, or a tensor subclass."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return any(type(t) is not Tensor and type(t) is not nn.Parameter for t in tensors)
+
+
+class CompiledModule(Inspection, nn.Module):
+    """The module that `tnc.compile` returns.
+
+    Parameters are the network's, by name (dots make nested modules), each in its declared axis order.
+    """
+
+    def __init__(
+        self,
+        compilation: Compilation,
+        *,
+        backend: str = "auto",
+        dtype: str | None = None,
+        seed: int | None = None,
+        share: Any = None,
+    ) -> None:
+        super().__init__()
+        self.compilation, self.backend, self._dtype = compilation, backend, dtype
+        self._specialisations: dict[object, Specialisation] = {}
+        self._owners = [self._place(leaf) for leaf in (*compilation.params, *compilation.constants)]
+        self._make_leaves(seed, share)
+
+    # ---------------------------------------------------------------- parameters
+
+    def _place(self, leaf: Leaf) -> tuple[nn.Module, str]:
+        """The (nested) module and attribute of a leaf."""
+        *path, last = leaf.name.split(".")
+        owner: nn.Module = self
+        for part in path:
+            child = owner._modules.get(part)
+            if child is None:
+                self._check_free(owner, part, leaf)
+                child = nn.Module()
+                owner.add_module(part, child)
+            owner = child
+        self._check_free(owner, last, leaf)
+        owner.register_parameter(last, None) if leaf.kind == "param" else owner.register_buffer(
+            last, None
+        )
+        return owner, last
+
+    @staticmethod
+    def _check_free(owner: nn.Module, name: str, leaf: Leaf) -> None:
+        if hasattr(owner, name):
+            raise NameClash(
+                f"the {leaf.kind} name {leaf.name!r} is taken: a module already has {name!r}",
+                where=f"the {leaf.kind} declared at {leaf.origin}",
+                fix="give the tensor another name",
+            )
+
+    def _leaf_dtype(self, leaf: Leaf) -> torch.dtype:
+        name = leaf.dtype if leaf.dtype != DEFAULT else self._dtype
+        return torch.get_default_dtype() if name is None else getattr(torch, name)  # type: ignore[no-any-return]
+
+    def _make_leaves(self, seed: int | None, share: Any) -> None:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        shared = dict(share.named_parameters()) if share is not None else {}
+        leaves = (*self.compilation.params, *self.compilation.constants)
+        for leaf, (owner, name) in zip(leaves, self._owners, strict=True):
+            dtype = self._leaf_dtype(leaf)
+            if leaf.kind == "constant":
+                owner._buffers[name] = torch.tensor(np.array(leaf.value)).to(dtype)
+            elif leaf.name in shared:
+                owner._parameters[name] = self._shared(leaf, shared[leaf.name])
+            else:
+                shape = self.compilation.parameter_shape(leaf)
+                trainable = dtype.is_floating_point or dtype.is_complex
+                owner._parameters[name] = nn.Parameter(torch.empty(shape, dtype=dtype), trainable)
+        self.reset_parameters(generator, skip=frozenset(shared))
+
+    def _shared(self, leaf: Leaf, parameter: nn.Parameter) -> nn.Parameter:
+        if tuple(parameter.shape) != self.compilation.parameter_shape(leaf):
+            raise NameClash(
+                f"the shared parameter {leaf.name!r} has shape {tuple(parameter.shape)}, not "
+                f"{self.compilation.parameter_shape(leaf)}",
+                fix="share only networks that declare it with the same sizes",
+            )
+        return parameter
+
+    @torch.no_grad()
+    def reset_parameters(
+        self, generator: torch.Generator | None = None, skip: frozenset[str] = frozenset()
+    ) -> None:
+        """Draw all parameters anew, keeping the variance of activations."""
+        stds = parameter_stds(self.compilation)
+        for leaf, (owner, name) in zip(self.compilation.params, self._owners, strict=False):
+            if leaf.name not in skip:
+                parameter = owner._parameters[name]
+                assert parameter is not None
+                _initialize(leaf, parameter, stds.get(leaf.name, 1.0), generator)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs, in positional order."""
+        return tuple(leaf.name for leaf in self.compilation.inputs)
+
+    @property
+    def compute_dtype(self) -> str:
+        return self._fixed_dtype() or dtype_name(self._dtype or torch.get_default_dtype())
+
+    def _fixed_dtype(self) -> str | None:
+        """The dtype of undecided parameters and constants now; None if there are none."""
+        leaves = (*self.compilation.params, *self.compilation.constants)
+        for leaf, (owner, name) in zip(leaves, self._owners, strict=True):
+            if leaf.dtype == DEFAULT:
+                return dtype_name(getattr(owner, name).dtype)
+        return self._dtype
+
+    def _held(self) -> list[Tensor]:
+        found = []
+        for owner, name in self._owners:
+            tensor = owner._parameters.get(name)
+            found.append(getattr(owner, name) if tensor is None else tensor)
+        return found
+
+    # ---------------------------------------------------------------- calling
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The outputs, in the shape of container that was compiled."""
+        given = (
+            args
+            if not kwargs and len(args) == len(self.compilation.inputs)
+            else order_inputs(self.compilation, args, kwargs)
+        )
+        tensors = [*given, *self._held()]
+        if any(not isinstance(tensor, Tensor) for tensor in given):
+            raise ArgumentError(
+                f"inputs must be torch tensors, not {[type(t).__name__ for t in given]}",
+                fix="use torch.as_tensor(…), or compile with framework='numpy'",
+            )
+        if torch.is_autocast_enabled(tensors[0].device.type if tensors else "cpu"):
+            tensors = _autocast(self.compilation.ordered, tensors)
+        pack = self.compilation.container.pack
+        if _watched(tensors):
+            return pack(self._flat(tensors)(*tensors))
+        spec = self._specialise(tensors)
+        if spec.positions:
+            return pack(_Network.apply(spec, *tensors))
+        if spec.backend == "numpy":
+            results = spec.run(*_enter(tensors, "numpy"))
+            return pack([_own(o, tensors) for o in _leave(results, "numpy", tensors)])
+        return pack(spec.run(*tensors))
+
+    def _specialise(self, tensors: Sequence[Tensor]) -> Specialisation:
+        grad = torch.is_grad_enabled()
+        key = tuple((t.shape, t.dtype, t.device, grad and t.requires_grad) for t in tensors)
+        found = self._specialisations.get(key)
+        if found is None:
+            found = self._make_specialisation(tensors, grad)
+            self._specialisations[key] = found
+        return found
+
+    def _call(self, tensors: Sequence[Tensor]) -> Call:
+        default = _reconciled(self.compilation.ordered, tensors, self._fixed_dtype())
+        return read_call(self.compilation, tensors, default)
+
+    def _make_specialisation(self, tensors: Sequence[Tensor], grad: bool) -> Specialisation:
+        devices = {t.device for t in tensors}
+        if len(devices) > 1:
+            raise DeviceError(
+                f"the tensors are on {len(devices)} devices: {sorted(map(str, devices))}",
+                fix="move module and inputs to one device with .to(device)",
+            )
+        call = self._call(tensors)
+        wrt = tuple(
+            leaf.name
+            for leaf, tensor, dtype in zip(
+                self.compilation.ordered, tensors, call.dtypes[1:], strict=True
+            )
+            if grad and tensor.requires_grad and is_differentiable(dtype)
+        )
+        return Specialisation(self.compilation, call, wrt, self._choose(call, wrt, devices))
+
+    def _choose(self, call: Call, wrt: tuple[str, ...], devices: set[torch.device]) -> str:
+        on_cpu = all(device.type == "cpu" for device in devices)
+        if not on_cpu or any(dtype in LOW_PRECISION for dtype in call.dtypes):
+            return "torch"
+        if self.backend != "auto":
+            return self.backend
+        program, _ = self.compilation.scheduled(call.dtypes, call.nominal)
+        return faster_backend(program, call.sizes, training=bool(wrt))
+
+    def _flat(self, tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+        """The aten program, which torch can look into."""
+        dtypes = (self.compute_dtype, *(dtype_name(t.dtype) for t in tensors))
+        nominal = self.compilation.nominal({})
+        return self.compilation.inference_executable(dtypes, nominal, "torch").run
+
+    # ---------------------------------------------------------------- copies
+
+    def __reduce__(self) -> Any:
+        return (_rebuild, (self._description(), self.state_dict(), self.training))
+
+    def _description(self) -> dict[str, Any]:
+        compilation = self.compilation
+        return {
+            "expressions": to_data(compilation.outputs),
+            "container": (compilation.container.kind, compilation.container.keys),
+            "inputs": [leaf.name for leaf in compilation.inputs],
+            "sizes": {symbol.name: value for symbol, value in compilation.binding.items()},
+            "options": compilation.fixed_plan or compilation.options,
+            "backend": self.backend,
+            "dtype": self._dtype,
+            "frozen": [n for n, p in self.named_parameters() if not p.requires_grad],
+        }
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
+        copied = CompiledModule(self.compilation, backend=self.backend, dtype=self._dtype)
+        memo[id(self)] = copied
+        for (mine, name), (theirs, _) in zip(self._owners, copied._owners, strict=True):
+            for table in ("_parameters", "_buffers"):
+                old = getattr(mine, table).get(name)
+                if old is not None:
+                    new = memo.get(id(old))
+                    if new is None:
+                        new = old.detach().clone()
+                        new = nn.Parameter(new, old.requires_grad) if table == "_parameters" else new
+                        memo[id(old)] = new
+                    getattr(theirs, table)[name] = new
+        copied.train(self.training)
+        return copied
+
+    def extra_repr(self) -> str:
+        outs = ", ".join(
+            f"({', '.join(map(str, output.indices))})" for output in self.compilation.outputs
+        )
+        return f"inputs={', '.join(self.inputs)} → {outs}, backend={self.backend}"
+
+
+def _reconciled(
+    leaves: Sequence[Leaf], tensors: Sequence[Tensor], default: str | None
+) -> str | None:
+    """The dtype of undecided leaves: the module's, unless autocast has cast them all alike."""
+    dtypes = {
+        dtype_name(t.dtype) for leaf, t in zip(leaves, tensors, strict=True)
+        if leaf.dtype == DEFAULT
+    }
+    cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return dtypes.pop() if cast and len(dtypes) == 1 else default
+
+
+def _autocast(leaves: Sequence[Leaf], tensors: Sequence[Tensor]) -> list[Tensor]:
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return [
+        t.to(dtype) if leaf.dtype == DEFAULT and t.is_floating_point() else t
+        for leaf, t in zip(leaves, tensors, strict=True)
+    ]
+
+
+def _initialize(
+    leaf: Leaf, parameter: Tensor, std: float, generator: torch.Generator | None
+) -> None:
+    if leaf.init is None or leaf.init == "normal":
+        scale = std if leaf.init is None else 1.0
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.normal_(0.0, scale, generator=generator) if scale else parameter.zero_()
+            return
+    if callable(leaf.init):
+        given = leaf.init(tuple(parameter.shape))
+        value = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+        if value.shape != parameter.shape:
+            raise NameClash(
+                f"the init of {leaf.name!r} has shape {tuple(value.shape)}, not "
+                f"{tuple(parameter.shape)}",
+                fix="return an array of the parameter's shape",
+            )
+    else:
+        rng = np.random.default_rng(0)
+        shape = tuple(parameter.shape)
+        value = torch.from_numpy(initial_array(leaf, shape, std, np.dtype("float64"), rng))
+    if value.is_complex() and not parameter.is_complex():
+        raise DTypeError(f"the init of {leaf.name!r} is complex", fix="give it a complex dtype")
+    parameter.copy_(value)
+
+
+def _rebuild(description: dict[str, Any], state: dict[str, Tensor], training: bool) -> CompiledModule:
+    from tncompiler.container import Container
+
+    outputs = from_data(description["expressions"])
+    kind, keys = description["container"]
+    container = Container(kind, outputs, tuple(keys))
+    compilation = Compilation(
+        container.pack(outputs), description["inputs"], description["sizes"], description["options"]
+    )
+    module = CompiledModule(
+        compilation, backend=description["backend"], dtype=description["dtype"]
+    )
+    module.load_state_dict(state, assign=True)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in description["frozen"])
+    return module.train(training)

@@ -1,0 +1,58 @@
+"""Predicted time of a program on a CPU, from a committed table; only to choose between NumPy and torch.
+
+Rates are those of the reference machine (2 cores, float32): what NumPy (OpenBLAS) and torch (MKL) reach
+on the skinny products tensor networks are made of. The full machine model comes with the planner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sympy
+
+from tncompiler.ir.program import Program
+from tncompiler.planning.cost import is_view, step_bytes, step_elementwise, step_flops
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """``flops_per_us`` in a skinny product, ``bytes_per_us`` of a pass over memory, microseconds to
+    start one operation and, for the whole call, to get in and out.
+    """
+
+    flops_per_us: float
+    bytes_per_us: float
+    step_us: float
+    call_us: float
+
+
+REFERENCE: Mapping[str, Library] = {
+    "numpy": Library(80_000.0, 8_000.0, 2.0, 25.0),
+    "torch": Library(40_000.0, 8_000.0, 3.0, 0.0),
+}
+
+
+def predicted_us(program: Program, sizes: Mapping[sympy.Symbol, int], library: Library) -> float:
+    """The larger of arithmetic and traffic for each step, plus what it costs to start."""
+    total = library.call_us
+    for step in program.steps:
+        if is_view(step):
+            continue
+        read, written = step_bytes(program, step)
+        traffic = (read.evaluate(sizes) + written.evaluate(sizes)) / library.bytes_per_us
+        work = step_flops(program, step) + step_elementwise(step, program)
+        total += max(work.evaluate(sizes) / library.flops_per_us, traffic) + library.step_us
+    return total
+
+
+def faster_backend(
+    program: Program, sizes: Mapping[sympy.Symbol, int], *, training: bool
+) -> str:
+    """The backend with the smaller predicted time; a training step does about three times the work."""
+    work = {
+        name: (predicted_us(program, sizes, library) - library.call_us) * (3 if training else 1)
+        + library.call_us * (2 if training else 1)
+        for name, library in REFERENCE.items()
+    }
+    return min(work, key=work.__getitem__)

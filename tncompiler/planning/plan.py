@@ -1,0 +1,307 @@
+"""A contraction plan as a value: orders, steps, costs; JSON with schema and checksum."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import sympy
+
+from tncompiler.ir.errors import FileFormatError, PlanError
+from tncompiler.ir.program import (
+    Contract,
+    Program,
+    Step,
+    element_count,
+    label_names,
+    operand_values,
+)
+from tncompiler.ir.sizes import Binding, Terms, parse_size, render_size
+from tncompiler.planning.cost import peak_bytes, step_bytes, step_elementwise, step_flops
+from tncompiler.planning.order import Pair
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOrder:
+    """The order of one network: its tensors, and SSA pairs (tensor n + k is pair k's result)."""
+
+    name: str
+    tensors: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+
+    def linear(self) -> tuple[tuple[int, ...], ...]:
+        """The order in opt_einsum's linear form: positions in the list of what is left."""
+        left = list(range(len(self.tensors)))
+        path = []
+        for number, pair in enumerate(self.pairs):
+            positions = tuple(sorted(left.index(member) for member in pair))
+            for position in reversed(positions):
+                left.pop(position)
+            left.append(len(self.tensors) + number)
+            path.append(positions)
+        return tuple(path)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStep:
+    """One step for people: its equation by index names, symbolic flops and bytes, shape."""
+
+    name: str
+    kind: str
+    equation: str
+    shape: tuple[str, ...]
+    flops: Terms
+    elementwise: Terms
+    bytes_read: Terms
+    bytes_written: Terms
+
+
+@dataclass(frozen=True)
+class ContractionPlan:
+    """How an expression is computed.
+
+    ``networks`` holds the order of each contraction network; ``steps`` the whole program in order;
+    ``sizes`` the integers that the plan was made for; ``digest`` names the expression it belongs to;
+    ``saved`` the values that the forward pass keeps for the backward pass.
+    """
+
+    networks: tuple[NetworkOrder, ...]
+    steps: tuple[PlanStep, ...]
+    sizes: Mapping[str, int]
+    minimize: str
+    peak_memory: int
+    largest: int
+    digest: str
+    saved: tuple[str, ...] = ()
+    recomputed: tuple[str, ...] = ()
+    sliced_indices: tuple[str, ...] = ()
+    cut: bool = False
+
+    @property
+    def flops(self) -> sympy.Expr | int:
+        """Flops of all contractions, symbolic in the free sizes."""
+        return _value(Terms.total(step.flops for step in self.steps))
+
+    @property
+    def total_write(self) -> sympy.Expr | int:
+        """Bytes written by all steps, symbolic in the free sizes."""
+        return _value(Terms.total(step.bytes_written for step in self.steps))
+
+    @property
+    def contraction_width(self) -> float:
+        """log2 of the largest computed value's elements, at the plan's sizes."""
+        return math.log2(max(self.largest, 1))
+
+    def _only(self) -> NetworkOrder:
+        if len(self.networks) == 1:
+            return self.networks[0]
+        raise PlanError(
+            f"the plan has {len(self.networks)} networks, so there is no one path",
+            fix="look at plan.networks, each with .pairs and .linear()",
+        )
+
+    @property
+    def ssa_path(self) -> tuple[Pair, ...]:
+        """The SSA path of the only network."""
+        return self._only().pairs
+
+    @property
+    def path(self) -> tuple[tuple[int, ...], ...]:
+        """The linear path of the only network, as opt_einsum writes it."""
+        return self._only().linear()
+
+    @property
+    def orders(self) -> dict[str, tuple[Pair, ...]]:
+        return {network.name: network.pairs for network in self.networks}
+
+    def to_json(self) -> str:
+        """The plan as JSON text with schema version and checksum."""
+        data = _to_data(self)
+        return json.dumps({**data, "checksum": _checksum(data)}, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> ContractionPlan:
+        """The plan that `to_json` wrote. Raises FileFormatError if it was altered or cut short."""
+        try:
+            data = json.loads(text)
+            checksum = data.pop("checksum")
+            if data["format"] != "tncompiler plan" or data["schema"] != SCHEMA:
+                raise KeyError("schema")
+            if checksum != _checksum(data):
+                raise KeyError("checksum")
+            return _from_data(data)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise FileFormatError(
+                f"this is no valid plan ({type(error).__name__}: {error})",
+                fix="write it again with plan.to_json()",
+            ) from None
+
+
+def _value(terms: Terms) -> sympy.Expr | int:
+    value = terms.to_sympy()
+    return int(value) if isinstance(value, sympy.Integer) else value
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, sort_keys=True)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _terms_data(terms: Terms) -> list[Any]:
+    return [[c, [render_size(f) for f in factors]] for c, factors in terms.terms]
+
+
+def _terms_from(data: Any) -> Terms:
+    return Terms(tuple((int(c), tuple(parse_size(f) for f in factors)) for c, factors in data))
+
+
+_COSTS = ("flops", "elementwise", "bytes_read", "bytes_written")
+
+
+def _to_data(plan: ContractionPlan) -> dict[str, Any]:
+    return {
+        "format": "tncompiler plan",
+        "schema": SCHEMA,
+        "digest": plan.digest,
+        "minimize": plan.minimize,
+        "sizes": dict(plan.sizes),
+        "peak_memory": plan.peak_memory,
+        "largest": plan.largest,
+        "saved": list(plan.saved),
+        "networks": [
+            {"name": n.name, "tensors": list(n.tensors), "pairs": [list(p) for p in n.pairs]}
+            for n in plan.networks
+        ],
+        "steps": [
+            {
+                "name": s.name,
+                "kind": s.kind,
+                "equation": s.equation,
+                "shape": list(s.shape),
+                **{cost: _terms_data(getattr(s, cost)) for cost in _COSTS},
+            }
+            for s in plan.steps
+        ],
+    }
+
+
+def _from_data(data: Mapping[str, Any]) -> ContractionPlan:
+    networks = tuple(_network_from(item) for item in data["networks"])
+    steps = tuple(
+        PlanStep(
+            str(item["name"]),
+            str(item["kind"]),
+            str(item["equation"]),
+            tuple(map(str, item["shape"])),
+            *(_terms_from(item[cost]) for cost in _COSTS),
+        )
+        for item in data["steps"]
+    )
+    return ContractionPlan(
+        networks,
+        steps,
+        {str(k): int(v) for k, v in data["sizes"].items()},
+        str(data["minimize"]),
+        int(data["peak_memory"]),
+        int(data["largest"]),
+        str(data["digest"]),
+        tuple(map(str, data["saved"])),
+    )
+
+
+def _network_from(item: Mapping[str, Any]) -> NetworkOrder:
+    tensors = tuple(map(str, item["tensors"]))
+    pairs = tuple((int(a), int(b)) for a, b in item["pairs"])
+    left = set(range(len(tensors)))
+    for number, (a, b) in enumerate(pairs):
+        if a == b or not {a, b} <= left:
+            raise KeyError("pairs")
+        left = (left - {a, b}) | {len(tensors) + number}
+    if tensors and len(left) != 1:
+        raise KeyError("pairs")
+    return NetworkOrder(str(item["name"]), tensors, pairs)
+
+
+def describe_steps(program: Program) -> tuple[PlanStep, ...]:
+    """The steps of a scheduled program for people."""
+    steps = []
+    for step in program.steps:
+        read, written = step_bytes(program, step)
+        steps.append(
+            PlanStep(
+                step.out.name,
+                type(step.op).__name__.lower(),
+                step_equation(program, step),
+                tuple(render_size(size) for size in step.out.shape),
+                step_flops(program, step),
+                step_elementwise(step, program),
+                read,
+                written,
+            )
+        )
+    return tuple(steps)
+
+
+def step_equation(program: Program, step: Step) -> str:
+    """The step by index names: "t0(b, o1) = x(b, i1) * G1(i1, o1)"."""
+    operands = operand_values(program, step)
+    if isinstance(step.op, Contract):
+        names = label_names(step.op, operands, step.out)
+        terms = [
+            f"{value.name}({', '.join(names[label] for label in labels)})"
+            for value, labels in zip(operands, step.op.inputs, strict=True)
+        ]
+        out = ", ".join(names[label] for label in step.op.output)
+        return f"{step.out.name}({out}) = {' * '.join(terms) or '1'}"
+    sources = ", ".join(f"{v.name}({', '.join(v.axes)})" if v.axes else v.name for v in operands)
+    return f"{step.out.name}({', '.join(step.out.axes)}) = {step.op.text()}({sources})"
+
+
+def make_plan(
+    logical: Program,
+    scheduled: Program,
+    orders: Mapping[str, tuple[Pair, ...]],
+    nominal: Binding,
+    minimize: str,
+    saved: tuple[str, ...] = (),
+) -> ContractionPlan:
+    """The plan of a scheduled program."""
+    networks = tuple(
+        NetworkOrder(name, _tensors(logical, name), pairs)
+        for name, pairs in orders.items()
+        if name in logical.producers
+    )
+    sizes = [element_count(step.out).evaluate(nominal) for step in scheduled.steps]
+    largest = max(sizes, default=0)
+    return ContractionPlan(
+        networks,
+        describe_steps(scheduled),
+        {symbol.name: number for symbol, number in nominal.items()},
+        minimize,
+        peak_bytes(scheduled, nominal),
+        largest,
+        program_digest(logical),
+        saved,
+    )
+
+
+def _tensors(program: Program, name: str) -> tuple[str, ...]:
+    """The tensors that pairs count: those with axes; scalar factors are applied apart."""
+    step = program.producers[name]
+    return tuple(v.name for v in operand_values(program, step) if v.shape)
+
+
+def program_digest(program: Program) -> str:
+    """What a logical program computes, blind to index names and dtypes."""
+    content = [
+        tuple((a.value.name, tuple(map(render_size, a.value.shape))) for a in program.arguments),
+        tuple((repr(s.op), s.operands) for s in program.steps),
+        program.outputs,
+    ]
+    return blake2b(repr(content).encode(), digest_size=16).hexdigest()
