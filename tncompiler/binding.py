@@ -1,4 +1,4 @@
-"""Arguments of a call → arrays in order, checked against the leaves; sizes and dtypes read off them.
+"""Arguments of a call → arrays in order, checked against the leaves; sizes and dtypes read off.
 
 Shared by the torch module and the NumPy function: anything with `.shape` and `.dtype` will do.
 """

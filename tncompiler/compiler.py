@@ -1,7 +1,7 @@
-"""The whole pipeline: expressions → logical program → plan → scheduled programs → source → callable.
+"""The whole pipeline: expressions → logical program → plan → scheduled → source → callable.
 
-`compile` is the public entry; `Compilation` holds what is the same for torch and NumPy users and keeps
-every stage it has made.
+`compile` is the public entry; `Compilation` holds what is the same for torch and NumPy users and
+keeps every stage it has made.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ def compile(
     network. Raises a TncError that says what, where and how to mend it.
     """
     if cuda_graph or process_group is not None:
-        raise BackendError(
-            "cuda_graph and process_group are not built yet", fix="leave them out"
-        )
+        raise BackendError("cuda_graph and process_group are not built yet", fix="leave them out")
     if backend not in ("auto", *BACKENDS):
         known = ", ".join(("auto", *BACKENDS))
         raise BackendError(f"there is no backend {backend!r}", fix=f"choose one of {known}")
@@ -277,7 +275,7 @@ class Compilation:
             return self._cache[key]
 
     def logical(self, dtypes: tuple[str, ...]) -> Program:
-        """The simplified program; `dtypes` are those of `ordered`, the first that of the default."""
+        """The simplified program; `dtypes` is the default, then one for each of `ordered`."""
 
         def make() -> Program:
             default, *own = dtypes
@@ -299,9 +297,7 @@ class Compilation:
         def make() -> tuple[Program, Any]:
             logical = self.logical(dtypes)
             program, orders = schedule(logical, nominal, self.options, self._orders(logical))
-            finished = run_passes(
-                program, SCHEDULED_PASSES, scheduled=True, watcher=watcher()
-            )
+            finished = run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
             return finished, orders
 
         return self._once(  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The debug ladder: TNC_DEBUG=1 plan, 2 each pass's change, 3 program, 4 source; TNC_DUMP=dir files."""
+"""The debug ladder: TNC_DEBUG=1 plan, 2 passes, 3 program, 4 source; TNC_DUMP=dir writes files."""
 
 from __future__ import annotations
 

@@ -96,9 +96,7 @@ def input(name: str, *axes: Index, dtype: object = None) -> Leaf:
     return algebra.leaf(_scoped(name), axes, kind="input", dtype=dtype)
 
 
-def param(
-    name: str, *axes: Index, init: Initializer | None = None, dtype: object = None
-) -> Leaf:
+def param(name: str, *axes: Index, init: Initializer | None = None, dtype: object = None) -> Leaf:
     """A trainable tensor. Naming it again, with other indices of the same sizes, shares it.
 
     ``init`` is a name ("normal", "zeros", "ones", "eye"), an array, or a callable (shape) → array;

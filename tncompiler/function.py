@@ -144,7 +144,10 @@ class NumpyFunction(Inspection):
 
     def _default(self) -> str | None:
         """The dtype that undecided leaves must have; None lets the inputs decide."""
-        fixed = any(leaf.dtype == DEFAULT for leaf in (*self.compilation.params, *self.compilation.constants))
+        fixed = any(
+            leaf.dtype == DEFAULT
+            for leaf in (*self.compilation.params, *self.compilation.constants)
+        )
         return self.compute_dtype if fixed or self._dtype else None
 
     def _call(self, arrays: list[np.ndarray]) -> tuple[Call, Callable[..., Any]]:

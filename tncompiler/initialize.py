@@ -1,7 +1,7 @@
 """Standard deviations for parameters that keep the variance of what flows through a network.
 
-In: a logical program. Each contraction's output has the product of its operands' second moments times
-the number of summed terms; the parameters of a network share equally in bringing that to 1.
+In: a logical program. The output of a contraction has the product of its operands' second moments
+times the number of summed terms; a network's parameters share equally in bringing that to 1.
 """
 
 from __future__ import annotations
@@ -55,8 +55,10 @@ class _Moments:
     def run(self) -> dict[str, float]:
         for step in self.program.steps:
             self.log_moment[step.out.name] = self._step(step)
-        return {name: math.exp(self.log_std[name]) if name in self.log_std else 0.0
-                for name in sorted(self.open)}
+        return {
+            name: math.exp(self.log_std[name]) if name in self.log_std else 0.0
+            for name in sorted(self.open)
+        }
 
     def _step(self, step: Step) -> float:
         match step.op:
@@ -93,11 +95,12 @@ class _Moments:
     def _map(self, step: Step, op: Map) -> float:
         moments = [self._of(name) for name in step.operands]
         if op.function in ("add", "sub"):
-            return float(np.logaddexp(*moments))
+            return float(np.logaddexp(moments[0], moments[1]))
         if op.function == "div":
             return moments[0] - moments[1] if math.isfinite(moments[1]) else 0.0
         rule = function(op.function)
-        if rule.arity != 1 or rule.domain != ("float",) and op.function not in ("tanh",):
+        bounded = rule.domain == ("float",) or op.function == "tanh"
+        if rule.arity != 1 or not bounded:
             return max(moments)
         return _through(rule.reference, moments[0])
 

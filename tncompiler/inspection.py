@@ -1,4 +1,4 @@
-"""What a compiled network shows of itself: explain, plan, cost, source, draw. Shared by all frameworks."""
+"""What a compiled network shows of itself: explain, plan, cost, source, draw."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """A compiled network as a torch module: parameters by name, our backward pass under autograd.
 
-In eager mode a call runs the generated forward and backward programs of the chosen backend inside an
-autograd function. Wherever torch looks inside (compile, export, functorch, forward-mode AD, second
-derivatives, tensor subclasses) the flat aten program runs instead, which torch can differentiate itself.
+In eager mode a call runs the generated forward and backward programs of the chosen backend inside
+an autograd function. Wherever torch looks inside (compile, export, functorch, forward-mode AD,
+second derivatives, tensor subclasses) the flat aten program runs instead, which torch can
+differentiate itself.
 """
 
 from __future__ import annotations
@@ -35,10 +36,8 @@ class Specialisation:
         names = [leaf.name for leaf in compilation.ordered]
         self.backend = backend
         self.positions = tuple(names.index(name) for name in wrt)
-        executable = compilation.inference_executable(call.dtypes, call.nominal, backend)
-        self.run = executable.run
+        self.run = compilation.inference_executable(call.dtypes, call.nominal, backend).run
         self.flat = compilation.inference_executable(call.dtypes, call.nominal, "torch").run
-        self.output_dtypes = [executable.program.values[n].dtype for n in executable.program.outputs]
         self.count = len(names)
         if wrt:
             self.pair = compilation.training_executable(call.dtypes, call.nominal, wrt, backend)
@@ -47,7 +46,7 @@ class Specialisation:
 
 
 class _Network(torch.autograd.Function):
-    """Forward: outputs and saved values of the generated program. Backward: the generated program."""
+    """Runs the generated forward program, and the generated backward program on what it saved."""
 
     @staticmethod
     def forward(ctx: Any, spec: Specialisation, *tensors: Tensor) -> Any:
@@ -67,7 +66,7 @@ class _Network(torch.autograd.Function):
         spec, tensors = ctx.spec, ctx.saved_tensors
         grads: list[Tensor | None] = [None] * (1 + spec.count)
         if torch.is_grad_enabled() or _watched((*tensors, *cotangents)):
-            results = _flat_gradients(spec, tensors, cotangents)
+            results: Sequence[Tensor] = _flat_gradients(spec, tensors, cotangents)
         else:
             read = [tensors[position] for position in spec.read]
             values = _enter((*read, *ctx.saved, *cotangents), spec.backend)
@@ -87,15 +86,13 @@ def _flat_gradients(
 ) -> tuple[Tensor, ...]:
     """Gradients through the flat program, themselves differentiable."""
     with torch.enable_grad():
-        leaves = [
-            t if k not in spec.positions else t.view_as(t) for k, t in enumerate(tensors)
-        ]
+        leaves = [t if k not in spec.positions else t.view_as(t) for k, t in enumerate(tensors)]
         outputs = spec.flat(*leaves)
         wanted = [leaves[position] for position in spec.positions]
         pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
         if not pairs:
             return tuple(torch.zeros_like(w) for w in wanted)
-        return torch.autograd.grad(  # type: ignore[no-any-return]
+        return torch.autograd.grad(
             [o for o, _ in pairs],
             wanted,
             [c for _, c in pairs],
@@ -136,7 +133,7 @@ def _watched(tensors: Sequence[Tensor]) -> bool:
 class CompiledModule(Inspection, nn.Module):
     """The module that `tnc.compile` returns.
 
-    Parameters are the network's, by name (dots make nested modules), each in its declared axis order.
+    Parameters are the network's, by name (dots make nested modules), in their declared axis order.
     """
 
     def __init__(
@@ -184,7 +181,7 @@ class CompiledModule(Inspection, nn.Module):
 
     def _leaf_dtype(self, leaf: Leaf) -> torch.dtype:
         name = leaf.dtype if leaf.dtype != DEFAULT else self._dtype
-        return torch.get_default_dtype() if name is None else getattr(torch, name)  # type: ignore[no-any-return]
+        return torch.get_default_dtype() if name is None else getattr(torch, name)
 
     def _make_leaves(self, seed: int | None, share: Any) -> None:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -269,7 +266,7 @@ class CompiledModule(Inspection, nn.Module):
             return pack(self._flat(tensors)(*tensors))
         spec = self._specialise(tensors)
         if spec.positions:
-            return pack(_Network.apply(spec, *tensors))
+            return pack(_Network.apply(spec, *tensors))  # type: ignore[no-untyped-call]
         if spec.backend == "numpy":
             results = spec.run(*_enter(tensors, "numpy"))
             return pack([_own(o, tensors) for o in _leave(results, "numpy", tensors)])
@@ -348,7 +345,9 @@ class CompiledModule(Inspection, nn.Module):
                     new = memo.get(id(old))
                     if new is None:
                         new = old.detach().clone()
-                        new = nn.Parameter(new, old.requires_grad) if table == "_parameters" else new
+                        new = (
+                            nn.Parameter(new, old.requires_grad) if table == "_parameters" else new
+                        )
                         memo[id(old)] = new
                     getattr(theirs, table)[name] = new
         copied.train(self.training)
@@ -366,7 +365,8 @@ def _reconciled(
 ) -> str | None:
     """The dtype of undecided leaves: the module's, unless autocast has cast them all alike."""
     dtypes = {
-        dtype_name(t.dtype) for leaf, t in zip(leaves, tensors, strict=True)
+        dtype_name(t.dtype)
+        for leaf, t in zip(leaves, tensors, strict=True)
         if leaf.dtype == DEFAULT
     }
     cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
@@ -407,7 +407,9 @@ def _initialize(
     parameter.copy_(value)
 
 
-def _rebuild(description: dict[str, Any], state: dict[str, Tensor], training: bool) -> CompiledModule:
+def _rebuild(
+    description: dict[str, Any], state: dict[str, Tensor], training: bool
+) -> CompiledModule:
     from tncompiler.container import Container
 
     outputs = from_data(description["expressions"])
@@ -416,9 +418,7 @@ def _rebuild(description: dict[str, Any], state: dict[str, Tensor], training: bo
     compilation = Compilation(
         container.pack(outputs), description["inputs"], description["sizes"], description["options"]
     )
-    module = CompiledModule(
-        compilation, backend=description["backend"], dtype=description["dtype"]
-    )
+    module = CompiledModule(compilation, backend=description["backend"], dtype=description["dtype"])
     module.load_state_dict(state, assign=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in description["frozen"])

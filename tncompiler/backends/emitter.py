@@ -116,9 +116,7 @@ class Emitter(ABC):
                 index = ", ".join([":"] * axis + [f"{self.size(start)}:{self.size(stop)}"])
                 self.assign(step, f"{self.ref(operands[0])}[{index}]", self._tuple(step.out))
             case Pad(axis, before, after):
-                text = self.pad(
-                    operands[0], axis, self.size(before), self.size(after)
-                )
+                text = self.pad(operands[0], axis, self.size(before), self.size(after))
                 self.assign(step, text, self._tuple(step.out))
             case Concat(axis):
                 parts = ", ".join(self.ref(value) for value in operands)
@@ -203,9 +201,7 @@ class Emitter(ABC):
     # ------------------------------------------------------------------ contractions
 
     def _contract(self, step: Step, op: Contract, operands: tuple[Value, ...]) -> None:
-        names = {
-            k: comment_name(n, k) for k, n in label_names(op, operands, step.out).items()
-        }
+        names = {k: comment_name(n, k) for k, n in label_names(op, operands, step.out).items()}
         if not operands:
             text = self.ones(step.out)
             distinct = tuple(dict.fromkeys(op.output))
@@ -256,7 +252,7 @@ class Emitter(ABC):
         return text if wanted == op.output else self.embed(text, wanted, op.output)
 
     def insert_axes(self, text: str, present: Sequence[int], wanted: Sequence[int]) -> str:
-        """Index with None where `wanted` has an axis that `present` lacks; leading ones need none."""
+        """Index with None where `wanted` has an axis that `present` lacks, but for leading ones."""
         first = next((k for k, label in enumerate(wanted) if label in present), len(wanted))
         pattern = [":" if label in present else "None" for label in wanted[first:]]
         return f"{text}[{', '.join(pattern)}]" if "None" in pattern else text
@@ -316,7 +312,7 @@ class Emitter(ABC):
         form: MatmulForm,
         sizes: dict[int, Size],
     ) -> str:
-        """The operand as (batch, rows, columns): permuted if it must, reshaped, swapped as a view."""
+        """The operand as (batch, rows, columns): permuted if it must be, reshaped, swapped."""
         text = self.ref(value)
         if order != labels:
             text = self.permute(text, [labels.index(label) for label in order])
@@ -341,7 +337,7 @@ class Emitter(ABC):
 
     @staticmethod
     def parenthesize(text: str) -> str:
-        return f"({text})" if " " in text and not text.endswith(")") or " @ " in text else text
+        return f"({text})" if (" " in text and not text.endswith(")")) or " @ " in text else text
 
     # ------------------------------------------------------------------ maps
 

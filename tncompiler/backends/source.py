@@ -34,5 +34,5 @@ def load(source: Source) -> Callable[..., Any]:
     lines = source.text.splitlines(keepends=True)
     linecache.cache[filename] = (len(source.text), None, lines, filename)
     namespace: dict[str, Any] = {"__name__": f"tncompiler.generated.{source.digest}"}
-    exec(compile(source.text, filename, "exec"), namespace)  # noqa: S102
+    exec(compile(source.text, filename, "exec"), namespace)
     return namespace[source.entry]  # type: ignore[no-any-return]

@@ -257,9 +257,7 @@ def matmul(a: Any, b: Any) -> Expr:
             where=call_site(),
             fix="use * for an outer product, or rename an index",
         )
-    return _contraction(
-        (left, right), tuple(i for i in _union((left, right)) if i not in shared)
-    )
+    return _contraction((left, right), tuple(i for i in _union((left, right)) if i not in shared))
 
 
 def sum_over(expr: Expr, over: Sequence[Any]) -> Expr:
@@ -484,8 +482,6 @@ def _resized(expr: Expr, axis: int, size: Size) -> tuple[Index, ...]:
     return (*expr.indices[:axis], index, *expr.indices[axis + 1 :])
 
 
-
-
 def concat(parts: Sequence[Any], index: Index) -> Expr:
     """Tensors one after the other along the axis they each call by `index`'s name."""
     _check_indices((index,), "concat")
@@ -548,4 +544,3 @@ def replace(expr: Expr, old: Expr, new: Any) -> Expr:
             fix="both need the same indices",
         )
     return ex.replace_leaves(expr, {old: transpose(by, old.indices)})
-

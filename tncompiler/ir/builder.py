@@ -91,7 +91,9 @@ class Builder:
         strong = promote(*others) if others else None
         if isinstance(value, complex):
             if strong in (None, DEFAULT):
-                return DEFAULT if self.default_dtype == DEFAULT else _complexified(self.default_dtype)
+                return (
+                    DEFAULT if self.default_dtype == DEFAULT else _complexified(self.default_dtype)
+                )
             return _complexified(strong if kind(strong) != "int" else self.default_dtype)
         if strong is None or (isinstance(value, float) and kind(strong) in ("int", "bool")):
             return self.default_dtype
@@ -161,8 +163,10 @@ class Builder:
         dtype, same = self._unify(operands[start:])
         if kind(dtype) in ("int", "bool") and kind(dtype) not in function(name).domain:
             same = [self.cast(value, self.default_dtype) for value in same]
-        condition = [value if value.dtype == DEFAULT else self.cast(value, "bool")
-                     for value in operands[:start]]
+        condition = [
+            value if value.dtype == DEFAULT else self.cast(value, "bool")
+            for value in operands[:start]
+        ]
         return [*condition, *same]
 
     def cast(self, value: Value, dtype: str) -> Value:

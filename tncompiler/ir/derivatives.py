@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tncompiler.ir import algebra
-from tncompiler.ir.dtypes import is_real, kind
-from tncompiler.ir.errors import GradientError, UnknownIndex
+from tncompiler.ir.dtypes import kind
+from tncompiler.ir.errors import GradientError
 from tncompiler.ir.expressions import Expr, Leaf, replace_leaves, walk
-from tncompiler.ir.functions import function
-from tncompiler.ir.expressions import Map as MapNode
+from tncompiler.ir.index import Index
 from tncompiler.ir.lift import lift
 from tncompiler.ir.lower import collect_leaves, lower
 from tncompiler.ir.passes import LOGICAL_PASSES, run_passes
 from tncompiler.ir.passes.adjoint import adjoint
-from tncompiler.ir.passes.tangent import tangent
-from tncompiler.ir.program import Contract, Program
 from tncompiler.ir.passes.dead import drop_dead_steps
+from tncompiler.ir.passes.tangent import tangent
+from tncompiler.ir.program import Contract, Program, fresh_name
 
 
 def _check_leaf(expr: Expr, leaf: object, found: Sequence[Leaf]) -> Leaf:
@@ -58,9 +57,7 @@ def grad(
     (seed_name,) = (a.value.name for a in joint.arguments if a.kind == "cotangent")
     arguments[seed_name] = seed
     gradients = lift(joint, arguments)
-    aligned = tuple(
-        algebra.reindex(g, t.indices) for g, t in zip(gradients, targets, strict=True)
-    )
+    aligned = tuple(algebra.reindex(g, t.indices) for g, t in zip(gradients, targets, strict=True))
     return aligned if isinstance(wrt, tuple) else aligned[0]
 
 
@@ -80,7 +77,7 @@ def _seed(expr: Expr, cotangent: Expr | None) -> Expr:
             f"({', '.join(map(str, expr.indices))})",
             fix="give cotangent=…, or differentiate expr.sum()",
         )
-    if not is_real(lower((expr,)).values[lower((expr,)).outputs[0]].dtype) and _is_complex(expr):
+    if _is_complex(expr):
         raise GradientError(
             "the expression is not real, so its gradient is not unique",
             fix="differentiate expr.real, or give cotangent=…",
@@ -130,9 +127,7 @@ def environment(expr: Expr, leaf: Leaf) -> Expr:
     marked = [use for use in distinct if use == target] or (distinct if len(distinct) == 1 else [])
     if len(marked) != 1:
         raise _ambiguous(target, distinct)
-    hole = algebra.leaf(
-        _free_name(leaves), marked[0].indices, kind="input", dtype=marked[0].dtype
-    )
+    hole = algebra.leaf(_free_name(leaves), marked[0].indices, kind="input", dtype=marked[0].dtype)
     pierced = replace_leaves(expr, {marked[0]: hole})
     program = run_passes(lower((pierced,)), LOGICAL_PASSES)
     positions = _factor_positions(program, hole.name)
@@ -176,39 +171,36 @@ def _factor_positions(program: Program, name: str) -> list[int]:
 def _take_out(
     program: Program, position: int, expr: Expr, leaf: Leaf, leaves: Sequence[Leaf]
 ) -> Expr:
+    """The factors of the output's contraction, but for one, contracted to what is left open."""
     step = program.producers[program.outputs[0]]
     op: Contract = step.op  # type: ignore[assignment]
-    arguments: dict[str, Expr] = {own.name: own for own in leaves}
-    hole = step.operands[position]
-    arguments[hole] = leaf
+    wires = [labels for k, labels in enumerate(op.inputs) if k != position]
+    if any(len(set(labels)) != len(labels) for labels in wires):
+        raise GradientError("the rest of the network has a diagonal", fix="use tnc.grad")
     rest = program.with_steps(
         [s for s in program.steps if s is not step],
         tuple(name for k, name in enumerate(step.operands) if k != position),
     )
+    arguments: dict[str, Expr] = {own.name: own for own in leaves}
+    arguments[step.operands[position]] = leaf
     terms = lift(rest, arguments)
-    named: dict[int, object] = {}
-    for label, index in zip(op.output, expr.indices, strict=True):
+    open_labels = (*op.output, *op.inputs[position])
+    named: dict[int, Index] = {}
+    for label, index in zip(open_labels, (*expr.indices, *leaf.indices), strict=True):
         named.setdefault(label, index)
-    for label, index in zip(op.inputs[position], leaf.indices, strict=True):
-        named.setdefault(label, index)
-    wires = [labels for k, labels in enumerate(op.inputs) if k != position]
-    return _contract_named(terms, wires, op, position, named)
-
-
-def _contract_named(terms, wires, op, position, named):  # type: ignore[no-untyped-def]
-    from tncompiler.ir.index import Index
-    from tncompiler.ir.program import fresh_name
-
-    taken = {index.name for index in named.values()}
-    wired = []
     for term, labels in zip(terms, wires, strict=True):
-        if len(set(labels)) != len(labels):
-            raise UnknownIndex("the rest of the network has a diagonal", fix="use tnc.grad")
-        for label, index in zip(labels, term.indices, strict=True):
-            if label not in named:
-                named[label] = Index(fresh_name(index.name, taken), index.size)
-                taken.add(named[label].name)
-        wired.append(algebra.reindex(term, [named[label] for label in labels]))
+        _name_bound(named, term, labels)
     have = {label for labels in wires for label in labels}
-    open_labels = dict.fromkeys((*op.output, *op.inputs[position]))
-    return algebra.contract(*wired, out=[named[k] for k in open_labels if k in have])
+    wired = [
+        algebra.reindex(term, [named[label] for label in labels])
+        for term, labels in zip(terms, wires, strict=True)
+    ]
+    return algebra.contract(*wired, out=[named[k] for k in dict.fromkeys(open_labels) if k in have])
+
+
+def _name_bound(named: dict[int, Index], term: Expr, labels: Sequence[int]) -> None:
+    """Give labels that no open index names a fresh one."""
+    for label, index in zip(labels, term.indices, strict=True):
+        if label not in named:
+            taken = {known.name for known in named.values()}
+            named[label] = Index(fresh_name(index.name, taken), index.size)

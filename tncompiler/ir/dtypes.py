@@ -37,7 +37,7 @@ def dtype_name(dtype: object) -> str:
 
 
 def kind(dtype: str) -> str:
-    """"bool", "int", "float", "complex", or "default" (float or complex)."""
+    """ "bool", "int", "float", "complex", or "default" (float or complex)."""
     return _KINDS[dtype]
 
 

@@ -18,7 +18,7 @@ class Index:
     """
 
     name: str
-    size: Size = None  # type: ignore[assignment]
+    size: Size = None
 
     def __post_init__(self) -> None:
         check_index_name(self.name)
@@ -49,4 +49,4 @@ def indices(names: str, /, size: object = None, **sizes: object) -> tuple[Index,
             f"a size is given for {', '.join(map(repr, unknown))}, which is not among {words}",
             fix="name the index, or drop its size",
         )
-    return tuple(Index(word, sizes.get(word, size)) for word in words)  # type: ignore[arg-type]
+    return tuple(Index(word, sizes.get(word, size)) for word in words)

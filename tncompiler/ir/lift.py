@@ -110,9 +110,7 @@ def _merge(step: Step, operands: Sequence[Expr], values: Sequence[Value]) -> Exp
     return algebra.merge(source, source.indices[op.axis : op.axis + op.count], into)
 
 
-def _around(
-    out: tuple[Index, ...], axis: int, count: int, source: Value
-) -> tuple[Index, ...]:
+def _around(out: tuple[Index, ...], axis: int, count: int, source: Value) -> tuple[Index, ...]:
     """The indices of a split's source: those of the result, with one index for its parts."""
     name = fresh_name(source.axes[axis], {index.name for index in out})
     return (*out[:axis], Index(name, source.shape[axis]), *out[axis + count :])

@@ -167,9 +167,7 @@ def _split(low: _Lowering, node: ex.Split) -> Value:
 def _merge(low: _Lowering, node: ex.Merge) -> Value:
     low.builder.equations.append(node.equation.substitute(low.binding))
     size = low.size(node.into.size)
-    return low.builder.merge(
-        low.operand(node.source), node.axis, node.count, size, node.into.name
-    )
+    return low.builder.merge(low.operand(node.source), node.axis, node.count, size, node.into.name)
 
 
 def _slice(low: _Lowering, node: ex.Slice) -> Value:
@@ -205,4 +203,3 @@ _RULES: dict[type[Expr], Callable[..., Value]] = {
     ex.Concat: _concat,
     ex.Cast: _cast,
 }
-

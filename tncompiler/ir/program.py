@@ -1,8 +1,9 @@
 """Programs: SSA over positional arrays, the form that is planned, differentiated and emitted.
 
 A logical program holds contractions of any number of operands; a scheduled one of at most two.
-Index names survive only as `axes`, for people; meaning is by position, so equality of steps is blind
-to names. Labels of a contraction are small ints local to its step, numbered by first appearance.
+Index names survive only as `axes`, for people; meaning is by position, so equality of steps is
+blind to names. Labels of a contraction are small ints local to its step, numbered by first
+appearance.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Map:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """"max" or "min" over axes; the rest keep their order."""
+    """ "max" or "min" over axes; the rest keep their order."""
 
     function: str
     axes: tuple[int, ...]
@@ -219,9 +220,7 @@ class Program:
         return "\n".join([*lines, f"return {', '.join(self.outputs)}"])
 
 
-def label_sizes(
-    op: Contract, operands: Iterable[Value], out: Value
-) -> dict[int, Size]:
+def label_sizes(op: Contract, operands: Iterable[Value], out: Value) -> dict[int, Size]:
     """The size of each label of a contraction."""
     sizes: dict[int, Size] = {}
     for labels, value in zip((*op.inputs, op.output), (*operands, out), strict=True):
@@ -271,7 +270,7 @@ def contract_flops(op: Contract, operands: Iterable[Value], out: Value) -> Terms
     sizes = label_sizes(op, operands, out)
     summed = any(label not in op.output for labels in op.inputs for label in labels)
     on_operands = {label for labels in op.inputs for label in labels}
-    count = len([labels for labels in op.inputs])
+    count = len(op.inputs)
     if count < 2:
         return Terms.of(1 if summed else 0, (sizes[label] for label in on_operands))
     per_point = (count - 1) * (2 if summed else 1)

@@ -1,4 +1,4 @@
-"""Expressions as JSON and back. Nothing a file holds is executed: every node is rebuilt and checked.
+"""Expressions as JSON and back. Nothing a file holds is executed; every node is checked.
 
 Constants are kept as base64 of their bytes. Callables given as `init` cannot be written down.
 """
@@ -32,7 +32,7 @@ def to_json(expr: Expr) -> str:
 def to_data(outputs: tuple[Expr, ...]) -> dict[str, Any]:
     """Several expressions as JSON data; shared nodes are written once."""
     numbers: dict[int, int] = {}
-    nodes = []
+    nodes: list[dict[str, Any]] = []
     for node in walk(*outputs):
         numbers[id(node)] = len(nodes)
         nodes.append(_node_data(node, [numbers[id(operand)] for operand in node.operands]))
@@ -130,7 +130,7 @@ def _number_from(data: Any) -> Any:
         return float.fromhex(texts[0])
     if kind == "size":
         negative = texts[0].startswith("-")
-        size = parse_size(texts[0].removeprefix("-"))
+        size: Any = parse_size(texts[0].removeprefix("-"))
         return -size if negative else size
     raise KeyError(kind)
 

@@ -11,12 +11,13 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import sympy
 
 from tncompiler.ir.errors import BadSize, SizeEquationError, UnboundSize
 
-Size = int | sympy.Expr
+Size: TypeAlias = int | sympy.Expr
 Binding = Mapping[sympy.Symbol, int]
 
 _MAX_TEXT = 500
@@ -36,7 +37,7 @@ def as_size(value: object, owner: str = "size") -> Size:
     if isinstance(value, sympy.Integer) or (
         not isinstance(value, bool | str | sympy.Expr) and hasattr(value, "__index__")
     ):
-        value = operator.index(value)  # type: ignore[arg-type]
+        value = operator.index(value)
         if value < 0:
             raise BadSize(f"{owner} has size {value}", fix="sizes are 0 or more")
         return value
@@ -300,7 +301,9 @@ class Terms:
         return Terms.total((self, other))
 
     def evaluate(self, binding: Binding) -> int:
-        return sum(c * math.prod(evaluate(f, binding) for f in factors) for c, factors in self.terms)
+        return sum(
+            c * math.prod(evaluate(f, binding) for f in factors) for c, factors in self.terms
+        )
 
     def to_sympy(self) -> sympy.Expr:
         return sympy.Add(*(sympy.Mul(c, *factors) for c, factors in self.terms))

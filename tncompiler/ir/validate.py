@@ -85,7 +85,8 @@ def _same(a: tuple[Size, ...], b: tuple[Size, ...]) -> bool:
 
 
 def _agree(a: Size, b: Size) -> bool:
-    return a == b or (not isinstance(a, int) or not isinstance(b, int)) and sympy.expand(a - b) == 0
+    symbolic = not (isinstance(a, int) and isinstance(b, int))
+    return bool(a == b or (symbolic and sympy.expand(a - b) == 0))
 
 
 def _check_contract(step: Step, op: Contract, operands: tuple[Value, ...]) -> None:

@@ -1,7 +1,7 @@
-"""Predicted time of a program on a CPU, from a committed table; only to choose between NumPy and torch.
+"""Predicted time of a program on a CPU, from a committed table; it chooses NumPy or torch.
 
-Rates are those of the reference machine (2 cores, float32): what NumPy (OpenBLAS) and torch (MKL) reach
-on the skinny products tensor networks are made of. The full machine model comes with the planner.
+Rates are those of the reference machine (2 cores, float32): what NumPy (OpenBLAS) and torch (MKL)
+reach on the skinny products that tensor networks are made of.
 """
 
 from __future__ import annotations
@@ -46,10 +46,8 @@ def predicted_us(program: Program, sizes: Mapping[sympy.Symbol, int], library: L
     return total
 
 
-def faster_backend(
-    program: Program, sizes: Mapping[sympy.Symbol, int], *, training: bool
-) -> str:
-    """The backend with the smaller predicted time; a training step does about three times the work."""
+def faster_backend(program: Program, sizes: Mapping[sympy.Symbol, int], *, training: bool) -> str:
+    """The backend with the smaller predicted time; a training step is three times the work."""
     work = {
         name: (predicted_us(program, sizes, library) - library.call_us) * (3 if training else 1)
         + library.call_us * (2 if training else 1)

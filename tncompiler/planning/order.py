@@ -1,7 +1,7 @@
 """The contraction order of one network, from cotengra: exact for small networks.
 
-In: labels of each tensor, output labels, integer sizes. Out: pairs in SSA numbering, until one tensor
-is left. Sizes 0 count as 1, since cotengra refuses them.
+In: labels of each tensor, output labels, integer sizes. Out: pairs in SSA numbering, until one
+tensor is left. Sizes 0 count as 1, since cotengra refuses them.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def _hyper(
     )
     integers = {name: int(size) for name, size in sizes.items()}
     tree = optimizer.search(terms, out, integers)
-    return tree.get_ssa_path()
+    path: Sequence[Sequence[int]] = tree.get_ssa_path()
+    return path
 
 
 def _pairs(path: Sequence[Sequence[int]], count: int) -> tuple[Pair, ...]:

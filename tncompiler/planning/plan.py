@@ -67,7 +67,7 @@ class ContractionPlan:
     """How an expression is computed.
 
     ``networks`` holds the order of each contraction network; ``steps`` the whole program in order;
-    ``sizes`` the integers that the plan was made for; ``digest`` names the expression it belongs to;
+    ``sizes`` the integers the plan was made for; ``digest`` names the expression it belongs to;
     ``saved`` the values that the forward pass keeps for the backward pass.
     """
 

@@ -156,8 +156,9 @@ class _Network:
             term = self._emit([self.scalars[0], term], term.labels)
         last = self.builder.steps[-1] if self.builder.steps else self.step
         out = self.step.out
-        made_here = isinstance(last.op, Contract) and last.out.name == term.value.name
-        if made_here and sorted(term.labels) == sorted(self.op.output):
+        made_here = last.out.name == term.value.name
+        folds = sorted(term.labels) == sorted(self.op.output)
+        if made_here and folds and isinstance(last.op, Contract):
             names = dict(zip(last.op.output, term.labels, strict=True))
             back = {label: local for local, label in names.items()}
             op = canonical(Contract(last.op.inputs, tuple(back[k] for k in self.op.output)))
@@ -180,5 +181,3 @@ def _label_uses(wires: Sequence[Labels], output: Labels) -> dict[int, int]:
         for label in set(labels):
             uses[label] = uses.get(label, 0) + 1
     return uses
-
-

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from tncompiler.ir.functions.rule import Elementwise
-from tncompiler.ir.functions.transcendental import _erf
+from tncompiler.ir.functions.rule import Call, Elementwise, Value
+from tncompiler.ir.functions.transcendental import erf_reference
 
 _REAL = ("float",)
 _SQRT_HALF = math.sqrt(0.5)
@@ -15,15 +15,15 @@ _DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -x))
+    return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
 
 
-def _gelu_slope(call, x, out):  # type: ignore[no-untyped-def]
+def _gelu_slope(call: Call, x: Value, out: Value) -> Value:
     cumulative = 0.5 * (1.0 + call("erf", _SQRT_HALF * x))
     return cumulative + x * (_DENSITY * call("exp", -0.5 * (x * x)))
 
 
-def _silu_slope(call, x, out):  # type: ignore[no-untyped-def]
+def _silu_slope(call: Call, x: Value, out: Value) -> Value:
     s = call("sigmoid", x)
     return s * (1.0 + x * (1.0 - s))
 
@@ -51,7 +51,7 @@ RELU = Elementwise(
 GELU = Elementwise(
     "gelu",
     1,
-    lambda x: 0.5 * x * (1.0 + _erf(_SQRT_HALF * x)),
+    lambda x: 0.5 * x * (1.0 + erf_reference(_SQRT_HALF * x)),
     f"0.5 * {{0}} * (1.0 + erf({_SQRT_HALF!r} * {{0}}))",
     "torch.nn.functional.gelu({0})",
     partials=(_gelu_slope,),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from tncompiler.ir.functions.rule import Elementwise
+from tncompiler.ir.functions.rule import Call, Elementwise, Value
 
 _NUMBERS = ("int", "float", "complex")
 _ORDERED = ("bool", "int", "float")
 
 
-def _share(call, x, y, wins):  # type: ignore[no-untyped-def]
+def _share(call: Call, x: Value, y: Value, wins: str) -> Value:
     """1 where x wins over y, 1/2 where they tie, else 0."""
     return call("where", call("equal", x, y), 0.5, call("where", call(wins, x, y), 1.0, 0.0))
 
@@ -69,9 +69,7 @@ POW = Elementwise(
     "torch.pow({0}, {1})",
     partials=(
         lambda call, x, y, out: y * call("pow", x, y - 1.0),
-        lambda call, x, y, out: call(
-            "where", call("equal", out, 0.0), 0.0, out * call("log", x)
-        ),
+        lambda call, x, y, out: call("where", call("equal", out, 0.0), 0.0, out * call("log", x)),
     ),
     domain=("float",),
 )

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from tncompiler.ir.functions.rule import Elementwise
+from tncompiler.ir.functions.rule import Call, Elementwise, Value
 
 _ANY = ("int", "float", "complex")
 
 
-def _unit(call, x, out):  # type: ignore[no-untyped-def]
+def _unit(call: Call, x: Value, out: Value) -> Value:
     """x / |x|, and 0 at 0."""
     zero = call("equal", out, 0.0)
     return call("where", zero, 0.0, x) / call("where", zero, 1.0, out)
@@ -57,9 +57,7 @@ IMAG = Elementwise(
     "np.imag({0})",
     "torch.imag({0})",
     tangent=lambda call, t, x, out: call("imag", t[0]),
-    adjoint=lambda call, ct, x, out: (
-        call("project", 1j * call("real", ct), x),
-    ),
+    adjoint=lambda call, ct, x, out: (call("project", 1j * call("real", ct), x),),
     result="real",
     domain=_ANY,
 )

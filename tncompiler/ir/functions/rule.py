@@ -1,7 +1,7 @@
 """What the compiler must know of an elementwise function.
 
-Partials and special rules are written once over abstract values `v`, which add, multiply, divide and
-`call` other functions; they run on program values when differentiating and on NumPy arrays when
+Partials and special rules are written once over abstract values, which add, multiply, divide and
+`call` other functions; they run on program values when differentiating, and on NumPy arrays when
 the reference interpreter bounds an error.
 """
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from tncompiler.ir.functions.rule import Elementwise
 
 _REAL = ("float",)
 
 
-def _erf(x: np.ndarray) -> np.ndarray:
+def erf_reference(x: np.ndarray) -> np.ndarray:
     values = [math.erf(v) for v in np.asarray(x, dtype=np.float64).ravel()]
     return np.array(values, dtype=np.float64).reshape(np.shape(x))
 
@@ -85,7 +86,7 @@ TANH = Elementwise(
 ERF = Elementwise(
     "erf",
     1,
-    _erf,
+    erf_reference,
     "erf({0})",
     "torch.erf({0})",
     partials=(lambda call, x, out: (2.0 / math.sqrt(math.pi)) * call("exp", -(x * x)),),

@@ -1,7 +1,7 @@
 """The tables of passes and their runner.
 
-A pass is a pure function, valid program in and out, that returns the same object when it has nothing
-to do. To add one: a new file, and one line in a table.
+A pass is a pure function, valid program in and out, that returns the same object when it has
+nothing to do. To add one: a new file, and one line in a table.
 """
 
 from __future__ import annotations

@@ -103,17 +103,18 @@ class _Reverse:
         return self.builder.map("conj", (value,), wires, value.shape, value.axes)
 
 
-def _contract(
-    rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value
-) -> None:
+def _contract(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
     """∂/∂operand: the cotangent contracted with the conjugates of all others."""
     op: Contract = step.op  # type: ignore[assignment]
     names = label_names(op, operands, step.out)
     for position, target in enumerate(operands):
         if target.name not in rev.active:
             continue
-        others = [(v, w) for k, (v, w) in enumerate(zip(operands, op.inputs, strict=True))
-                  if k != position]
+        others = [
+            (v, w)
+            for k, (v, w) in enumerate(zip(operands, op.inputs, strict=True))
+            if k != position
+        ]
         values = [cotangent, *(rev.conj(value) for value, _ in others)]
         wires = [op.output, *(labels for _, labels in others)]
         wanted = op.inputs[position]
@@ -160,7 +161,8 @@ def _times_conj(
 def tie_shares(tracer: Tracer, source: Traced, extreme: Traced) -> Traced:
     """At each extreme 1 over the number of ties, elsewhere 0; as `torch.amax` shares."""
     hit = tracer.call("where", tracer.call("equal", source, extreme), 1.0, 0.0)
-    return hit / tracer.multiply(hit, keep=extreme.labels)
+    share: Traced = hit / tracer.multiply(hit, keep=extreme.labels)
+    return share
 
 
 def _reduce(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:

@@ -137,4 +137,3 @@ def _reread(step: Step, name: str, order: Labels) -> Step:
     )
     new = canonical(Contract(inputs, op.output)) if isinstance(op, Contract) else None
     return replace(step, op=new or Map(op.function, inputs))  # type: ignore[union-attr]
-

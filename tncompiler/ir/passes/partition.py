@@ -1,8 +1,8 @@
 """Cut a joint program (outputs and gradients) into a forward and a backward program.
 
-In: the program that `adjoint` made, scheduled. Out: the forward program, whose outputs are the primal
-outputs and then the saved values; and the backward program, whose arguments are the primal arguments
-it reads, the saved values and the cotangents. Numbers are written in both.
+In: the program that `adjoint` made, scheduled. Out: the forward program, whose outputs are the
+primal outputs and then the saved values; and the backward program, whose arguments are the primal
+arguments it reads, the saved values and the cotangents. Numbers are written in both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small local rewrites: relabelings absorbed into their users, casts and conjugations that cancel."""
+"""Small local rewrites: relabelings absorbed into their users, conjugations that cancel."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _same_as(step: Step, producers: dict[str, Step], program: Program) -> str | 
         return step.operands[0]
     if isinstance(op, Map) and op.function in ("conj", "neg"):
         inner = producers.get(step.operands[0])
-        plain = (tuple(range(len(step.out.shape))),)
-        if inner is not None and inner.op == op and op.inputs == plain:
+        straight = (tuple(range(len(step.out.shape))),)
+        if inner is not None and inner.op == op and op.inputs == straight:
             return inner.operands[0]
     return None
 

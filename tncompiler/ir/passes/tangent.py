@@ -1,7 +1,7 @@
 """Forward-mode differentiation, Program → Program: one rule per step kind.
 
-In: any valid program. Out: the same program with a tangent argument for each chosen argument and, as
-further outputs, the tangent of each output.
+In: any valid program. Out: the same program with a tangent argument for each chosen argument and,
+as further outputs, the tangent of each output.
 """
 
 from __future__ import annotations

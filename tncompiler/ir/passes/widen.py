@@ -1,7 +1,7 @@
 """Compute in float32 what is stored in float16 or bfloat16.
 
-In: any program. Out: low-precision arguments are cast up first, every step works in float32 (so sums
-accumulate there), outputs are cast back.
+In: any program. Out: low-precision arguments are cast up first, every step works in float32 (so
+sums accumulate there), outputs are cast back.
 """
 
 from __future__ import annotations
