@@ -6,6 +6,7 @@ keeps every stage it has made.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from tncompiler.ir.errors import (
     BadSize,
     PlanError,
     SizeClash,
+    SizeEquationError,
     UnboundSize,
     UnknownIndex,
 )
@@ -181,20 +183,20 @@ class Compilation:
 
     def symbol_of(self, key: Any) -> tuple[Size, str]:
         """The size that a key of `sizes=` means, and how to call it."""
-        if isinstance(key, Index):
+        known = {s for index in self.indices for s in symbols_of(index.size)}
+        if isinstance(key, Index) and key in self.indices:
             return key.size, repr(key.name)
-        if isinstance(key, sympy.Symbol):
+        if isinstance(key, sympy.Symbol) and key in known:
             return key, repr(key.name)
         matches = [index.size for index in self.indices if index.name == key]
         symbolic = [size for size in matches if not isinstance(size, int)]
         if symbolic or matches:
             return (symbolic or matches)[0], repr(key)
-        known = {s for index in self.indices for s in symbols_of(index.size)}
         if isinstance(key, str) and size_symbol(key) in known:
             return size_symbol(key), repr(key)
         names = ", ".join(sorted({index.name for index in self.indices}))
         raise UnknownIndex(
-            f"sizes= names {key!r}, which no index or size of the network is called",
+            f"sizes= names {str(key)!r}, which no index or size of the network is called",
             fix=f"the indices are: {names}",
         )
 
@@ -257,10 +259,12 @@ class Compilation:
         for key, value in sizes.items():
             self._bind_one(key, value, binding)
         solve_all(self.equations, binding)
-        for symbol in self.free_symbols:
+        parts = {s for e in self.equations for part in e.parts for s in symbols_of(part)}
+        for symbol in sorted(self.free_symbols, key=lambda symbol: symbol not in parts):
             if symbol not in binding:
                 binding[symbol] = NOMINAL
-                solve_all(self.equations, binding)
+                with contextlib.suppress(SizeEquationError):  # only a stand-in: it need not fit
+                    solve_all(self.equations, binding)
         return {symbol: binding[symbol] for symbol in self.free_symbols}
 
     def evaluated(self, size: Size, nominal: Nominal) -> int:

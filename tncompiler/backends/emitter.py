@@ -27,6 +27,7 @@ from tncompiler.ir.program import (
     Map,
     Merge,
     Pad,
+    Permute,
     Program,
     Reduce,
     Slice,
@@ -109,6 +110,10 @@ class Emitter(ABC):
             case Reduce(name, axes):
                 text = self.reduce(self.ref(operands[0]), name, axes)
                 self.assign(step, text, f"{name} over {self._axis_names(operands[0], axes)}")
+            case Permute(axes):
+                text = self.copy(self.permute(self.ref(operands[0]), axes))
+                comment = f"{self._tuple(step.out)} = {self._tuple(operands[0])}, copied"
+                self.assign(step, text, comment)
             case Split() | Merge():
                 text = self.reshape(self.ref(operands[0]), self.shape(step.out))
                 self.assign(step, text, f"{self._tuple(step.out)} = {self._tuple(operands[0])}")
@@ -290,7 +295,7 @@ class Emitter(ABC):
         b = self._block(operands[1], op.inputs[1], form.b_order, (form.k, form.n), form, sizes)
         rows, columns = (form.n, form.m) if swapped else (form.m, form.n)
         if swapped:
-            a, b = self.swap(b, bool(form.batch)), self.swap(a, bool(form.batch))
+            a, b = self._swapped(b, bool(form.batch)), self._swapped(a, bool(form.batch))
         text = self.matmul(a, b, bool(form.batch), long_k=False)
         natural = (*form.batch, *rows, *columns)
         plain = [form.batch] if form.batch else []
@@ -302,6 +307,11 @@ class Emitter(ABC):
                 self.parenthesize(text), [natural.index(label) for label in op.output]
             )
         self.assign(step, text, self._matmul_comment(form, names, swapped))
+
+    def _swapped(self, text: str, batched: bool) -> str:
+        """The transposed matrix; twice transposed is as it was."""
+        suffix = self.swap("", batched)
+        return text.removesuffix(suffix) if text.endswith(suffix) else text + suffix
 
     def _block(
         self,

@@ -16,6 +16,7 @@ from tncompiler.ir.program import (
     Map,
     Merge,
     Pad,
+    Permute,
     Program,
     Reduce,
     Slice,
@@ -93,6 +94,11 @@ def _reduce(step: Step, operands: Sequence[Expr], values: Sequence[Value]) -> Ex
     return algebra.reduce_over(op.function, source, [source.indices[axis] for axis in op.axes])
 
 
+def _permute(step: Step, operands: Sequence[Expr], values: Sequence[Value]) -> Expr:
+    op: Permute = step.op  # type: ignore[assignment]
+    return algebra.permute(operands[0], op.axes)
+
+
 def _split(step: Step, operands: Sequence[Expr], values: Sequence[Value]) -> Expr:
     op: Split = step.op  # type: ignore[assignment]
     out = _indices(step.out)
@@ -151,6 +157,7 @@ _RULES: dict[type, Callable[[Step, Sequence[Expr], Sequence[Value]], Expr]] = {
     Contract: _contract,
     Map: _map,
     Reduce: _reduce,
+    Permute: _permute,
     Split: _split,
     Merge: _merge,
     Slice: _slice,

@@ -75,6 +75,19 @@ class Reduce:
 
 
 @dataclass(frozen=True, slots=True)
+class Permute:
+    """The same array laid out anew in memory, axis `axes[k]` at position k.
+
+    A transpose that copies nothing is a Contract of one operand; this one is a copy.
+    """
+
+    axes: tuple[int, ...]
+
+    def text(self) -> str:
+        return f"permute[{' '.join(map(str, self.axes))}]"
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """Axis `axis` becomes `count` axes, the first varying slowest."""
 
@@ -149,8 +162,7 @@ class Cast:
         return "cast"
 
 
-Op = Contract | Map | Reduce | Split | Merge | Slice | Pad | Concat | Literal | Cast
-VIEWS = (Split, Merge, Slice, Pad, Concat, Cast)
+Op = Contract | Map | Reduce | Permute | Split | Merge | Slice | Pad | Concat | Literal | Cast
 
 
 @dataclass(frozen=True, slots=True)

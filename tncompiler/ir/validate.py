@@ -14,6 +14,7 @@ from tncompiler.ir.program import (
     Map,
     Merge,
     Pad,
+    Permute,
     Program,
     Reduce,
     Slice,
@@ -128,6 +129,8 @@ def _view_shape(step: Step, source: Value) -> tuple[Size, ...]:
     match step.op:
         case Reduce(_, axes):
             return tuple(size for axis, size in enumerate(shape) if axis not in axes)
+        case Permute(axes) if sorted(axes) == list(range(len(shape))):
+            return tuple(shape[axis] for axis in axes)
         case Split(axis, count):
             return (*shape[:axis], *out[axis : axis + count], *shape[axis + 1 :])
         case Merge(axis, count):

@@ -20,6 +20,7 @@ PASSES: dict[str, str] = {
     "merge_common_steps": "common:merge_common_steps",
     "drop_dead_steps": "dead:drop_dead_steps",
     "order_axes": "layout:order_axes",
+    "copy_operands": "copies:copy_operands",
     "widen_low_precision": "widen:widen_low_precision",
 }
 
@@ -32,7 +33,13 @@ LOGICAL_PASSES = (
     "drop_dead_steps",
 )
 # after planning, and after differentiating a planned program
-SCHEDULED_PASSES = ("absorb_relabelings", "merge_common_steps", "drop_dead_steps", "order_axes")
+SCHEDULED_PASSES = (
+    "absorb_relabelings",
+    "merge_common_steps",
+    "drop_dead_steps",
+    "order_axes",
+    "copy_operands",
+)
 
 
 def load_pass(name: str) -> Callable[[Program], Program]:

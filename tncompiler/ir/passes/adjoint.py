@@ -20,6 +20,7 @@ from tncompiler.ir.program import (
     Map,
     Merge,
     Pad,
+    Permute,
     Program,
     Reduce,
     Slice,
@@ -174,6 +175,14 @@ def _reduce(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: V
     rev.give(source, (tracer.wrap(cotangent, kept) * share).value)
 
 
+def _permute(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
+    op: Permute = step.op  # type: ignore[assignment]
+    (source,) = operands
+    back = tuple(op.axes.index(axis) for axis in range(len(op.axes)))
+    labels = tuple(range(len(back)))
+    rev.give(source, rev.builder.contract([cotangent], [labels], back, source.shape, source.axes))
+
+
 def _split(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
     op: Split = step.op  # type: ignore[assignment]
     (source,) = operands
@@ -225,6 +234,7 @@ ADJOINT_RULES: dict[type, Callable[..., None]] = {
     Contract: _contract,
     Map: _map,
     Reduce: _reduce,
+    Permute: _permute,
     Split: _split,
     Merge: _merge,
     Slice: _slice,

@@ -2,7 +2,8 @@
 
 In: the program that `adjoint` made, scheduled. Out: the forward program, whose outputs are the
 primal outputs and then the saved values; and the backward program, whose arguments are the primal
-arguments it reads, the saved values and the cotangents. Numbers are written in both.
+arguments it reads, the saved values and the cotangents. Numbers, and permuted copies of
+arguments, are made in both.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tncompiler.ir.passes.dead import drop_dead_steps
-from tncompiler.ir.program import Argument, Literal, Program
+from tncompiler.ir.program import Argument, Literal, Permute, Program
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,13 @@ def partition(joint: Program, output_count: int) -> TrainingPrograms:
     done = {step.out.name for step in forward.steps}
     rest = drop_dead_steps(replace(joint, outputs=gradients))
     literals = {s.out.name for s in joint.steps if isinstance(s.op, Literal)}
-    backward_steps = tuple(
-        s for s in rest.steps if s.out.name not in done or s.out.name in literals
-    )
+    given = {argument.value.name for argument in joint.arguments}
+    again = literals | {
+        s.out.name
+        for s in joint.steps
+        if isinstance(s.op, Permute) and given.issuperset(s.operands)
+    }
+    backward_steps = tuple(s for s in rest.steps if s.out.name not in done or s.out.name in again)
     made = {step.out.name for step in backward_steps}
     needed = {name for step in backward_steps for name in step.operands} | set(gradients)
     saved = tuple(

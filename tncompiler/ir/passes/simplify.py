@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tncompiler.ir.program import Cast, Contract, Map, Program, Step
+from tncompiler.ir.program import Cast, Contract, Map, Op, Permute, Program, Step, canonical
 
 
 def absorb_relabelings(program: Program) -> Program:
-    """Let maps read a transposed or broadcast operand directly; drop what changes nothing."""
+    """Read transposed (and, in maps, broadcast) operands directly; drop what changes nothing."""
     producers = dict(program.producers)
     alias: dict[str, str] = {}
     steps = []
@@ -22,6 +22,8 @@ def absorb_relabelings(program: Program) -> Program:
             continue
         if isinstance(step.op, Map):
             step = _rewire(step, producers)
+        elif isinstance(step.op, Contract):
+            step = _read_through(step, step.op, producers)
         producers[step.out.name] = step
         steps.append(step)
     return program.with_steps(steps, tuple(alias.get(name, name) for name in program.outputs))
@@ -50,8 +52,9 @@ def _rewire(step: Step, producers: dict[str, Step]) -> Step:
         inner = producers.get(name)
         if inner is None or not _is_relabeling(inner):
             continue
-        wired = dict(zip(inner.op.output, inputs[position], strict=True))  # type: ignore[union-attr]
-        labels = tuple(wired[label] for label in inner.op.inputs[0])  # type: ignore[union-attr]
+        source: Contract = _as_contract(inner)  # type: ignore[assignment]
+        wired = dict(zip(source.output, inputs[position], strict=True))
+        labels = tuple(wired[label] for label in source.inputs[0])
         others = {label for k, wires in enumerate(inputs) if k != position for label in wires}
         if others | set(labels) == set(range(len(step.out.shape))):
             operands[position], inputs[position] = inner.operands[0], labels
@@ -60,9 +63,39 @@ def _rewire(step: Step, producers: dict[str, Step]) -> Step:
     return Step(step.out, Map(op.function, tuple(inputs)), tuple(operands))
 
 
+def _read_through(step: Step, op: Contract, producers: dict[str, Step]) -> Step:
+    """A contraction reads a merely permuted operand as it was before."""
+    operands, inputs = list(step.operands), list(op.inputs)
+    for position, name in enumerate(operands):
+        inner = producers.get(name)
+        if inner is None or not _is_permutation(inner):
+            continue
+        source: Contract = _as_contract(inner)  # type: ignore[assignment]
+        wired = dict(zip(source.output, inputs[position], strict=True))
+        operands[position] = inner.operands[0]
+        inputs[position] = tuple(wired[label] for label in source.inputs[0])
+    if tuple(operands) == step.operands:
+        return step
+    read = canonical(Contract(tuple(inputs), op.output))
+    return Step(step.out, read, tuple(operands))
+
+
+def _is_permutation(step: Step) -> bool:
+    """One operand, its axes only transposed."""
+    op = _as_contract(step)
+    return _is_relabeling(step) and isinstance(op, Contract) and len(op.inputs[0]) == len(op.output)
+
+
+def _as_contract(step: Step) -> Op:
+    """A copying permute as the contraction that means the same."""
+    if isinstance(step.op, Permute):
+        return Contract((tuple(range(len(step.op.axes))),), step.op.axes)
+    return step.op
+
+
 def _is_relabeling(step: Step) -> bool:
     """One operand, transposed or broadcast: no sum and no diagonal."""
-    op = step.op
+    op = _as_contract(step)
     return (
         isinstance(op, Contract)
         and len(op.inputs) == 1

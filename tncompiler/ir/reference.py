@@ -1,0 +1,429 @@
+"""The reference interpreter: what an expression is worth, and how far a computation may be from it.
+
+In: an expression and one array per leaf name. Out: its value in float64 or complex128 (or the long
+ones), and a running bound on the error of computing it with a given eps. It works by name on
+expressions and shares nothing with programs, passes and backends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sympy
+
+from tncompiler.ir import expressions as ex
+from tncompiler.ir import sizes as sz
+from tncompiler.ir.errors import ShapeError, SizeEquationError, TncError
+from tncompiler.ir.expressions import Expr
+from tncompiler.ir.functions import function
+from tncompiler.ir.index import Index
+
+SINGLE = float(np.finfo(np.float32).eps)
+_SLACK = 1.01  # pays for the terms of second order
+_UNDECIDED = 1.0  # what a comparison may be off by where its operands may be equal
+# piecewise linear with slopes of at most 1: an error passes, wherever the corners are
+_PASSING = ("relu", "abs", "conj", "real", "imag", "project", "stop", "maximum", "minimum")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """A value, and a bound on |computed - value|, elementwise and absolute."""
+
+    value: np.ndarray
+    bound: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A value and its error by axis; `error` None means exact."""
+
+    value: np.ndarray
+    error: np.ndarray | None = None
+
+    @property
+    def errors(self) -> np.ndarray:
+        return np.zeros(self.value.shape) if self.error is None else self.error
+
+
+def evaluate(
+    expr: Expr,
+    arrays: Mapping[str, Any],
+    sizes: Mapping[Any, int] | None = None,
+    eps: float = SINGLE,
+    *,
+    extended: bool = False,
+) -> Bounded:
+    """The value of an expression and its error bound for arithmetic of the given eps.
+
+    ``sizes`` binds size symbols that follow from no array; ``extended`` computes in long double.
+    Raises: ShapeError for an array that does not fit its leaf, UnboundSize, SizeEquationError.
+    Cost: networks are contracted pair by pair, the smallest result first.
+    """
+    return evaluate_all((expr,), arrays, sizes, eps, extended=extended)[0]
+
+
+def evaluate_all(
+    exprs: Sequence[Expr],
+    arrays: Mapping[str, Any],
+    sizes: Mapping[Any, int] | None = None,
+    eps: float = SINGLE,
+    *,
+    extended: bool = False,
+) -> tuple[Bounded, ...]:
+    """Several expressions at once; nodes that they share are computed once."""
+    interpreter = _Interpreter(exprs, arrays, sizes or {}, eps, extended)
+    with np.errstate(all="ignore"):
+        for node in ex.walk(*exprs):
+            interpreter.node(node)
+    results = (interpreter.done[id(expr)] for expr in exprs)
+    return tuple(Bounded(np.asarray(r.value), np.asarray(r.errors)) for r in results)
+
+
+class _Interpreter:
+    """One evaluation: sizes, precision, and what each node is worth."""
+
+    def __init__(
+        self,
+        exprs: Sequence[Expr],
+        arrays: Mapping[str, Any],
+        sizes: Mapping[Any, int],
+        eps: float,
+        extended: bool,
+    ) -> None:
+        self.arrays, self.eps, self.tiny = arrays, eps, _tiny(eps)
+        self.real = np.longdouble if extended else np.float64
+        self.complex = np.clongdouble if extended else np.complex128
+        self.binding = bind_sizes(exprs, arrays, sizes)
+        self.done: dict[int, _Tensor] = {}
+
+    def node(self, node: Expr) -> None:
+        operands = [self.done[id(operand)] for operand in node.operands]
+        self.done[id(node)] = _RULES[type(node)](self, node, *operands)
+
+    def size(self, size: sz.Size) -> int:
+        return sz.evaluate(size, self.binding)
+
+    def shape(self, node: Expr) -> tuple[int, ...]:
+        return tuple(map(self.size, node.shape))
+
+    def precise(self, value: Any) -> np.ndarray:
+        array = np.asarray(value)
+        if array.dtype.kind == "c":
+            return array.astype(self.complex)
+        return array.astype(self.real) if array.dtype.kind == "f" else array
+
+
+def _tiny(eps: float) -> float:
+    """The smallest normal number of the NumPy dtype with this eps (of float32 if there is none)."""
+    for dtype in (np.float16, np.float64):
+        if math.isclose(eps, float(np.finfo(dtype).eps)):
+            return float(np.finfo(dtype).tiny)
+    return float(np.finfo(np.float32).tiny)
+
+
+def bind_sizes(
+    exprs: Sequence[Expr], arrays: Mapping[str, Any], sizes: Mapping[Any, int]
+) -> dict[sympy.Symbol, int]:
+    """The number behind each size symbol, from given sizes, arrays, splits and merges."""
+    binding: dict[sympy.Symbol, int] = {}
+    for key, number in sizes.items():
+        sz.solve_for(key.size if isinstance(key, Index) else key, int(number), binding, "sizes=")
+    nodes = list(ex.walk(*exprs))
+    equations = [node.equation for node in nodes if isinstance(node, ex.Split | ex.Merge)]
+    leaves = [node for node in nodes if isinstance(node, ex.Leaf) and node.value is None]
+    for _ in range(2):  # an equation may need an array's size and the other way round
+        for leaf in leaves:
+            _bind_leaf(leaf, np.shape(arrays[leaf.name]), binding)
+        sz.solve_all(equations, binding)
+    return binding
+
+
+def _bind_leaf(leaf: ex.Leaf, shape: tuple[int, ...], binding: dict[sympy.Symbol, int]) -> None:
+    try:
+        if len(shape) != leaf.ndim:
+            raise SizeEquationError("another number of axes")
+        for size, number in zip(leaf.shape, shape, strict=True):
+            sz.solve_for(size, number, binding, leaf.name)
+    except TncError as error:
+        wanted = ", ".join(map(str, leaf.indices))
+        raise ShapeError(
+            f"the array for {leaf.name!r} has shape {shape}, but its indices are ({wanted})",
+            fix="give an array with one axis per index, of the sizes that the others have",
+        ) from error
+
+
+# ---------------------------------------------------------------------------- tensors as they are
+
+
+def _leaf(run: _Interpreter, node: ex.Leaf) -> _Tensor:
+    return _Tensor(run.precise(node.value if node.value is not None else run.arrays[node.name]))
+
+
+def _literal(run: _Interpreter, node: ex.Literal) -> _Tensor:
+    number = node.value if isinstance(node.value, int | float | complex) else run.size(node.value)
+    value = run.precise(number)
+    exact = complex(number) == complex(np.complex64(number)) or not np.isfinite(number)
+    return _Tensor(value, None if exact else np.asarray(run.eps * np.abs(value)))
+
+
+def _delta(run: _Interpreter, node: ex.Delta) -> _Tensor:
+    value = np.zeros(run.shape(node), run.real)
+    value[(np.arange(value.shape[0]),) * value.ndim] = 1.0
+    return _Tensor(value)
+
+
+def _ones(run: _Interpreter, node: ex.Ones) -> _Tensor:
+    return _Tensor(np.ones(run.shape(node), run.real))
+
+
+def _reindex(run: _Interpreter, node: ex.Reindex, source: _Tensor) -> _Tensor:
+    return _moved(source, lambda array: array.transpose(node.axes))
+
+
+def _reshaped(run: _Interpreter, node: ex.Split | ex.Merge, source: _Tensor) -> _Tensor:
+    shape = run.shape(node)
+    return _moved(source, lambda array: array.reshape(shape))
+
+
+def _slice(run: _Interpreter, node: ex.Slice, source: _Tensor) -> _Tensor:
+    part = (slice(None),) * node.axis + (slice(run.size(node.start), run.size(node.stop)),)
+    return _moved(source, lambda array: array[part])
+
+
+def _pad(run: _Interpreter, node: ex.Pad, source: _Tensor) -> _Tensor:
+    widths = [(0, 0)] * node.ndim
+    widths[node.axis] = (run.size(node.before), run.size(node.after))
+    return _moved(source, lambda array: np.pad(array, widths))
+
+
+def _concat(run: _Interpreter, node: ex.Concat, *parts: _Tensor) -> _Tensor:
+    value = np.concatenate([part.value for part in parts], node.axis)
+    return _Tensor(value, np.concatenate([part.errors for part in parts], node.axis))
+
+
+def _moved(source: _Tensor, move: Callable[[np.ndarray], np.ndarray]) -> _Tensor:
+    error = None if source.error is None else move(source.error)
+    return _Tensor(move(source.value), error)
+
+
+def _cast(run: _Interpreter, node: ex.Cast, source: _Tensor) -> _Tensor:
+    """Rounded once; what is truncated may end on the other side of a whole number."""
+    target = np.dtype("float32" if node.dtype == "bfloat16" else node.dtype)
+    if target.kind in "fc":
+        value = source.value.real if target.kind == "f" else source.value
+        value = value.astype(run.real if target.kind == "f" else run.complex)
+        eps = max(run.eps, 2.0**-7 if node.dtype == "bfloat16" else float(np.finfo(target).eps))
+        return _Tensor(value, source.errors + eps * np.abs(value))
+    error = None if source.error is None else np.where(source.error > 0, _UNDECIDED, 0.0)
+    return _Tensor(source.value.astype(target), error)
+
+
+# ---------------------------------------------------------------------------- contractions
+
+
+@dataclass(frozen=True, slots=True)
+class _Factor:
+    """A factor of a network: value, sum of absolute products, and error, over `indices`."""
+
+    indices: tuple[Index, ...]
+    value: np.ndarray
+    magnitude: np.ndarray
+    error: np.ndarray | None
+
+
+def _contract(run: _Interpreter, node: ex.Contract, *terms: _Tensor) -> _Tensor:
+    factors = [
+        _Factor(term.indices, tensor.value, np.abs(tensor.value), tensor.error)
+        for term, tensor in zip(node.terms, terms, strict=True)
+    ]
+    total = _contract_all(run, factors, node.indices)
+    summed = {i for term in node.terms for i in term.indices} - set(node.indices)
+    exact = len(terms) == 1 and all(run.size(index.size) <= 1 for index in summed)
+    if exact:
+        return _Tensor(total.value, total.error)
+    length = math.prod(run.size(index.size) for index in summed)
+    factor = 8.0 * math.sqrt(max(1.0, len(terms) / 12)) + math.sqrt(length) / 16
+    own = factor * run.eps * total.magnitude + run.tiny
+    return _Tensor(total.value, own if total.error is None else own + _SLACK * total.error)
+
+
+def _contract_all(run: _Interpreter, factors: list[_Factor], out: tuple[Index, ...]) -> _Factor:
+    """Pair by pair, the pair with the smallest result first."""
+    while len(factors) > 1:
+        best, least = (0, 1), math.inf
+        for a in range(len(factors)):
+            for b in range(a + 1, len(factors)):
+                kept = _kept(factors, (a, b), out)
+                count = math.prod(run.size(index.size) for index in kept)
+                if count < least:
+                    best, least = (a, b), count
+        kept = _kept(factors, best, out)
+        joined = _joined(factors[best[0]], factors[best[1]], kept)
+        factors = [f for k, f in enumerate(factors) if k not in best] + [joined]
+    (last,) = factors
+    error = None if last.error is None else _einsum((last.error,), (last.indices,), out)
+    value = _einsum((last.value,), (last.indices,), out)
+    return _Factor(out, value, _einsum((last.magnitude,), (last.indices,), out), error)
+
+
+def _kept(
+    factors: Sequence[_Factor], pair: tuple[int, int], out: tuple[Index, ...]
+) -> tuple[Index, ...]:
+    """The indices of a pair that the output or another factor still needs."""
+    needed = {*out, *(i for k, f in enumerate(factors) if k not in pair for i in f.indices)}
+    union = dict.fromkeys((*factors[pair[0]].indices, *factors[pair[1]].indices))
+    return tuple(index for index in union if index in needed)
+
+
+def _joined(a: _Factor, b: _Factor, kept: tuple[Index, ...]) -> _Factor:
+    def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return _einsum((x, y), (a.indices, b.indices), kept)
+
+    parts = []
+    if a.error is not None:
+        parts.append(product(a.error, b.magnitude))
+    if b.error is not None:
+        parts.append(product(a.magnitude if a.error is None else a.magnitude + a.error, b.error))
+    error = sum(parts[1:], start=parts[0]) if parts else None
+    return _Factor(kept, product(a.value, b.value), product(a.magnitude, b.magnitude), error)
+
+
+def _einsum(
+    arrays: Sequence[np.ndarray], wires: Sequence[tuple[Index, ...]], out: tuple[Index, ...]
+) -> np.ndarray:
+    """numpy.einsum on integer sublists."""
+    numbers: dict[Index, int] = {}
+    arguments: list[Any] = []
+    for array, indices in zip(arrays, wires, strict=True):
+        arguments += [array, [numbers.setdefault(index, len(numbers)) for index in indices]]
+    return np.asarray(np.einsum(*arguments, [numbers[index] for index in out]))
+
+
+# ---------------------------------------------------------------------------- maps and reductions
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    return function(name).reference(*arguments)
+
+
+def _map(run: _Interpreter, node: ex.Map, *arguments: _Tensor) -> _Tensor:
+    aligned = [
+        _moved(tensor, lambda array, arg=arg: _aligned(array, arg, node))  # type: ignore[misc]
+        for tensor, arg in zip(arguments, node.arguments, strict=True)
+    ]
+    shape = run.shape(node)
+    values = [tensor.value for tensor in aligned]
+    value = np.broadcast_to(function(node.function).reference(*values), shape)
+    error = _map_error(run, node.function, aligned, value)
+    return _Tensor(value, None if error is None else np.broadcast_to(error, shape))
+
+
+def _aligned(array: np.ndarray, argument: Expr, node: ex.Map) -> np.ndarray:
+    """The array with its axes in the order of the node's indices, size 1 where it has none."""
+    order = sorted(range(array.ndim), key=lambda axis: node.indices.index(argument.indices[axis]))
+    absent = [k for k, index in enumerate(node.indices) if index not in argument.indices]
+    return np.expand_dims(array.transpose(order), absent)
+
+
+def _map_error(
+    run: _Interpreter, name: str, arguments: Sequence[_Tensor], out: np.ndarray
+) -> np.ndarray | None:
+    """Propagated error plus the function's own rounding."""
+    rule = function(name)
+    if rule.jumps:
+        return _jump_error(arguments, out)
+    if name == "where":
+        return _where_error(*arguments)
+    errors = [a.error for a in arguments]
+    if name in _PASSING:
+        return _passing_error(run, name, errors, out)
+    own = 4 * run.eps * _rounded_magnitude(name, arguments, out) + run.tiny
+    if rule.partials is None:
+        return own + _tangent_error(rule.tangent, arguments, out)
+    values = [a.value for a in arguments]
+    for partial, error in zip(rule.partials, errors, strict=True):
+        if partial is not None and error is not None:
+            own = own + _SLACK * np.abs(partial(_call, *values, out)) * error
+    return own
+
+
+def _rounded_magnitude(name: str, arguments: Sequence[_Tensor], out: np.ndarray) -> np.ndarray:
+    """What the rounding of a function is relative to: its value, unless its formula cancels."""
+    return np.abs(arguments[0].value) if name == "gelu" else np.abs(out)
+
+
+def _passing_error(
+    run: _Interpreter, name: str, errors: Sequence[np.ndarray | None], out: np.ndarray
+) -> np.ndarray | None:
+    known = [error for error in errors[: 1 if name == "project" else None] if error is not None]
+    own = 4 * run.eps * np.abs(out) if name == "abs" and np.iscomplexobj(out) else None
+    if name == "abs":
+        own = 4 * run.eps * np.abs(out)  # the modulus of a complex number is rounded
+    total = known[0] if known else None
+    for error in known[1:]:
+        total = np.maximum(total, error)  # type: ignore[arg-type]
+    return total if own is None else own if total is None else own + total
+
+
+def _jump_error(arguments: Sequence[_Tensor], out: np.ndarray) -> np.ndarray | None:
+    """Undecided where the operands (or operand and zero) may be equal."""
+    known = [a.error for a in arguments if a.error is not None]
+    if not known:
+        return None
+    error = sum(known[1:], start=known[0])
+    values = [np.asarray(a.value) for a in arguments]
+    values = [v.astype(np.int8) if v.dtype.kind == "b" else v for v in values]
+    distance = np.abs(values[0] - values[1] if len(values) == 2 else values[0])
+    undecided = (distance <= error) & (error > 0)
+    return np.where(undecided, _UNDECIDED * (2 if len(values) == 1 else 1), 0.0)
+
+
+def _where_error(condition: _Tensor, a: _Tensor, b: _Tensor) -> np.ndarray | None:
+    """The chosen operand's; both and their distance where the condition is undecided."""
+    if condition.error is None and a.error is None and b.error is None:
+        return None
+    chosen = np.where(np.asarray(condition.value) != 0, a.errors, b.errors)
+    if condition.error is None:
+        return chosen
+    either = np.abs(a.value - b.value) + np.maximum(a.errors, b.errors)
+    return np.where(condition.error > 0, either, chosen)
+
+
+def _tangent_error(tangent: Any, arguments: Sequence[_Tensor], out: np.ndarray) -> np.ndarray:
+    """The largest move along real and imaginary errors of each operand."""
+    values = [a.value for a in arguments]
+    total = np.zeros(out.shape)
+    for position, argument in enumerate(arguments):
+        for phase in (1.0, 1j) if np.iscomplexobj(argument.value) else (1.0,):
+            moved = [0.0] * len(arguments)
+            moved[position] = phase * argument.errors
+            total = total + _SLACK * np.abs(tangent(_call, moved, *values, out))
+    return total
+
+
+def _reduce(run: _Interpreter, node: ex.Reduce, source: _Tensor) -> _Tensor:
+    axes = tuple(node.source.indices.index(index) for index in node.over)
+    value = {"max": np.max, "min": np.min}[node.function](source.value, axis=axes)
+    return _Tensor(value, None if source.error is None else np.max(source.error, axis=axes))
+
+
+_RULES: dict[type[Expr], Callable[..., _Tensor]] = {
+    ex.Leaf: _leaf,
+    ex.Literal: _literal,
+    ex.Delta: _delta,
+    ex.Ones: _ones,
+    ex.Contract: _contract,
+    ex.Map: _map,
+    ex.Reduce: _reduce,
+    ex.Reindex: _reindex,
+    ex.Split: _reshaped,
+    ex.Merge: _reshaped,
+    ex.Slice: _slice,
+    ex.Pad: _pad,
+    ex.Concat: _concat,
+    ex.Cast: _cast,
+}
