@@ -22,7 +22,7 @@ from tncompiler.ir.errors import (
     TncError,
 )
 from tncompiler.ir.expressions import Leaf
-from tncompiler.ir.sizes import render_size, solve_all, solve_for, substitute
+from tncompiler.ir.sizes import evaluate, render_size, solve_all, solve_for, substitute
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,21 @@ def _read_sizes(compilation: Compilation, arrays: Sequence[Any]) -> dict[sympy.S
             raise SizeEquationError(
                 f"the size {symbol} does not follow from the inputs", fix="give it with sizes="
             )
+    _check_slices(compilation, binding)
     return binding
+
+
+def _check_slices(compilation: Compilation, binding: dict[sympy.Symbol, int]) -> None:
+    for node in compilation.slices:
+        size = evaluate(node.source.shape[node.axis], binding)
+        start, stop = evaluate(node.start, binding), evaluate(node.stop, binding)
+        if not 0 <= start <= stop <= size:
+            name = node.source.indices[node.axis].name
+            raise SizeClash(
+                f"positions {start} to {stop} do not lie in index {name!r} of size {size}",
+                where=f"the slice at {node.origin}",
+                fix="0 <= start <= stop <= size",
+            )
 
 
 def _match(item: tuple[Leaf, int, int], binding: dict[sympy.Symbol, int]) -> bool:

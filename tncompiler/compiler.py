@@ -18,7 +18,7 @@ import sympy
 from tncompiler.backends import BACKENDS, emitter
 from tncompiler.backends.source import Source, load
 from tncompiler.container import Container
-from tncompiler.debug import watcher
+from tncompiler.debug import show, watcher
 from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.errors import (
     ArgumentError,
@@ -30,14 +30,14 @@ from tncompiler.ir.errors import (
     UnboundSize,
     UnknownIndex,
 )
-from tncompiler.ir.expressions import Expr, Leaf, Merge, Split, walk
+from tncompiler.ir.expressions import Expr, Leaf, Merge, Slice, Split, walk
 from tncompiler.ir.index import Index
 from tncompiler.ir.lower import collect_leaves, lower
 from tncompiler.ir.passes import LOGICAL_PASSES, SCHEDULED_PASSES, run_passes
 from tncompiler.ir.passes.adjoint import adjoint
 from tncompiler.ir.passes.partition import TrainingPrograms, partition
 from tncompiler.ir.passes.tangent import tangent
-from tncompiler.ir.program import Program
+from tncompiler.ir.program import Contract, Program
 from tncompiler.ir.sizes import (
     Size,
     SizeEquation,
@@ -244,6 +244,16 @@ class Compilation:
         return tuple(evaluate(size, self.binding) for size in leaf.shape)
 
     @cached_property
+    def slices(self) -> list[Slice]:
+        """Slices whose bounds can only be checked once sizes are known."""
+        return [
+            node
+            for node in walk(*self.outputs)
+            if isinstance(node, Slice)
+            and any(symbols_of(s) for s in (node.source.shape[node.axis], node.start, node.stop))
+        ]
+
+    @cached_property
     def free_symbols(self) -> tuple[sympy.Symbol, ...]:
         """Sizes that only a call makes known, in order of name."""
         found = {
@@ -302,6 +312,8 @@ class Compilation:
             logical = self.logical(dtypes)
             program, orders = schedule(logical, nominal, self.options, self._orders(logical))
             finished = run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+            show(1, "orders", "\n".join(f"{name}: {pairs}" for name, pairs in orders.items()))
+            show(3, "scheduled program", finished.to_text())
             return finished, orders
 
         return self._once(  # type: ignore[no-any-return]
@@ -316,7 +328,10 @@ class Compilation:
                 "the plan was made for another network or other sizes",
                 fix="make one with tnc.plan(expr, sizes=…)",
             )
-        return self.fixed_plan.orders
+        steps = [s.out.name for s in logical.steps if isinstance(s.op, Contract) and s.operands]
+        return dict(
+            zip(steps, (network.pairs for network in self.fixed_plan.networks), strict=True)
+        )
 
     def training(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
@@ -327,6 +342,7 @@ class Compilation:
             program, _ = self.scheduled(dtypes, nominal)
             joint, _ = schedule(adjoint(program, wrt), nominal, self.options)
             joint = run_passes(joint, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+            show(3, "joint program", joint.to_text())
             return partition(joint, len(self.outputs))
 
         return self._once(  # type: ignore[no-any-return]
@@ -368,6 +384,7 @@ class Compilation:
 
         def make() -> Executable:
             source = emitter(backend)(program, entry)
+            show(4, f"{entry} source", source.text)
             run = self._once(("loaded", source.text), lambda: load(source))
             return Executable(program, source, run)
 

@@ -72,7 +72,9 @@ class Emitter(ABC):
                 self._release(last_use.get(position, ()))
         results = [self.result(self.program.values[name]) for name in self.program.outputs]
         returned = ", ".join(results) + ("," if len(results) == 1 else "")
-        header = size_header(self.program, self.symbols, self.names_of_arguments())
+        header = size_header(
+            self.program, self.symbols, self.names_of_arguments(), self.symbol_name
+        )
         body = [*header, *self.lines, f"return {returned}" if results else "return ()"]
         signature = f"def {self.entry}({', '.join(arguments)}):"
         text = "\n".join([*self.prelude(), "", "", signature, *(f"    {x}" for x in body), ""])
@@ -176,10 +178,13 @@ class Emitter(ABC):
     def _float(value: float) -> str:
         return repr(value) if math.isfinite(value) else f'float("{value!r}")'
 
+    def symbol_name(self, symbol: sympy.Symbol) -> str:
+        return self.names(symbol, symbol.name, "n")
+
     def size(self, size: Size) -> str:
         """Source of a size; its symbols become variables read off the arguments."""
         for symbol in symbols_of(size):
-            self.symbols[symbol] = self.names(symbol, symbol.name, "n")
+            self.symbols[symbol] = self.symbol_name(symbol)
         return render_size(size, self.symbols)
 
     def product(self, sizes: Sequence[Size]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import sympy
 
@@ -12,13 +12,20 @@ from tncompiler.ir.sizes import Size, SizeEquation, product, render_size, substi
 
 
 def size_header(
-    program: Program, wanted: Mapping[sympy.Symbol, str], arguments: Mapping[str, str]
+    program: Program,
+    wanted: Mapping[sympy.Symbol, str],
+    arguments: Mapping[str, str],
+    name_symbol: Callable[[sympy.Symbol], str],
 ) -> list[str]:
     """One line a symbol: from an axis that it is, from one that it scales, or from an equation."""
     names = dict(wanted)
+    for equation in program.equations:  # what an equation needs may be wanted by nothing else
+        for symbol in sorted(symbols_of(product((equation.total, *equation.parts))), key=str):
+            names.setdefault(symbol, name_symbol(symbol))
     lines: list[str] = []
     known: set[sympy.Symbol] = set()
-    pending = sorted(wanted, key=lambda s: s.name)
+    direct = all(any(size == s for size, _ in _axes(program, arguments)) for s in wanted)
+    pending = sorted(wanted if direct else names, key=lambda s: s.name)
     sources = list(_axes(program, arguments))
     while pending:
         left = []
@@ -32,6 +39,9 @@ def size_header(
                 known.add(symbol)
                 lines.append(f"{names[symbol]} = {text}")
         if len(left) == len(pending):
+            left = [symbol for symbol in left if symbol in wanted]
+            if not left:
+                break
             raise UnboundSize(
                 f"the size {left[0]} is on no argument of the program",
                 fix=f"give sizes={{{str(left[0])!r}: …}}",

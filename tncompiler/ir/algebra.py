@@ -79,7 +79,7 @@ def delta(*axes: Index) -> Expr:
     for axis in axes[1:]:
         if axis.size != axes[0].size:
             raise SizeClash(
-                f"delta joins index {str(axes[0])!r} and index {str(axis)!r} of another size",
+                f"delta joins index {axes[0].name!r} and index {axis.name!r} of another size",
                 where=call_site(),
                 fix="give both the same size",
             )
@@ -167,6 +167,11 @@ def _union(operands: Iterable[Expr]) -> tuple[Index, ...]:
     return tuple(dict.fromkeys(index for op in operands for index in op.indices))
 
 
+def _shown(key: Any) -> str:
+    """How an error calls an index."""
+    return key.name if isinstance(key, Index) else str(key)
+
+
 def find(expr: Expr, key: Any) -> Index:
     """The free index that `key` (an Index or a name) means. Raises UnknownIndex."""
     for index in expr.indices:
@@ -174,7 +179,7 @@ def find(expr: Expr, key: Any) -> Index:
             return index
     have = ", ".join(index.name for index in expr.indices) or "none"
     raise UnknownIndex(
-        f"{describe(expr)} has no index {str(key)!r}",
+        f"{describe(expr)} has no index {_shown(key)!r}",
         where=call_site(),
         fix=f"its indices are: {have}",
     )
@@ -216,7 +221,8 @@ def contract(*tensors: Any, out: Iterable[Any] | None = None) -> Expr:
                 count[index] = count.get(index, 0) + 1
         kept = tuple(index for index in union if count[index] == 1)
     else:
-        kept = tuple(_output_index(key, union) for key in out)
+        keys = (out,) if isinstance(out, Index | str) else out
+        kept = tuple(_output_index(key, union) for key in keys)
         _check_unique(kept, "out")
     return _contraction(terms, kept)
 
@@ -227,7 +233,7 @@ def _output_index(key: Any, union: Sequence[Index]) -> Index:
             return index
     have = ", ".join(index.name for index in union) or "none"
     raise UnknownIndex(
-        f"no operand has the output index {str(key)!r}",
+        f"no operand has the output index {_shown(key)!r}",
         where=call_site(),
         fix=f"choose among {have}, or widen with a factor tnc.ones(…)",
     )
@@ -384,7 +390,7 @@ def split(expr: Expr, index: Any, parts: Sequence[Index]) -> Expr:
     _check_indices(parts, "split")
     if not parts:
         raise ArgumentError("split needs at least one part", fix="give a tuple of indices")
-    _check_product(expr.shape[axis], [p.size for p in parts], f"split of {str(index)!r}")
+    _check_product(expr.shape[axis], [p.size for p in parts], f"split of {_shown(index)!r}")
     indices = (*expr.indices[:axis], *parts, *expr.indices[axis + 1 :])
     _check_free(indices, "split")
     return ex.Split(indices, expr, axis, tuple(parts))
@@ -446,7 +452,7 @@ def slice_index(expr: Expr, index: Any, start: Any, stop: Any) -> Expr:
     ):
         raise SizeClash(
             f"positions {render_size(first)} to {render_size(last)} do not lie in index "
-            f"{str(index)!r} of size {render_size(size)}",
+            f"{_shown(index)!r} of size {render_size(size)}",
             where=call_site(),
             fix="0 <= start <= stop <= size",
         )
@@ -522,6 +528,7 @@ def _concatenation(parts: tuple[Expr, ...], axis: int, index: Index) -> Expr:
 
 def stack(parts: Sequence[Any], index: Index) -> Expr:
     """Tensors of the same indices side by side along a new first index."""
+    _check_indices((index,), "stack")
     tensors = tuple(as_expr(part) for part in parts)
     single = Index(index.name, 1)
     widened = [multiply(ones(single), tensor) for tensor in tensors]

@@ -180,6 +180,10 @@ class Builder:
         return self.emit(Cast(), (value,), value.shape, dtype, value.axes)
 
     def reduce(self, name: str, value: Value, over: tuple[int, ...]) -> Value:
+        if kind(value.dtype) == "complex":
+            raise DTypeError(
+                f"{name} is not defined for {value.dtype} numbers", fix="reduce .real or .abs()"
+            )
         kept = [axis for axis in range(len(value.shape)) if axis not in over]
         shape = [value.shape[axis] for axis in kept]
         axes = [value.axes[axis] for axis in kept]

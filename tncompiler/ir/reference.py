@@ -165,7 +165,7 @@ def _leaf(run: _Interpreter, node: ex.Leaf) -> _Tensor:
 
 def _literal(run: _Interpreter, node: ex.Literal) -> _Tensor:
     number = node.value if isinstance(node.value, int | float | complex) else run.size(node.value)
-    value = run.precise(number)
+    value = run.precise(number if isinstance(number, complex) else float(number))
     exact = complex(number) == complex(np.complex64(number)) or not np.isfinite(number)
     return _Tensor(value, None if exact else np.asarray(run.eps * np.abs(value)))
 
@@ -360,9 +360,7 @@ def _passing_error(
     run: _Interpreter, name: str, errors: Sequence[np.ndarray | None], out: np.ndarray
 ) -> np.ndarray | None:
     known = [error for error in errors[: 1 if name == "project" else None] if error is not None]
-    own = 4 * run.eps * np.abs(out) if name == "abs" and np.iscomplexobj(out) else None
-    if name == "abs":
-        own = 4 * run.eps * np.abs(out)  # the modulus of a complex number is rounded
+    own = 4 * run.eps * np.abs(out) if name == "abs" else None  # of a complex number
     total = known[0] if known else None
     for error in known[1:]:
         total = np.maximum(total, error)  # type: ignore[arg-type]

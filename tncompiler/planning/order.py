@@ -29,10 +29,16 @@ def contraction_order(
     """Which two tensors to contract next, as SSA pairs; tensor n + k is the result of pair k."""
     if len(inputs) < 3:
         return ((0, 1),) if len(inputs) == 2 else ()
-    terms = [[str(label) for label in labels] for labels in inputs]
-    known = {str(label): float(max(size, 1)) for label, size in sizes.items()}
-    out = [str(label) for label in dict.fromkeys(output)]
+    terms = [[_letter(label) for label in labels] for labels in inputs]
+    known = {_letter(label): float(max(size, 1)) for label, size in sizes.items()}
+    out = [_letter(label) for label in dict.fromkeys(output)]
     return _pairs(_search(terms, out, known, options), len(inputs))
+
+
+def _letter(label: int) -> str:
+    """One character per label, as cotengra's Rust half wants; surrogates are left out."""
+    code = 0xC0 + label
+    return chr(code if code < 0xD800 else code + 0x800)
 
 
 def _search(

@@ -116,10 +116,6 @@ class ContractionPlan:
         """The linear path of the only network, as opt_einsum writes it."""
         return self._only().linear()
 
-    @property
-    def orders(self) -> dict[str, tuple[Pair, ...]]:
-        return {network.name: network.pairs for network in self.networks}
-
     def to_json(self) -> str:
         """The plan as JSON text with schema version and checksum."""
         data = _to_data(self)
@@ -299,9 +295,10 @@ def _tensors(program: Program, name: str) -> tuple[str, ...]:
 
 def program_digest(program: Program) -> str:
     """What a logical program computes, blind to index names and dtypes."""
+    numbers = {name: number for number, name in enumerate(program.values)}
     content = [
         tuple((a.value.name, tuple(map(render_size, a.value.shape))) for a in program.arguments),
-        tuple((repr(s.op), s.operands) for s in program.steps),
-        program.outputs,
+        tuple((repr(s.op), tuple(numbers[n] for n in s.operands)) for s in program.steps),
+        tuple(numbers[name] for name in program.outputs),
     ]
     return blake2b(repr(content).encode(), digest_size=16).hexdigest()
