@@ -24,7 +24,7 @@ from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differen
 from tncompiler.ir.errors import ArgumentError, DeviceError, DTypeError, NameClash
 from tncompiler.ir.expressions import Leaf
 from tncompiler.ir.serialize import from_data, to_data
-from tncompiler.planning.machine import faster_backend
+from tncompiler.planning.machine import REFERENCE, TINY_US, faster_backend, predicted_us
 
 
 class Specialisation:
@@ -300,7 +300,14 @@ class CompiledModule(Inspection, nn.Module):
             )
             if grad and tensor.requires_grad and is_differentiable(dtype)
         )
-        return Specialisation(self.compilation, call, wrt, self._choose(call, wrt, devices))
+        backend = self._choose(call, wrt, devices)
+        if self.backend == "auto" and backend == "torch" and self._is_tiny(call):
+            wrt = ()  # torch's own autograd starts faster than our function does
+        return Specialisation(self.compilation, call, wrt, backend)
+
+    def _is_tiny(self, call: Call) -> bool:
+        program, _ = self.compilation.scheduled(call.dtypes, call.nominal)
+        return predicted_us(program, call.sizes, REFERENCE["torch"]) < TINY_US
 
     def _choose(self, call: Call, wrt: tuple[str, ...], devices: set[torch.device]) -> str:
         on_cpu = all(device.type == "cpu" for device in devices)
