@@ -87,6 +87,13 @@ class Builder:
         """A literal that adapts to the operands it meets, as Python numbers do in NumPy."""
         return self.literal(value, self._weak_dtype(value, [other.dtype for other in others]))
 
+    def structural(
+        self, output: Labels, shape: Sequence[Size], axes: Sequence[str], others: Iterable[Value]
+    ) -> Value:
+        """Ones, or a delta where `output` repeats a label, in the dtype of what it meets."""
+        dtype = self._weak_dtype(1, [other.dtype for other in others])
+        return self.emit(Contract((), output), (), shape, dtype, axes)
+
     def _weak_dtype(self, value: object, others: Sequence[str]) -> str:
         strong = promote(*others) if others else None
         if isinstance(value, complex):
@@ -96,7 +103,7 @@ class Builder:
                 )
             return _complexified(strong if kind(strong) != "int" else self.default_dtype)
         if strong is None or (isinstance(value, float) and kind(strong) in ("int", "bool")):
-            return self.default_dtype
+            return real_part(self.default_dtype)
         return "int64" if strong == "bool" else strong
 
     def contract(

@@ -20,6 +20,8 @@ from tncompiler.ir.sizes import Size, render_size, substitute
 
 Binding = Mapping[sympy.Symbol, Size]
 
+_WEAK = (ex.Literal, ex.Ones, ex.Delta)  # they take the dtype of what they are combined with
+
 
 def lower(
     outputs: Sequence[Expr],
@@ -83,17 +85,19 @@ class _Lowering:
         self.leaf_values[leaf.name] = self.builder.argument(value, leaf.kind)
 
     def node(self, node: Expr) -> None:
-        if not isinstance(node, ex.Literal):  # a literal is made where it meets its operands
+        if not isinstance(node, _WEAK):  # those are made where they meet their operands
             self.done[id(node)] = _RULES[type(node)](self, node)
 
     def operands(self, nodes: Sequence[Expr]) -> list[Value]:
-        strong = [self.done[id(n)] for n in nodes if not isinstance(n, ex.Literal)]
-        return [
-            self.builder.literal_like(self._literal(node), strong)
-            if isinstance(node, ex.Literal)
-            else self.done[id(node)]
-            for node in nodes
-        ]
+        strong = [self.done[id(n)] for n in nodes if not isinstance(n, _WEAK)]
+        return [self._weak(n, strong) if isinstance(n, _WEAK) else self.done[id(n)] for n in nodes]
+
+    def _weak(self, node: Expr, others: Sequence[Value]) -> Value:
+        """A number or structural tensor in the dtype of the operands it meets."""
+        if isinstance(node, ex.Literal):
+            return self.builder.literal_like(self._literal(node), others)
+        output = (0,) * node.ndim if isinstance(node, ex.Delta) else tuple(range(node.ndim))
+        return self.builder.structural(output, self.shape(node), _axes(node), others)
 
     def _literal(self, node: ex.Literal) -> complex | float | int | Size:
         if isinstance(node.value, int | float | complex):
@@ -122,15 +126,6 @@ def _labels(nodes: Sequence[Expr], out: Expr) -> tuple[list[Labels], Labels]:
 
 def _leaf(low: _Lowering, node: Leaf) -> Value:
     return low.leaf_values[node.name]
-
-
-def _ones(low: _Lowering, node: ex.Ones) -> Value:
-    labels = tuple(range(node.ndim))
-    return low.builder.contract((), (), labels, low.shape(node), _axes(node))
-
-
-def _delta(low: _Lowering, node: ex.Delta) -> Value:
-    return low.builder.contract((), (), (0,) * node.ndim, low.shape(node), _axes(node))
 
 
 def _contract(low: _Lowering, node: ex.Contract) -> Value:
@@ -190,8 +185,6 @@ def _cast(low: _Lowering, node: ex.Cast) -> Value:
 
 _RULES: dict[type[Expr], Callable[..., Value]] = {
     Leaf: _leaf,
-    ex.Ones: _ones,
-    ex.Delta: _delta,
     ex.Contract: _contract,
     ex.Map: _map,
     ex.Reduce: _reduce,

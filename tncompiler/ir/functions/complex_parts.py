@@ -25,7 +25,7 @@ ABS = Elementwise(
     "np.abs({0})",
     "torch.abs({0})",
     tangent=lambda call, t, x, out: call("real", call("conj", _unit(call, x, out)) * t[0]),
-    adjoint=lambda call, ct, x, out: (ct * _unit(call, x, out),),
+    adjoint=lambda call, ct, x, out: (call("real", ct) * _unit(call, x, out),),
     result="real",
     domain=_ANY,
 )

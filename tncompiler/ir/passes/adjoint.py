@@ -153,7 +153,7 @@ def _times_conj(
         if slope == 1.0:
             return _summed(tracer, ct, labels)
         if slope == -1.0:
-            return tracer.call("neg", tracer.multiply(ct, keep=labels)).value
+            return _summed(tracer, tracer.call("neg", ct), labels)
         return tracer.multiply(ct, slope, keep=labels).value
     conjugated = tracer.wrap(rev.conj(slope.value), slope.labels)
     return tracer.multiply(ct, conjugated, keep=labels).value

@@ -83,7 +83,7 @@ class _Expansion:
         return label
 
     def expand(self, step: Step) -> None:
-        output = self._open(step, None)
+        output = self._inline(step)
         roots = tuple(self.find(label) for label in output)
         wires = [tuple(self.find(label) for label in labels) for _, labels in self.terms]
         self._count_bare_sums(roots, wires)
@@ -94,40 +94,33 @@ class _Expansion:
         made = self.builder.contract(values, wires, roots, step.out.shape, step.out.axes)
         self._keep_name(step, made)
 
-    def _open(self, root: Step, outer: Labels | None) -> Labels:
-        """Collect the operands of `root` and, depth first, of all it inlines."""
-        output: Labels = ()
-        stack: list[tuple[Step, Labels | None]] = [(root, outer)]
-        pending: list[tuple[str, Labels] | tuple[Step, Labels | None]] = list(stack)
+    def _inline(self, root: Step) -> Labels:
+        """Collect the operands of `root` and, depth first, of all that it inlines."""
+        output, pending = self._open(root)
         while pending:
-            item, labels = pending.pop()
-            if isinstance(item, str):
-                self._operand(item, labels or (), pending)
-                continue
-            op: Contract = item.op  # type: ignore[assignment]
-            sizes = label_sizes(op, operand_values(self.program, item), item.out)
-            names = {label: self.fresh(size) for label, size in sizes.items()}
-            own = tuple(names[label] for label in op.output)
-            if labels is None:
-                output = own
-            else:
-                for mine, theirs in zip(own, labels, strict=True):
+            name, labels = pending.pop()
+            producer = self.program.producers.get(name)
+            if name in self.inlined:
+                inner, operands = self._open(self.inlined[name])
+                for mine, theirs in zip(inner, labels, strict=True):
                     self.parent[self.find(mine)] = self.find(theirs)
-            pending.extend(
-                (name, tuple(names[label] for label in wires))
-                for name, wires in reversed(list(zip(item.operands, op.inputs, strict=True)))
-            )
+                pending.extend(operands)
+            elif producer is not None and isinstance(producer.op, Literal):
+                self.literals.append(producer)
+            else:
+                self.terms.append((self.program.values[name], labels))
         return output
 
-    def _operand(self, name: str, labels: Labels, pending: list) -> None:  # type: ignore[type-arg]
-        producer = self.inlined.get(name)
-        literal = self.program.producers.get(name)
-        if producer is not None:
-            pending.append((producer, labels))
-        elif literal is not None and isinstance(literal.op, Literal):
-            self.literals.append(literal)
-        else:
-            self.terms.append((self.program.values[name], labels))
+    def _open(self, step: Step) -> tuple[Labels, list[tuple[str, Labels]]]:
+        """Fresh labels for a contraction: those of its output, and its operands, last one first."""
+        op: Contract = step.op  # type: ignore[assignment]
+        sizes = label_sizes(op, operand_values(self.program, step), step.out)
+        names = {label: self.fresh(size) for label, size in sizes.items()}
+        operands = [
+            (name, tuple(names[label] for label in labels))
+            for name, labels in zip(step.operands, op.inputs, strict=True)
+        ]
+        return tuple(names[label] for label in op.output), operands[::-1]
 
     def _count_bare_sums(self, roots: Labels, wires: list[Labels]) -> None:
         """A label that is summed but on no operand multiplies by its size."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tncompiler.ir.passes.dead import drop_dead_steps
-from tncompiler.ir.program import Argument, Literal, Permute, Program
+from tncompiler.ir.program import Argument, Literal, Pad, Permute, Program, Slice, Step, Value
+from tncompiler.ir.sizes import Size, symbols_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def partition(joint: Program, output_count: int) -> TrainingPrograms:
         s.out.name for s in forward.steps if s.out.name in needed and s.out.name not in made
     )
     primals = tuple(a for a in joint.arguments if a.kind != "cotangent")
+    needed |= _size_carriers(joint, backward_steps, needed)
     read = tuple(a for a in primals if a.value.name in needed)
     kept = tuple(Argument(joint.values[name], "saved") for name in saved)
     cotangents = tuple(a for a in joint.arguments if a.kind == "cotangent")
@@ -51,3 +53,33 @@ def partition(joint: Program, output_count: int) -> TrainingPrograms:
         Program((*read, *kept, *cotangents), backward_steps, gradients, joint.equations),
         saved,
     )
+
+
+def _size_carriers(joint: Program, steps: tuple[Step, ...], read: set[str]) -> set[str]:
+    """Primal arguments that the steps need only for the sizes on their axes."""
+    wanted = {symbol for step in steps for symbol in _symbols(step)}
+    for argument in joint.arguments:
+        if argument.value.name in read or argument.kind == "cotangent":
+            wanted -= _on_axes(argument.value)
+    if any(wanted & symbols_of(s) for e in joint.equations for s in (e.total, *e.parts)):
+        wanted |= {k for e in joint.equations for s in (e.total, *e.parts) for k in symbols_of(s)}
+    carriers = set()
+    for argument in joint.arguments:
+        if argument.kind != "cotangent" and wanted & _on_axes(argument.value):
+            carriers.add(argument.value.name)
+            wanted -= _on_axes(argument.value)
+    return carriers
+
+
+def _on_axes(value: Value) -> set[Size]:
+    return {symbol for size in value.shape for symbol in symbols_of(size)}
+
+
+def _symbols(step: Step) -> set[Size]:
+    sizes = [*step.out.shape]
+    match step.op:
+        case Slice(_, first, second) | Pad(_, first, second):
+            sizes += [first, second]
+        case Literal(value) if not isinstance(value, int | float | complex):
+            sizes.append(value)
+    return {symbol for size in sizes for symbol in symbols_of(size)}
