@@ -76,5 +76,7 @@ def tree_of(
         alone = {k for k in joined - kept if not all(k in node.labels for node in pair)}
         work = count(joined - alone) * (2 if joined - alone - kept else 1)
         node = Node("", "step", kept, count(kept), work, pair)
-        left[len(nodes) + len(left) + _done(node) - 1 - (len(nodes) - _leaves_of(left, node))] = node
+        left[len(nodes) + len(left) + _done(node) - 1 - (len(nodes) - _leaves_of(left, node))] = (
+            node
+        )
     return next(iter(left.values()))

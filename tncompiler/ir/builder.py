@@ -137,14 +137,13 @@ class Builder:
             return self._project(operands[0], operands[1].dtype, axes)
         if name == "project" and operands[0].dtype == operands[1].dtype:
             return operands[0]
-        promoted = self._promoted(name, operands)
+        promoted, dtype = self._promoted(name, operands)
         for value in promoted:
             if kind(value.dtype) not in (*rule.domain, DEFAULT):
                 raise DTypeError(
                     f"{name} is not defined for {value.dtype} numbers",
                     fix=f"it takes {' and '.join(rule.domain)} operands; convert with .astype(…)",
                 )
-        dtype = promoted[-1].dtype
         dtype = {"bool": "bool", "real": real_part(dtype)}.get(rule.result, dtype)
         return self.emit(Map(name, tuple(inputs)), promoted, shape, dtype, axes)
 
@@ -163,18 +162,20 @@ class Builder:
             return dtype, list(operands)
         return dtype, [self.cast(value, dtype) for value in operands]
 
-    def _promoted(self, name: str, operands: Sequence[Value]) -> list[Value]:
+    def _promoted(self, name: str, operands: Sequence[Value]) -> tuple[list[Value], str]:
+        """The operands in their common dtype, and that dtype."""
         if name == "project":
-            return list(operands)
+            return list(operands), operands[1].dtype
         start = 1 if name == "where" else 0
         dtype, same = self._unify(operands[start:])
         if kind(dtype) in ("int", "bool") and kind(dtype) not in function(name).domain:
-            same = [self.cast(value, self.default_dtype) for value in same]
+            dtype = self.default_dtype
+            same = [self.cast(value, dtype) for value in same]
         condition = [
             value if value.dtype == DEFAULT else self.cast(value, "bool")
             for value in operands[:start]
         ]
-        return [*condition, *same]
+        return [*condition, *same], dtype
 
     def cast(self, value: Value, dtype: str) -> Value:
         """The value in another dtype; itself if it has it."""
