@@ -15,15 +15,16 @@ from typing import Any
 
 import sympy
 
-from tncompiler.backends import BACKENDS, emitter
+from tncompiler.backends import emitter
 from tncompiler.backends.source import Source, load
 from tncompiler.container import Container
 from tncompiler.debug import show, watcher
-from tncompiler.ir.dtypes import dtype_name
+from tncompiler.ir.dtypes import dtype_name, is_differentiable
 from tncompiler.ir.errors import (
     ArgumentError,
     BackendError,
     BadSize,
+    DTypeError,
     PlanError,
     SizeClash,
     SizeEquationError,
@@ -83,11 +84,21 @@ def compile(
     """
     if cuda_graph or process_group is not None:
         raise BackendError("cuda_graph and process_group are not built yet", fix="leave them out")
-    if backend not in ("auto", *BACKENDS):
-        known = ", ".join(("auto", *BACKENDS))
-        raise BackendError(f"there is no backend {backend!r}", fix=f"choose one of {known}")
+    if backend != "auto":
+        emitter(backend)  # raises on an unknown one
     name = None if dtype is None else dtype_name(dtype)
-    compilation = Compilation(outputs, inputs, sizes or {}, plan)
+    if name is not None and not is_differentiable(name):
+        raise DTypeError(
+            f"dtype={name!r} cannot be that of parameters",
+            fix="give a float or complex dtype here, and integer ones to single inputs",
+        )
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise ArgumentError(f"seed is {seed!r}", fix="give an integer, 0 or more")
+    if share is not None and not isinstance(getattr(share, "compilation", None), Compilation):
+        raise ArgumentError(
+            f"share is a {type(share).__name__}", fix="give a network made by tnc.compile"
+        )
+    compilation = Compilation(outputs, inputs, {} if sizes is None else sizes, plan)
     if framework == "numpy":
         from tncompiler.function import NumpyFunction
 
@@ -164,6 +175,8 @@ class Compilation:
         own = tuple(leaf for leaf in self.all_leaves if leaf.kind == "input")
         if wanted is None:
             return own
+        if not isinstance(wanted, list | tuple):
+            raise ArgumentError(f"inputs= is {wanted!r}", fix="give a list of names or leaves")
         names = [item.name if isinstance(item, Leaf) else str(item) for item in wanted]
         have = [leaf.name for leaf in own]
         if sorted(names) != sorted(have):
@@ -195,17 +208,25 @@ class Compilation:
         if isinstance(key, str) and size_symbol(key) in known:
             return size_symbol(key), repr(key)
         names = ", ".join(sorted({index.name for index in self.indices}))
+        shown = key.name if isinstance(key, Index) else str(key)
         raise UnknownIndex(
-            f"sizes= names {str(key)!r}, which no index or size of the network is called",
+            f"sizes= names {shown!r}, which no index or size of the network is called",
             fix=f"the indices are: {names}",
         )
 
     def _bind_sizes(self, sizes: Mapping[Any, Any]) -> dict[sympy.Symbol, int]:
         binding: dict[sympy.Symbol, int] = {}
-        for key, value in sizes.items():
-            self._bind_one(key, value, binding)
+        self._bind_given(sizes, binding)
         solve_all(self.equations, binding)
         return binding
+
+    def _bind_given(self, sizes: Mapping[Any, Any], binding: dict[sympy.Symbol, int]) -> None:
+        if not isinstance(sizes, Mapping):
+            raise ArgumentError(
+                f"sizes= is a {type(sizes).__name__}", fix="give a dict of index or name → integer"
+            )
+        for key, value in sizes.items():
+            self._bind_one(key, value, binding)
 
     @cached_property
     def equations(self) -> list[SizeEquation]:
@@ -266,8 +287,7 @@ class Compilation:
     def nominal(self, sizes: Mapping[Any, Any]) -> dict[sympy.Symbol, int]:
         """Integers for all free sizes: the given ones, what follows from them, and a stand-in."""
         binding = dict(self.binding)
-        for key, value in sizes.items():
-            self._bind_one(key, value, binding)
+        self._bind_given(sizes, binding)
         solve_all(self.equations, binding)
         parts = {s for e in self.equations for part in e.parts for s in symbols_of(part)}
         for symbol in sorted(self.free_symbols, key=lambda symbol: symbol not in parts):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import sympy
 
 from tncompiler.ir import algebra
@@ -102,7 +103,10 @@ def param(name: str, *axes: Index, init: Initializer | None = None, dtype: objec
     ``init`` is a name ("normal", "zeros", "ones", "eye"), an array, or a callable (shape) → array;
     without one, the variance is chosen so that the network keeps the variance of its inputs.
     """
-    if isinstance(init, str) and init not in INITIALIZERS:
+    if hasattr(init, "__array__") and not isinstance(init, np.ndarray) and not callable(init):
+        init = np.asarray(init)
+    known = init is None or callable(init) or isinstance(init, np.ndarray)
+    if not known and not (isinstance(init, str) and init in INITIALIZERS):
         raise ArgumentError(
             f"param {name!r}: there is no initialization {init!r}",
             fix=f"choose one of {', '.join(INITIALIZERS)}, or give a callable or an array",

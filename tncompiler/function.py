@@ -21,19 +21,27 @@ Pull = Callable[[Any], dict[str, np.ndarray]]
 class Parameters(MutableMapping[str, np.ndarray]):
     """Parameters by name: read-only arrays, replaced by assignment; names cannot be added."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self._arrays = {name: _read_only(array) for name, array in arrays.items()}
+    def __init__(self, arrays: Mapping[str, np.ndarray], shared: Parameters | None = None) -> None:
+        self._cells = {name: [_read_only(array)] for name, array in arrays.items()}
+        if shared is not None:
+            for name in self._cells.keys() & shared._cells.keys():
+                self._check(name, shared[name])
+                self._cells[name] = shared._cells[name]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name]
+        return self._cells[name][0]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        old = self._arrays.get(name)
-        if old is None:
+        if name not in self._cells:
             raise ArgumentError(
                 f"there is no parameter {name!r}", fix=f"the parameters are: {sorted(self)}"
             )
         new = np.asarray(value)
+        self._check(name, new)
+        self._cells[name][0] = _read_only(new.astype(self[name].dtype))
+
+    def _check(self, name: str, new: np.ndarray) -> None:
+        old = self[name]
         if new.shape != old.shape:
             raise ShapeError(
                 f"parameter {name!r} has shape {old.shape}, not {new.shape}",
@@ -44,19 +52,18 @@ class Parameters(MutableMapping[str, np.ndarray]):
                 f"parameter {name!r} has dtype {old.dtype}; {new.dtype} does not fit",
                 fix=f"convert it with .astype({old.dtype.name!r})",
             )
-        self._arrays[name] = _read_only(new.astype(old.dtype))
 
     def __delitem__(self, name: str) -> None:
         raise ArgumentError("parameters cannot be removed", fix="assign another array instead")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self._cells)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self._cells)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{name}: {array.shape}" for name, array in self._arrays.items())
+        shapes = ", ".join(f"{name}: {array.shape}" for name, array in self.items())
         return f"Parameters({shapes})"
 
 
@@ -117,14 +124,11 @@ class NumpyFunction(Inspection):
             arrays[leaf.name] = initial_array(
                 leaf, shape, stds.get(leaf.name, 1.0), self._leaf_dtype(leaf), rng
             )
-        made = Parameters(arrays)
-        if share is not None:
-            for name in made:
-                if name in share.parameters:
-                    made[name] = share.parameters[name]
-            if set(made) == set(share.parameters):
-                return share.parameters  # type: ignore[no-any-return]
-        return made
+        if share is None:
+            return Parameters(arrays)
+        if not isinstance(share, NumpyFunction):
+            raise ArgumentError("a torch module cannot share", fix="share a NumPy function")
+        return Parameters(arrays, share.parameters)
 
     # ---------------------------------------------------------------- calling
 
@@ -291,12 +295,27 @@ def initial_array(
         array = rng.standard_normal(shape) * scale
         if dtype.kind == "c":
             array = (array + 1j * rng.standard_normal(shape) * scale) / np.sqrt(2)
-    if array.shape != shape:
+    if array.dtype.kind not in "biufc":
+        raise DTypeError(
+            f"the init of parameter {leaf.name!r} gives {array.dtype} values", fix="give numbers"
+        )
+    if array.dtype.kind == "c" and dtype.kind != "c":
+        raise DTypeError(
+            f"the init of parameter {leaf.name!r} is complex, the parameter is {dtype}",
+            fix="declare the parameter with a complex dtype",
+        )
+    check_init_shape(leaf, array.shape, shape)
+    return array.astype(dtype)
+
+
+def check_init_shape(leaf: Leaf, given: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Refuse an initial value of another shape than the parameter's."""
+    if given != shape:
         raise ShapeError(
-            f"the init of parameter {leaf.name!r} has shape {array.shape}, not {shape}",
+            f"the init of parameter {leaf.name!r} has shape {given}, not {shape}",
+            where=f"the parameter declared at {leaf.origin}",
             fix="return an array of the parameter's shape",
         )
-    return array.astype(dtype)
 
 
 def _eye(shape: tuple[int, ...]) -> np.ndarray:

@@ -31,7 +31,7 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 def standard_deviations(
     program: Program, leaves: Mapping[str, Leaf], binding: Binding
 ) -> dict[str, float]:
-    """The standard deviation of each parameter without an `init`; 0 for one that is only added.
+    """The standard deviation of each parameter without an `init`: 0 for one that is only added.
 
     Inputs count as having second moment 1, constants and given arrays as what they have.
     """
@@ -44,6 +44,7 @@ class _Moments:
     def __init__(self, program: Program, leaves: Mapping[str, Leaf], binding: Binding) -> None:
         self.program, self.binding = program, binding
         self.log_std: dict[str, float] = {}
+        self.added: set[str] = set()
         self.open = {
             name for name, leaf in leaves.items() if leaf.kind == "param" and leaf.init is None
         }
@@ -55,10 +56,12 @@ class _Moments:
     def run(self) -> dict[str, float]:
         for step in self.program.steps:
             self.log_moment[step.out.name] = self._step(step)
-        return {
-            name: math.exp(self.log_std[name]) if name in self.log_std else 0.0
-            for name in sorted(self.open)
-        }
+        return {name: self._std(name) for name in sorted(self.open)}
+
+    def _std(self, name: str) -> float:
+        if name in self.log_std:
+            return math.exp(self.log_std[name])
+        return 0.0 if name in self.added else 1.0
 
     def _step(self, step: Step) -> float:
         match step.op:
@@ -95,6 +98,7 @@ class _Moments:
     def _map(self, step: Step, op: Map) -> float:
         moments = [self._of(name) for name in step.operands]
         if op.function in ("add", "sub"):
+            self.added.update(self.open.intersection(step.operands))
             return float(np.logaddexp(moments[0], moments[1]))
         if op.function == "div":
             return moments[0] - moments[1] if math.isfinite(moments[1]) else 0.0

@@ -55,7 +55,7 @@ class Inspection:
         """
         if part not in PARTS:
             raise ArgumentError(f"there is no part {part!r}", fix=f"choose of {', '.join(PARTS)}")
-        nominal = self.compilation.nominal(sizes or {})
+        nominal = self.compilation.nominal({} if sizes is None else sizes)
         if part == "forward":
             return self.compilation.scheduled(self._dtypes(), nominal)[0]
         names = self._differentiable(wrt)
@@ -65,12 +65,14 @@ class Inspection:
 
     def plan(self, sizes: Mapping[Any, Any] | None = None) -> ContractionPlan:
         """The contraction plan of the forward pass; free sizes that are not given count as 128."""
-        return self.compilation.plan(self.compilation.nominal(sizes or {}), self._dtypes())
+        return self.compilation.plan(
+            self.compilation.nominal({} if sizes is None else sizes), self._dtypes()
+        )
 
     def cost(self, sizes: Mapping[Any, Any] | None = None, part: str = "forward") -> Cost:
         """Flops, bytes and peak of all outputs together; symbolic in the sizes that are free."""
         program = self.program(sizes, part)
-        cost = program_cost(program, self.compilation.nominal(sizes or {}))
+        cost = program_cost(program, self.compilation.nominal({} if sizes is None else sizes))
         return cost.at(self.compilation.nominal(sizes)) if sizes else cost
 
     @property
@@ -106,4 +108,9 @@ class Inspection:
         """A matplotlib picture of the "network" or the contraction "tree"; returns the Axes."""
         from tncompiler.draw import draw
 
-        return draw(self.compilation, what, ax=ax, nominal=self.compilation.nominal(sizes or {}))
+        return draw(
+            self.compilation,
+            what,
+            ax=ax,
+            nominal=self.compilation.nominal({} if sizes is None else sizes),
+        )

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from tncompiler.binding import Call, order_inputs, read_call
 from tncompiler.compiler import Compilation
-from tncompiler.function import initial_array, parameter_stds
+from tncompiler.function import check_init_shape, initial_array, parameter_stds
 from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differentiable
 from tncompiler.ir.errors import ArgumentError, DeviceError, DTypeError, NameClash
@@ -148,6 +148,7 @@ class CompiledModule(Inspection, nn.Module):
         super().__init__()
         self.compilation, self.backend, self._dtype = compilation, backend, dtype
         self._specialisations: dict[object, Specialisation] = {}
+        self._owners: list[tuple[nn.Module, str]] = []
         self._owners = [self._place(leaf) for leaf in (*compilation.params, *compilation.constants)]
         self._make_leaves(seed, share)
 
@@ -172,7 +173,8 @@ class CompiledModule(Inspection, nn.Module):
 
     @staticmethod
     def _check_free(owner: nn.Module, name: str, leaf: Leaf) -> None:
-        if hasattr(owner, name):
+        held = (owner.__dict__, owner._parameters, owner._buffers, owner._modules)
+        if hasattr(type(owner), name) or any(name in table for table in held):
             raise NameClash(
                 f"the {leaf.kind} name {leaf.name!r} is taken: a module already has {name!r}",
                 where=f"the {leaf.kind} declared at {leaf.origin}",
@@ -185,7 +187,9 @@ class CompiledModule(Inspection, nn.Module):
 
     def _make_leaves(self, seed: int | None, share: Any) -> None:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        shared = dict(share.named_parameters()) if share is not None else {}
+        if share is not None and not isinstance(share, nn.Module):
+            raise ArgumentError("a NumPy function cannot share", fix="share a torch module")
+        shared = {} if share is None else dict(share.named_parameters())
         leaves = (*self.compilation.params, *self.compilation.constants)
         for leaf, (owner, name) in zip(leaves, self._owners, strict=True):
             dtype = self._leaf_dtype(leaf)
@@ -391,24 +395,20 @@ def _autocast(leaves: Sequence[Leaf], tensors: Sequence[Tensor]) -> list[Tensor]
 def _initialize(
     leaf: Leaf, parameter: Tensor, std: float, generator: torch.Generator | None
 ) -> None:
-    if leaf.init is None or leaf.init == "normal":
+    if leaf.init is None or (isinstance(leaf.init, str) and leaf.init == "normal"):
         scale = std if leaf.init is None else 1.0
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.normal_(0.0, scale, generator=generator) if scale else parameter.zero_()
             return
-    if callable(leaf.init):
-        given = leaf.init(tuple(parameter.shape))
-        value = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
-        if value.shape != parameter.shape:
-            raise NameClash(
-                f"the init of {leaf.name!r} has shape {tuple(value.shape)}, not "
-                f"{tuple(parameter.shape)}",
-                fix="return an array of the parameter's shape",
-            )
+    given = leaf.init(tuple(parameter.shape)) if callable(leaf.init) else None
+    if isinstance(given, Tensor):
+        value = given
+        check_init_shape(leaf, tuple(value.shape), tuple(parameter.shape))
     else:
         rng = np.random.default_rng(0)
         shape = tuple(parameter.shape)
-        value = torch.from_numpy(initial_array(leaf, shape, std, np.dtype("float64"), rng))
+        kind = np.dtype("complex128" if parameter.is_complex() else "float64")
+        value = torch.from_numpy(initial_array(leaf, shape, std, kind, rng))
     if value.is_complex() and not parameter.is_complex():
         raise DTypeError(f"the init of {leaf.name!r} is complex", fix="give it a complex dtype")
     parameter.copy_(value)

@@ -25,7 +25,7 @@ Emit = Callable[[Program, str], Source]
 
 def emitter(name: str) -> Emit:
     """The function (program, entry name) → Source of a backend. Raises BackendError."""
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         known = ", ".join(("auto", *BACKENDS))
         raise BackendError(f"there is no backend {name!r}", fix=f"choose one of {known}")
     module, attribute = BACKENDS[name].split(":")

@@ -1,4 +1,4 @@
-"""Pictures of compiled networks: the tensor networks in field notation, or their contraction trees."""
+"""Pictures of compiled networks: tensor networks in field notation, or contraction trees."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ MOST = 6  # networks in one picture
 RADIUS, DOT = 0.25, 0.06
 LABEL, NAME, TITLE = 8.5, 10.0, 10.0  # points
 _LEG = 0.6
+_SHIFTS = (0.0, -0.05, 0.05, -0.1, 0.1, -0.15, 0.15, -0.2, 0.2)  # of a label, along its line
 _ANGLES = tuple(math.radians(15 * k) for k in range(24))
 
 
@@ -168,15 +169,10 @@ class _Picture:
         for label, points in curves:
             text = self._text(label)
             own = set(points)
-            others = [(p, r) for p, r in self.taken if p not in own]
+            others = [(place, radius) for place, radius in self.taken if place not in own]
             half = text_size(text, LABEL)[0] / 2
-
-            def room(t: float, points: list[Point] = points, others: object = others) -> float:
-                place = points[round(t * (len(points) - 1))]
-                return min(_clearance(place, others, half), 0.2) - 0.1 * abs(t - 0.5)  # type: ignore[arg-type]
-
-            best = max((0.5, 0.45, 0.55, 0.4, 0.6, 0.35, 0.65, 0.3, 0.7), key=room)
-            place = points[round(best * (len(points) - 1))]
+            best = max(_SHIFTS, key=lambda shift: _room(points, shift, others, half))  # noqa: B023
+            place = _along(points, best)
             self.canvas.text(place, text, LABEL, role="label", ground="white")
             self.taken += [((place[0] + half * s, place[1]), 0.08) for s in (-0.8, 0, 0.8)]
 
@@ -236,12 +232,17 @@ class _Picture:
             self.canvas.circle(place, DOT, "dot", "dot")
             return
         self.canvas.circle(place, RADIUS, self._kinds()[number], "tensor")
-        name = self.network.tensors[number].replace(".", ".\n")
-        fits = 2 * RADIUS * 0.92 / max(text_size(name, 1.0)[0], 1e-9)
-        if fits >= 6:
-            self.canvas.text(place, name, min(NAME, fits), role="name")
-        else:  # too long for the circle
-            self.canvas.text(place, name, 7.5, role="name", ground="white", edge="black")
+        name_in_circle(self.canvas, self.network.tensors[number], place)
+
+
+def name_in_circle(canvas: Canvas, name: str, place: Point) -> None:
+    """A tensor's name in its circle, in smaller letters or in a box over it if it is long."""
+    name = name.replace(".", ".\n")
+    fits = 2 * RADIUS * 0.92 / max(text_size(name, 1.0)[0], 1e-9)
+    if fits >= 6:
+        canvas.text(place, name, min(NAME, fits), role="name")
+    else:
+        canvas.text(place, name, 7.5, role="name", ground="white", edge="black")
 
 
 def curve(a: Point, b: Point, bend: float, count: int = 24) -> list[Point]:
@@ -255,6 +256,18 @@ def curve(a: Point, b: Point, bend: float, count: int = 24) -> list[Point]:
         u, v, w = (1 - t) ** 2, 2 * t * (1 - t), t**2
         points.append((u * ax + v * mx + w * bx, u * ay + v * my + w * by))
     return points
+
+
+def _along(points: Sequence[Point], shift: float) -> Point:
+    """The point of a line that is `shift` of its length past the middle."""
+    return points[round((0.5 + shift) * (len(points) - 1))]
+
+
+def _room(
+    points: Sequence[Point], shift: float, others: Sequence[tuple[Point, float]], half: float
+) -> float:
+    """What a place for a label on a line is worth: clear of the rest, near the middle."""
+    return min(_clearance(_along(points, shift), others, half), 0.2) - 0.1 * abs(shift)
 
 
 def _polar(place: Point, angle: float, length: float) -> Point:

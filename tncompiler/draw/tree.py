@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import sympy
 
 from tncompiler.compiler import Compilation
-from tncompiler.draw.canvas import COLOURS, Canvas, Point, arrange
-from tncompiler.draw.network import LABEL, MOST, RADIUS, TITLE, title
+from tncompiler.draw.canvas import Canvas, Point, arrange, text_size
+from tncompiler.draw.network import LABEL, MOST, RADIUS, TITLE, name_in_circle, title
 from tncompiler.explain import quantity
 from tncompiler.ir.network import TensorNetwork, networks_of
 from tncompiler.ir.sizes import evaluate
@@ -56,7 +56,7 @@ def draw_trees(
 def tree_of(
     network: TensorNetwork, order: NetworkOrder, nominal: Mapping[sympy.Symbol, int]
 ) -> Node:
-    """The tree of one network. Flops count as the plan's: a diagonal or a sum of its own is free."""
+    """The tree of one network; a diagonal or a sum over one axis is not counted."""
     sizes = {label: evaluate(size, nominal) for label, size in network.sizes.items()}
 
     def count(labels: Iterable[int]) -> int:
@@ -68,15 +68,53 @@ def tree_of(
         if labels:
             nodes.append(Node(name, kind, frozenset(labels), count(set(labels))))
     left = dict(enumerate(nodes))
-    for a, b in order.pairs:
+    for number, (a, b) in enumerate(order.pairs, start=len(nodes)):
         pair = left.pop(a), left.pop(b)
         joined = pair[0].labels | pair[1].labels
-        wanted = frozenset(network.output).union(*(node.labels for node in left.values()))
-        kept = joined & wanted
-        alone = {k for k in joined - kept if not all(k in node.labels for node in pair)}
+        kept = joined & frozenset(network.output).union(*(node.labels for node in left.values()))
+        alone = (joined - kept) - (pair[0].labels & pair[1].labels)
         work = count(joined - alone) * (2 if joined - alone - kept else 1)
-        node = Node("", "step", kept, count(kept), work, pair)
-        left[len(nodes) + len(left) + _done(node) - 1 - (len(nodes) - _leaves_of(left, node))] = (
-            node
-        )
+        left[number] = Node("", "step", kept, count(kept), work, pair)
     return next(iter(left.values()))
+
+
+def _draw_node(canvas: Canvas, node: Node, network: TensorNetwork, leaf: list[int]) -> Point:
+    """Draw a node over its parts, leaves from left to right; returns its place."""
+    if not node.parts:
+        place = (leaf[0] * _ACROSS, 0.0)
+        leaf[0] += 1
+        _draw_leaf(canvas, node, network, place)
+        return place
+    below = [_draw_node(canvas, part, network, leaf) for part in node.parts]
+    place = (sum(x for x, _ in below) / len(below), _UP * _height(node))
+    for x, y in below:
+        canvas.line([place, (x, place[1]), (x, y)], 1.2, "branch")
+    names = [network.index_name(label) for label in sorted(node.labels)]
+    work = quantity(node.flops, "FLOP")
+    text = f"{_wrapped(names)}\n{quantity(node.elements)} elem\n{work}"
+    canvas.text(place, text, LABEL, role="step", ground="white", edge="black")
+    return place
+
+
+def _draw_leaf(canvas: Canvas, node: Node, network: TensorNetwork, place: Point) -> None:
+    canvas.circle(place, RADIUS, node.kind, "tensor")
+    name_in_circle(canvas, node.name, place)
+    names = [network.index_name(label) for label in sorted(node.labels)]
+    text = f"{_wrapped(names)}\n{quantity(node.elements)} elem"
+    below = RADIUS + 0.08 + text_size(text, LABEL)[1] / 2
+    canvas.text((place[0], place[1] - below), text, LABEL, role="label")
+
+
+def _height(node: Node) -> int:
+    return 1 + max(map(_height, node.parts)) if node.parts else 0
+
+
+def _wrapped(names: list[str], most: int = 18) -> str:
+    """Index names in brackets, a line of about `most` characters at a time."""
+    lines = [""]
+    for name in names:
+        piece = name if name == names[-1] else f"{name}, "
+        if lines[-1] and len(lines[-1]) + len(piece) > most:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(["(" + lines[0], *lines[1:]]) + ")"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tncompiler.ir.dtypes import DEFAULT, is_real, kind, promote, real_part
-from tncompiler.ir.errors import DTypeError
+from tncompiler.ir.errors import DTypeError, GradientError
 from tncompiler.ir.functions import function
 from tncompiler.ir.program import (
     Argument,
@@ -131,6 +131,8 @@ class Builder:
     ) -> Value:
         """An elementwise function, with operands promoted and no-ops on real numbers left out."""
         rule = function(name)
+        if name == "unit_cotangent" and operands[0].dtype != DEFAULT:
+            return self._unit_cotangent(operands[0])
         if name in ("conj", "real") and is_real(operands[0].dtype):
             return operands[0]
         if name == "project" and DEFAULT not in (operands[0].dtype, operands[1].dtype):
@@ -146,6 +148,14 @@ class Builder:
                 )
         dtype = {"bool": "bool", "real": real_part(dtype)}.get(rule.result, dtype)
         return self.emit(Map(name, tuple(inputs)), promoted, shape, dtype, axes)
+
+    def _unit_cotangent(self, value: Value) -> Value:
+        if not is_real(value.dtype):
+            raise GradientError(
+                "the expression is not real, so its gradient is not unique",
+                fix="differentiate expr.real, or give cotangent=…",
+            )
+        return self.literal(1.0, value.dtype)
 
     def _project(self, value: Value, dtype: str, axes: Sequence[str]) -> Value:
         """The value as a number of another kind: its real part, or itself as complex."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tncompiler.ir import algebra
-from tncompiler.ir.dtypes import kind
+from tncompiler.ir.dtypes import is_differentiable, kind
 from tncompiler.ir.errors import GradientError
 from tncompiler.ir.expressions import Expr, Leaf, replace_leaves, walk
 from tncompiler.ir.index import Index
@@ -31,6 +31,11 @@ def _check_leaf(expr: Expr, leaf: object, found: Sequence[Leaf]) -> Leaf:
         if own.name == leaf.name:
             if own.digest != leaf.digest:
                 collect_leaves((own, leaf))  # raises the clash
+            if not is_differentiable(leaf.dtype):
+                raise GradientError(
+                    f"{leaf.name!r} holds {leaf.dtype} numbers, which have no derivatives",
+                    fix="declare it with a float or complex dtype",
+                )
             return leaf
     raise GradientError(
         f"{leaf.name!r} does not appear in the expression at {expr.origin}",
@@ -82,7 +87,7 @@ def _seed(expr: Expr, cotangent: Expr | None) -> Expr:
             "the expression is not real, so its gradient is not unique",
             fix="differentiate expr.real, or give cotangent=…",
         )
-    return algebra.as_expr(1.0)
+    return algebra.elementwise("unit_cotangent", expr)
 
 
 def _is_complex(expr: Expr) -> bool:
@@ -135,7 +140,8 @@ def environment(expr: Expr, leaf: Leaf) -> Expr:
         raise _ambiguous(target, [marked[0]] * len(positions))
     if not positions:
         raise GradientError(
-            f"the expression at {expr.origin} is not one network with {target.name!r} as a factor",
+            f"the expression at {expr.origin} is not one network with {target.name!r} as a factor; "
+            f"it occurs as {_occurrences(target, distinct)}",
             fix="take the environment of a contraction; use tnc.grad for anything else",
         )
     return _take_out(program, positions[0], expr, marked[0], leaves)
@@ -150,12 +156,16 @@ def _free_name(leaves: Sequence[Leaf]) -> str:
 
 
 def _ambiguous(target: Leaf, uses: Sequence[Leaf]) -> GradientError:
-    listed = "; ".join(
-        f"{target.name}({', '.join(i.name for i in use.indices)}) at {use.origin}" for use in uses
-    )
     return GradientError(
-        f"{target.name!r} occurs {len(uses)} times, so its environment is not unique: {listed}",
+        f"{target.name!r} occurs {len(uses)} times, so its environment is not unique: "
+        f"{_occurrences(target, uses)}",
         fix="name the occurrence with its own indices, as A(i, j)",
+    )
+
+
+def _occurrences(target: Leaf, uses: Sequence[Leaf]) -> str:
+    return "; ".join(
+        f"{target.name}({', '.join(i.name for i in use.indices)}) at {use.origin}" for use in uses
     )
 
 
@@ -184,10 +194,13 @@ def _take_out(
     arguments: dict[str, Expr] = {own.name: own for own in leaves}
     arguments[step.operands[position]] = leaf
     terms = lift(rest, arguments)
-    open_labels = (*op.output, *op.inputs[position])
+    own = op.inputs[position]
+    open_labels = (*op.output, *own)
     named: dict[int, Index] = {}
+    joints: list[Expr] = []
     for label, index in zip(open_labels, (*expr.indices, *leaf.indices), strict=True):
-        named.setdefault(label, index)
+        if named.setdefault(label, index) != index:
+            joints.append(algebra.delta(named[label], index))
     for term, labels in zip(terms, wires, strict=True):
         _name_bound(named, term, labels)
     have = {label for labels in wires for label in labels}
@@ -195,7 +208,11 @@ def _take_out(
         algebra.reindex(term, [named[label] for label in labels])
         for term, labels in zip(terms, wires, strict=True)
     ]
-    return algebra.contract(*wired, out=[named[k] for k in dict.fromkeys(open_labels) if k in have])
+    bare = [named[k] for k in dict.fromkeys(own) if k not in have and k not in op.output]
+    wired += [*joints, *([algebra.ones(*bare)] if bare else [])]
+    kept = [named[k] for k in dict.fromkeys(open_labels) if k in have]
+    twins = [index for joint in joints for index in joint.indices]
+    return algebra.contract(*wired, out=list(dict.fromkeys((*kept, *bare, *twins))))
 
 
 def _name_bound(named: dict[int, Index], term: Expr, labels: Sequence[int]) -> None:

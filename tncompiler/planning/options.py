@@ -61,6 +61,8 @@ class PlanOptions:
                 )
         if not isinstance(self.trials, int) or self.trials < 1:
             raise PlanError(f"PlanOptions.trials is {self.trials!r}", fix="give 1 or more")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise PlanError(f"PlanOptions.seed is {self.seed!r}", fix="give an integer, 0 or more")
         if self.precision == "tf32":
             raise PlanError(
                 "precision 'tf32' needs a GPU backend, which is not built yet",

@@ -67,6 +67,7 @@ class _Network:
         nominal: Binding,
     ) -> None:
         self.builder, self.step, self.op = builder, step, op
+        self.start = len(builder.steps)
         self.sizes = label_sizes(op, operands, step.out)
         self.names = label_names(op, operands, step.out)
         self.numbers = {label: evaluate(size, nominal) for label, size in self.sizes.items()}
@@ -154,7 +155,8 @@ class _Network:
         """The last term under the network's own name, in the declared axis order."""
         if self.scalars and self.terms:
             term = self._emit([self.scalars[0], term], term.labels)
-        last = self.builder.steps[-1] if self.builder.steps else self.step
+        is_new = len(self.builder.steps) > self.start
+        last = self.builder.steps[-1] if is_new else self.step
         out = self.step.out
         made_here = last.out.name == term.value.name
         folds = sorted(term.labels) == sorted(self.op.output)

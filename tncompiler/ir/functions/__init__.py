@@ -49,6 +49,7 @@ FUNCTIONS: dict[str, str] = {
     "imag": "complex_parts:IMAG",
     "project": "complex_parts:PROJECT",
     "stop": "complex_parts:STOP",
+    "unit_cotangent": "complex_parts:UNIT_COTANGENT",
 }
 
 _LOADED: dict[str, Elementwise] = {}

@@ -80,3 +80,12 @@ STOP = Elementwise(
     partials=(None,),
     domain=("bool", *_ANY),
 )
+UNIT_COTANGENT = Elementwise(  # 1 for a real number; lowering refuses a complex one
+    "unit_cotangent",
+    1,
+    np.ones_like,
+    "np.ones_like({0})",
+    "torch.ones_like({0})",
+    partials=(None,),
+    domain=("float",),
+)

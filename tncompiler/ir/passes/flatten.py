@@ -91,8 +91,9 @@ class _Expansion:
         for scale in self._scales(step):
             values.append(scale)
             wires.append(())
+        count = len(self.builder.steps)
         made = self.builder.contract(values, wires, roots, step.out.shape, step.out.axes)
-        self._keep_name(step, made)
+        self._keep_name(step, made, is_new=len(self.builder.steps) > count)
 
     def _inline(self, root: Step) -> Labels:
         """Collect the operands of `root` and, depth first, of all that it inlines."""
@@ -140,10 +141,10 @@ class _Expansion:
         dtype = step.out.dtype
         return [self.builder.literal(value, dtype) for value in factors]
 
-    def _keep_name(self, step: Step, made: Value) -> None:
+    def _keep_name(self, step: Step, made: Value, is_new: bool) -> None:
         """The merged step goes under the name of the step it replaces."""
-        last = self.builder.steps[-1] if self.builder.steps else None
-        if last is not None and last.out.name == made.name:
+        if is_new:
+            last = self.builder.steps[-1]
             self.builder.steps[-1] = Step(step.out, last.op, last.operands)
         else:  # the contraction turned out to be its only operand: keep it as a relabeling
             labels = tuple(range(len(made.shape)))
