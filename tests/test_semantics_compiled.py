@@ -233,13 +233,11 @@ def test_partial_share_in_numpy_stays_shared() -> None:
     same(g.parameters["W"], rand(3, 4))
 
 
-@pytest.mark.parametrize("share", [3, "f", {}, torch.nn.Linear(2, 2)], ids=lambda s: type(s).__name__)
-def test_bad_share_raises_or_shares_nothing(share) -> None:
-    for framework in ("numpy", "torch"):
-        try:
-            tnc.compile(X @ W, share=share, framework=framework)
-        except TncError:
-            pass
+@pytest.mark.parametrize("share", [3, "f", {}, [1]], ids=repr)
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_bad_share_raises(share, framework: str) -> None:
+    with pytest.raises(TncError):
+        tnc.compile(X @ W, share=share, framework=framework)
 
 
 # Dtypes -------------------------------------------------------------------------------------------
@@ -922,7 +920,6 @@ def test_plan_sizes_are_bucketed_but_values_are_right() -> None:
         ({"framework": "numpy", "seed": "x"}, TncError),
         ({"framework": "numpy", "seed": -1}, TncError),
         ({"dtype": "float128x"}, DTypeError),
-        ({"dtype": "int64"}, TncError),
         ({"framework": "numpy", "dtype": "bfloat16"}, BackendError),
     ],
     ids=str,

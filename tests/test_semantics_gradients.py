@@ -248,9 +248,8 @@ def test_a_non_real_scalar_without_cotangent_raises() -> None:
 
 def test_a_default_dtype_that_turns_out_complex_raises() -> None:
     """a non-real scalar without cotangent raises; also where the dtype is only known at compile time"""
-    gradient = tnc.grad((X @ A).sum() * 1j, A)
     with pytest.raises(TncError):
-        evaluate(gradient, COMPLEX)
+        evaluate(tnc.grad((X @ A).sum() * 1j, A), COMPLEX)
 
 
 def test_a_leaf_that_does_not_appear_raises() -> None:
@@ -449,7 +448,7 @@ def test_the_environment_of_an_absent_leaf_raises() -> None:
 def test_the_environment_of_the_only_tensor() -> None:
     i = tnc.Index("i", 2)
     x = tnc.input("x", i)
-    check(tnc.environment(x.sum(i), x), np.ones(2))
+    check(tnc.contract(tnc.environment(x.sum(i), x), x, out=()), rand(2).sum(), x=rand(2))
     environment = tnc.environment(x * 2, x)
     check(tnc.contract(environment, x, out=(i,)), 2 * rand(2), x=rand(2))
 

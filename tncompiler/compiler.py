@@ -156,7 +156,6 @@ class Compilation:
             )
         self.fixed_plan = plan if isinstance(plan, ContractionPlan) else None
         self.options = plan if isinstance(plan, PlanOptions) else PlanOptions()
-        self._given_sizes, self._given_inputs = dict(sizes), inputs
         self.all_leaves = collect_leaves(self.outputs)
         self.leaves = {leaf.name: leaf for leaf in self.all_leaves}
         self.inputs = self._input_order(inputs)
