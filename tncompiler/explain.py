@@ -26,6 +26,7 @@ from tncompiler.ir.program import (
     Contract,
     Map,
     Merge,
+    Permute,
     Program,
     Split,
     Step,
@@ -73,7 +74,9 @@ def quantity(number: int | float, unit: str = "") -> str:
 
 
 def copied_operands(program: Program, step: Step, nominal: Mapping[sympy.Symbol, int]) -> list[str]:
-    """The operands that a matrix product must permute into a copy first."""
+    """The operands that a step copies in another axis order, itself or before a matrix product."""
+    if isinstance(step.op, Permute):
+        return list(step.operands)
     if not isinstance(step.op, Contract) or not is_matmul(step.op):
         return []
     sizes = label_sizes(step.op, operand_values(program, step), step.out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import networkx as nx
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from tncompiler.draw.canvas import Point
 
 SPACING = 1.35  # inches between neighbours
-_STARTS = 6
+_STARTS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def lay_out(graph: nx.Graph, hubs: Sequence[Hashable] = ()) -> Layout:
         high = max(x for x, _ in part.positions.values())
         positions.update({node: (x - low + left, y) for node, (x, y) in part.positions.items()})
         legs.update(part.legs)
-        left += high - low + 2 * SPACING
+        left += high - low + 1.3 * SPACING
     return Layout(positions, legs)
 
 
@@ -108,7 +109,9 @@ def _least_stress(graph: nx.Graph, nodes: list[Hashable]) -> Layout:
     turns = 2 * np.pi * np.arange(len(nodes)) / len(nodes)
     circle = np.stack([np.cos(turns), np.sin(turns)], axis=1) * wanted.max() / 2
     starts = [circle, *(circle[random.permutation(len(nodes))] for _ in range(_STARTS))]
-    best = min((_settle(start, wanted) for start in starts), key=lambda p: _stress(p, wanted))
+    edges = [(nodes.index(a), nodes.index(b)) for a, b in graph.edges]
+    settled = [_settle(start, wanted) for start in starts]
+    best = min(settled, key=lambda p: (_crossings(p, edges), _stress(p, wanted)))
     best = _upright(best)
     gaps = np.linalg.norm(best[:, None] - best[None], axis=2) + 9 * np.eye(len(nodes))
     best = best * SPACING * max(1.0, 0.8 / gaps.min())
@@ -139,9 +142,26 @@ def _stress(points: np.ndarray, wanted: np.ndarray) -> float:
     return round(float(error.sum()), 6)  # rounded: equal starts must tie on every machine
 
 
+def _crossings(points: np.ndarray, edges: list[tuple[int, int]]) -> int:
+    """How many pairs of lines cross; not counted for networks too big to look tidy anyway."""
+    if len(edges) > 60:
+        return 0
+
+    def side(a: int, b: int, c: int) -> bool:
+        (ax, ay), (bx, by), (cx, cy) = points[a], points[b], points[c]
+        return bool((bx - ax) * (cy - ay) > (by - ay) * (cx - ax))
+
+    return sum(
+        side(a, b, c) != side(a, b, d) and side(c, d, a) != side(c, d, b)
+        for (a, b), (c, d) in combinations(edges, 2)
+        if len({a, b, c, d}) == 4
+    )
+
+
 def _upright(points: np.ndarray) -> np.ndarray:
     """Turned so that the longest way lies across, the first node to the left and above."""
     centred = points - points.mean(axis=0)
     axes = np.linalg.svd(centred, full_matrices=False)[2]
     turned: np.ndarray = centred @ axes.T
-    return turned * np.where(turned[0] > 0, -1, 1) * np.array([1, -1])
+    turned = turned * np.where(turned[0] > 0, -1, 1) * np.array([1, -1])
+    return turned

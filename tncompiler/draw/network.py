@@ -7,6 +7,7 @@ number of ends meets in a dot: a hyperedge, a diagonal, a sum over one axis, a b
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -98,6 +99,7 @@ class _Picture:
         layout = self._layout(wires)
         for node, place in layout.positions.items():
             self.taken.append((place, RADIUS if self._is_tensor(node) else DOT))
+            self.taken += [(spot, 0.1) for spot in self._name_box(node, place)]
         curves = self._bonds(wires, layout.positions)
         for label, node in wires.loops:
             self._loop(label, node, layout)
@@ -107,6 +109,14 @@ class _Picture:
         for node, place in layout.positions.items():
             self._node(node, place)
         return self.canvas
+
+    def _name_box(self, node: Hashable, place: Point) -> list[Point]:
+        """Where a name that does not fit its circle stands out of it."""
+        name = self.network.tensors[node[1]] if self._is_tensor(node) else ""  # type: ignore[index]
+        half = text_size(name, 7.5)[0] / 2
+        if not name or fitted(name)[1] >= 5.5:
+            return []
+        return [(place[0] + half * s, place[1]) for s in (-1, -0.75, 0.75, 1)]
 
     def _layout(self, wires: Wires) -> Layout:
         graph: nx.Graph = nx.Graph()
@@ -171,7 +181,7 @@ class _Picture:
             own = set(points)
             others = [(place, radius) for place, radius in self.taken if place not in own]
             half = text_size(text, LABEL)[0] / 2
-            best = max(_SHIFTS, key=lambda shift: _room(points, shift, others, half))  # noqa: B023
+            best = max(_SHIFTS, key=lambda shift: _room(points, shift, others, half))
             place = _along(points, best)
             self.canvas.text(place, text, LABEL, role="label", ground="white")
             self.taken += [((place[0] + half * s, place[1]), 0.08) for s in (-0.8, 0, 0.8)]
@@ -227,22 +237,34 @@ class _Picture:
         self.taken += [(end, width / 2), (centre, 0.24)]
 
     def _node(self, node: Hashable, place: Point) -> None:
-        kind, number = node  # type: ignore[misc]
-        if kind == "dot":
+        if not self._is_tensor(node):
             self.canvas.circle(place, DOT, "dot", "dot")
             return
+        number: int = node[1]  # type: ignore[index]
         self.canvas.circle(place, RADIUS, self._kinds()[number], "tensor")
         name_in_circle(self.canvas, self.network.tensors[number], place)
 
 
 def name_in_circle(canvas: Canvas, name: str, place: Point) -> None:
     """A tensor's name in its circle, in smaller letters or in a box over it if it is long."""
-    name = name.replace(".", ".\n")
-    fits = 2 * RADIUS * 0.92 / max(text_size(name, 1.0)[0], 1e-9)
-    if fits >= 6:
-        canvas.text(place, name, min(NAME, fits), role="name")
+    wrapped, points = fitted(name)
+    if points >= 5.5:
+        canvas.text(place, wrapped, min(NAME, points), role="name")
     else:
         canvas.text(place, name, 7.5, role="name", ground="white", edge="black")
+
+
+def fitted(name: str) -> tuple[str, float]:
+    """A name broken after dots and underscores, and the letter size at which it fits a circle."""
+    if text_size(name, 7.5)[0] <= 2 * RADIUS * 0.92:
+        return name, 2 * RADIUS * 0.92 / text_size(name, 1.0)[0]
+    lines = [""]
+    for piece in re.split(r"(?<=[._])", name):
+        if lines[-1] and len(lines[-1]) + len(piece) > 7:
+            lines.append("")
+        lines[-1] += piece
+    wrapped = "\n".join(lines)
+    return wrapped, 2 * RADIUS * 0.95 / math.hypot(*text_size(wrapped, 1.0)) * 1.08
 
 
 def curve(a: Point, b: Point, bend: float, count: int = 24) -> list[Point]:

@@ -7,8 +7,11 @@ once.
 
 from __future__ import annotations
 
+import math
+from itertools import product as choices
+
 from tncompiler.ir.builder import Builder
-from tncompiler.ir.matmul import is_matmul, matmul_form
+from tncompiler.ir.matmul import copied_elements, is_matmul, matmul_form
 from tncompiler.ir.program import (
     Contract,
     Labels,
@@ -20,6 +23,8 @@ from tncompiler.ir.program import (
     label_sizes,
     operand_values,
 )
+
+Reading = tuple[Value, Labels]
 
 _NOMINAL = 128  # stands for a symbolic size when copies are weighed
 
@@ -35,26 +40,43 @@ def copy_operands(program: Program) -> Program:
 class _Copies:
     def __init__(self, program: Program) -> None:
         self.program, self.builder = program, Builder(like=program)
-        self.made: dict[tuple[str, Labels], Value] = {}
+        self.made: dict[str, dict[Labels, Value]] = {}  # source → axes → copy
 
     def add(self, step: Step) -> None:
         operands = operand_values(self.program, step)
         op = step.op
         if isinstance(op, Permute):
-            self.made.setdefault((operands[0].name, op.axes), step.out)
+            self.made.setdefault(operands[0].name, {}).setdefault(op.axes, step.out)
         if not isinstance(op, Contract) or not is_matmul(op):
             self.builder.copy(step, operands)
             return
         sizes = label_sizes(op, operands, step.out)
-        form = matmul_form(op, {k: s if isinstance(s, int) else _NOMINAL for k, s in sizes.items()})
-        a, b = operands
-        wires_a, wires_b = op.inputs
+        numbers = {k: s if isinstance(s, int) else _NOMINAL for k, s in sizes.items()}
+        (a, wires_a), (b, wires_b) = self._readings(op, operands, numbers)
+        form = matmul_form(Contract((wires_a, wires_b), op.output), numbers)
         if form.a_copied:
             a, wires_a = self._copied(a, wires_a, (form.batch, form.m, form.k))
         if form.b_copied:
             b, wires_b = self._copied(b, wires_b, (form.batch, form.k, form.n))
         read = canonical(Contract((wires_a, wires_b), op.output))
         self.builder.copy(Step(step.out, read, ()), (a, b))
+
+    def _readings(
+        self, op: Contract, operands: tuple[Value, ...], numbers: dict[int, int]
+    ) -> tuple[Reading, Reading]:
+        """Each operand, or a copy of it that exists already where that saves copying."""
+        pairs = choices(
+            self._alternatives(operands[0], op.inputs[0]),
+            self._alternatives(operands[1], op.inputs[1]),
+        )
+        return min(pairs, key=lambda pair: _copying(pair, op.output, numbers))
+
+    def _alternatives(self, value: Value, labels: Labels) -> list[Reading]:
+        copies = self.made.get(value.name, {})
+        return [
+            (value, labels),
+            *((copy, tuple(labels[k] for k in axes)) for axes, copy in copies.items()),
+        ]
 
     def _copied(
         self, value: Value, labels: Labels, blocks: tuple[Labels, Labels, Labels]
@@ -65,8 +87,8 @@ class _Copies:
         orders.sort(key=lambda order: order[-1] != labels[-1])  # whole runs are copied faster
         for order in orders:
             axes = tuple(labels.index(label) for label in order)
-            if (value.name, axes) in self.made:
-                return self.made[value.name, axes], order
+            if axes in self.made.get(value.name, {}):
+                return self.made[value.name][axes], order
         order = orders[0]
         axes = tuple(labels.index(label) for label in order)
         copied = self.builder.emit(
@@ -76,5 +98,14 @@ class _Copies:
             value.dtype,
             [value.axes[axis] for axis in axes],
         )
-        self.made[value.name, axes] = copied
+        self.made.setdefault(value.name, {})[axes] = copied
         return copied, order
+
+
+def _copying(pair: tuple[Reading, Reading], output: Labels, numbers: dict[int, int]) -> int:
+    """Elements copied for a product: operands that must be permuted, a result that comes askew."""
+    op = Contract((pair[0][1], pair[1][1]), output)
+    form = matmul_form(op, numbers)
+    natural = ((*form.batch, *form.m, *form.n), (*form.batch, *form.n, *form.m))
+    askew = 0 if output in natural else math.prod(numbers[label] for label in output)
+    return copied_elements(form, op, numbers) + askew
