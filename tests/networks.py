@@ -324,10 +324,9 @@ _SMOOTH_MAPS: tuple[Callable[[Expr], Expr], ...] = (
     lambda t: 1 - t,
     lambda t: -t,
     lambda t: t * 2.5,
-    lambda t: t - tnc.stop_gradient(t * 0.3),
 )
 _CORNERED_MAPS: tuple[Callable[[Expr], Expr], ...] = (
-    tnc.relu,
+    lambda t: t - tnc.stop_gradient(t * 0.3),
     tnc.relu,
     tnc.abs,
     lambda t: tnc.maximum(t, 0.1),
@@ -392,6 +391,7 @@ def _binary(make: _Maker) -> _Item:
             lambda: x - y,
             lambda: x - y,
             lambda: x + 0.5 * y,
+            lambda: (x - y) * 2.0 + (y - x) * y,
             lambda: 2.0 - x + y / 4,
         ]
     )()

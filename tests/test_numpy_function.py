@@ -203,7 +203,8 @@ def test_pull_keeps_the_inputs_of_its_call() -> None:
 
 
 @pytest.mark.parametrize(
-    "ct", [np.ones((4, 5)), np.ones(4), 1.0, np.ones((5, 4)) * 1j, None, "x", (np.ones((5, 4)),) * 2]
+    "ct",
+    [np.ones((4, 5)), np.ones(4), 1.0, np.ones((5, 4)) * 1j, None, "x", (np.ones((5, 4)),) * 2],
 )
 def test_bad_cotangents_raise(ct) -> None:
     _, pull = function().vjp(rand(5, 3))
@@ -259,7 +260,9 @@ def test_jvp() -> None:
     g, x, dx, dw = function(), rand(5, 3), rand(5, 3, seed=2), rand(3, 4, seed=3)
     w, bias = (torch.tensor(g.parameters[n]) for n in ("W", "bias"))
     _, expected = torch.func.jvp(
-        lambda p, q: torch.tanh(p @ q) + bias, (torch.tensor(x), w), (torch.tensor(dx), torch.tensor(dw))
+        lambda p, q: torch.tanh(p @ q) + bias,
+        (torch.tensor(x), w),
+        (torch.tensor(dx), torch.tensor(dw)),
     )
     for y, moved in (g.jvp(x, {"x": dx, "W": dw}), g.jvp(x, tangents={"W": dw, "x": dx})):
         same(y, g(x))
@@ -282,7 +285,15 @@ def test_jvp_of_containers() -> None:
 
 @pytest.mark.parametrize(
     "tangents",
-    [{}, None, {"z": np.ones(3)}, {"x": np.ones(3)}, {"x": "text"}, {"x": None}, {"x": 1j * np.ones((5, 3))}],
+    [
+        {},
+        None,
+        {"z": np.ones(3)},
+        {"x": np.ones(3)},
+        {"x": "text"},
+        {"x": None},
+        {"x": 1j * np.ones((5, 3))},
+    ],
     ids=str,
 )
 def test_bad_tangents_raise(tangents) -> None:

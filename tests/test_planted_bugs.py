@@ -63,9 +63,9 @@ BUGS = (
     ),
     Bug(
         "a delta ignored",
-        "ir.lower:_delta",
-        "(0,) * node.ndim",
-        "tuple(range(node.ndim))",
+        "ir.lower:_Lowering._weak",
+        "isinstance(node, ex.Delta)",
+        "False",
     ),
     Bug(
         "an inlined network joined to one label of its user too few",
@@ -89,8 +89,8 @@ BUGS = (
     Bug(
         "a relabeling read with its axes swapped",
         "ir.passes.simplify:_rewire",
-        "labels = tuple(wired[label] for label in inner.op.inputs[0])",
-        "labels = tuple(wired[label] for label in sorted(inner.op.inputs[0]))",
+        "labels = tuple(wired[label] for label in source.inputs[0])",
+        "labels = tuple(wired[label] for label in sorted(source.inputs[0], reverse=True))",
     ),
     Bug(
         "common steps: different numbers taken for one",
@@ -200,8 +200,8 @@ BUGS = (
     Bug(
         "a negated cotangent with its axes in another order",
         "ir.passes.adjoint:_times_conj",
-        'tracer.multiply(tracer.call("neg", ct), keep=labels)',
-        'tracer.call("neg", tracer.multiply(ct, keep=labels))',
+        '_summed(tracer, tracer.call("neg", ct), labels)',
+        'tracer.call("neg", tracer.multiply(ct, keep=labels)).value',
     ),
     Bug(
         "numbers of a network not multiplied in",
@@ -260,8 +260,8 @@ BUGS = (
     Bug(
         "a pad on the wrong side (torch)",
         "backends.torch.emit:TorchEmitter.pad",
-        "{before}, {after}",
-        "{after}, {before}",
+        "[before, after]",
+        "[after, before]",
         runner="torch",
     ),
 )
@@ -269,7 +269,7 @@ BUGS = (
 # rules of functions: what is replaced by what
 RULES: dict[str, dict[str, Any]] = {
     "sub": {"partials": (lambda call, x, y, out: 1.0, lambda call, x, y, out: 1.0)},
-    "tanh": {"partials": (lambda call, x, out: 1.0 - out,)},
+    "exp": {"partials": (lambda call, x, out: x,)},
     "maximum": {
         "partials": (
             lambda call, x, y, out: call("where", call("greater", x, y), 1.0, 0.0),
@@ -299,7 +299,8 @@ def plant(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(f"tncompiler.{module_name}")
     *owners, name = path.split(".")
     owner: Any = functools.reduce(getattr, owners, module)
-    right = owner.__dict__[name]
+    right = owner.__dict__.get(name)
+    assert right is not None, f"{bug.where} is gone: plant {bug.name!r} anew"
     source = textwrap.dedent(inspect.getsource(right))
     assert source.count(bug.old) == 1, f"{bug.where} has changed: plant {bug.name!r} anew"
     wrong = compiled(source.replace(bug.old, bug.new), name, module)
@@ -375,7 +376,6 @@ def hunt(most: int, runner: str = "function") -> tuple[int, str] | None:
     """The first seed that catches what is planted, and what it says."""
     rebuilt = runner == "unshared expressions"  # the mistake is in how expressions are made
     for seed in range(most):
-        expected(seed) if not rebuilt else None
         outputs = random_network(seed).outputs if rebuilt else None
         found = caught(seed, outputs, "function" if rebuilt else runner)
         if found is not None:
@@ -385,10 +385,10 @@ def hunt(most: int, runner: str = "function") -> tuple[int, str] | None:
 
 @pytest.fixture(scope="module", autouse=True)
 def known_networks() -> None:
-    """What the first networks are worth, before anything is planted."""
+    """What the networks are worth: it must be known before anything is planted."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        for seed in range(CONTROL):
+        for seed in range(MOST):
             expected(seed)
 
 

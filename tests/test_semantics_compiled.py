@@ -472,9 +472,13 @@ def test_an_expression_without_leaves() -> None:
 
 def test_disconnected_parts() -> None:
     """one corpus: disconnected"""
-    a, b, c, d = (tnc.input(n, *ix) for n, ix in [("a", (I, J)), ("b", (J,)), ("c", (K,)), ("d", (K,))])
+    a, b, c, d = (
+        tnc.input(n, *ix) for n, ix in [("a", (I, J)), ("b", (J,)), ("c", (K,)), ("d", (K,))]
+    )
     data = {"a": rand(3, 4), "b": rand(4), "c": rand(5), "d": rand(5, seed=1)}
-    check(tnc.contract(a, b, c, d, out=(I,)), data["a"] @ data["b"] * (data["c"] @ data["d"]), **data)
+    check(
+        tnc.contract(a, b, c, d, out=(I,)), data["a"] @ data["b"] * (data["c"] @ data["d"]), **data
+    )
     check(tnc.contract(a, c, out=()), data["a"].sum() * data["c"].sum(), **data)
     check(tnc.contract(a, c, out=(K, I)), np.outer(data["c"], data["a"].sum(1)), **data)
 
@@ -578,7 +582,9 @@ def test_aliased_inputs(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_writing_to_an_output_leaves_inputs_alone(backend: str) -> None:
-    f = tnc.compile((tnc.input("x", I) * 1, tnc.input("x", I).rename({I: tnc.Index("m", 3)})), backend=backend)
+    f = tnc.compile(
+        (tnc.input("x", I) * 1, tnc.input("x", I).rename({I: tnc.Index("m", 3)})), backend=backend
+    )
     x = torch.zeros(3)
     f(x)[0].add_(1)
     assert x.tolist() == [0, 0, 0]
@@ -605,9 +611,7 @@ def test_a_parameter_written_in_place_between_forward_and_backward_is_noticed() 
         out.backward()
 
 
-@pytest.mark.parametrize(
-    "shape", [(3,), (2, 4), (2, 3, 1), (), (3, 2)], ids=str
-)
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 3, 1), (), (3, 2)], ids=str)
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
 def test_wrong_shapes_raise(shape, framework: str) -> None:
     f = tnc.compile(X @ W, framework=framework)
@@ -668,7 +672,9 @@ def test_costs_of_all_parts(part: str) -> None:
 
 def test_a_step_costs_forward_and_backward() -> None:
     f = tnc.compile(tnc.tanh(X @ W) @ V, framework="numpy")
-    forward, backward, step = (f.cost({B: 16}, part=p).flops for p in ("forward", "backward", "step"))
+    forward, backward, step = (
+        f.cost({B: 16}, part=p).flops for p in ("forward", "backward", "step")
+    )
     assert step == forward + backward
     assert backward >= 2 * forward - 100
 
@@ -722,7 +728,9 @@ def test_paths_are_those_of_opt_einsum() -> None:
 
 def test_the_plan_is_optimal_for_a_chain() -> None:
     a, b, c, d = chain()
-    plan = tnc.plan(tnc.contract(a, b, c, d), options=tnc.PlanOptions(search="optimal", minimize="flops"))
+    plan = tnc.plan(
+        tnc.contract(a, b, c, d), options=tnc.PlanOptions(search="optimal", minimize="flops")
+    )
     assert plan.flops == 2 * (3 * 50 * 4 + 4 * 60 * 5 + 3 * 4 * 5)
     assert plan.contraction_width == pytest.approx(np.log2(20))
     assert plan.peak_memory > 0
@@ -746,7 +754,10 @@ def test_a_saved_plan_is_followed() -> None:
     """(pass it, or options, as `compile(plan=…)`)"""
     expr = tnc.contract(*chain())
     worst = max(
-        (tnc.plan(expr, options=tnc.PlanOptions(search=s, minimize="flops")) for s in ("greedy", "optimal")),
+        (
+            tnc.plan(expr, options=tnc.PlanOptions(search=s, minimize="flops"))
+            for s in ("greedy", "optimal")
+        ),
         key=lambda p: p.flops,
     )
     assert numpy_of(expr, plan=worst).plan().ssa_path == worst.ssa_path
@@ -785,12 +796,22 @@ def test_a_plan_with_a_repaired_checksum_cannot_do_harm() -> None:
     expr = tnc.contract(*chain())
     data = json.loads(tnc.plan(expr).to_json())
     del data["checksum"]
-    bad = [[[0, 0]], [[0, 9], [1, 2], [3, 4]], [[-1, 0], [1, 2], [3, 4]], [[0, 1]], [], [["a", 1]], [[0, 1, 2], [3, 4]]]
+    bad = [
+        [[0, 0]],
+        [[0, 9], [1, 2], [3, 4]],
+        [[-1, 0], [1, 2], [3, 4]],
+        [[0, 1]],
+        [],
+        [["a", 1]],
+        [[0, 1, 2], [3, 4]],
+    ]
     for pairs in bad:
         data["networks"][0]["pairs"] = pairs
         text = json.dumps({**data, "checksum": _checksum(data)})
         with pytest.raises(TncError):
-            numpy_of(expr, plan=tnc.ContractionPlan.from_json(text))(*[rand(*t.shape) for t in chain()])
+            numpy_of(expr, plan=tnc.ContractionPlan.from_json(text))(
+                *[rand(*t.shape) for t in chain()]
+            )
 
 
 def test_a_plan_of_another_network_is_refused() -> None:

@@ -45,15 +45,31 @@ CASES = {
     ),
     "shapes": (
         lambda a, b, x: (
-            a.merge((I, J), tnc.Index("m", 6)).slice("m", 1, 5).split("m", (tnc.Index("p", 2), tnc.Index("q", 2))).max("p").sum("q")
+            a.merge((I, J), tnc.Index("m", 6))
+            .slice("m", 1, 5)
+            .split("m", (tnc.Index("p", 2), tnc.Index("q", 2)))
+            .max("p")
+            .sum("q")
             * b.pad(K, 1, 0).sum()
             * x.sum()
         ),
         lambda t: t["A"].reshape(6)[1:5].reshape(2, 2).amax(0).sum() * t["B"].sum() * t["x"].sum(),
     ),
     "concat": (
-        lambda a, b, x: tnc.sin(tnc.concat([b.rename({J: tnc.Index("n", 3)}), a.rename({J: tnc.Index("n", 3), I: tnc.Index("q", 2)}).sum("q") * tnc.ones(K)][:1] + [b.rename({J: tnc.Index("n", 3)})], tnc.Index("n", 6))).sum()
-        * (a.sum() + x.sum()),
+        lambda a, b, x: (
+            tnc.sin(
+                tnc.concat(
+                    [
+                        b.rename({J: tnc.Index("n", 3)}),
+                        a.rename({J: tnc.Index("n", 3), I: tnc.Index("q", 2)}).sum("q")
+                        * tnc.ones(K),
+                    ][:1]
+                    + [b.rename({J: tnc.Index("n", 3)})],
+                    tnc.Index("n", 6),
+                )
+            ).sum()
+            * (a.sum() + x.sum())
+        ),
         lambda t: 2 * torch.sin(t["B"]).sum() * (t["A"].sum() + t["x"].sum()),
     ),
     "stack": (
@@ -96,16 +112,27 @@ COMPLEX_CASES = {
         lambda a, b, x: ((x @ a @ b) * (x @ a @ b).conj()).sum().real,
         lambda t: (t["x"] @ t["A"] @ t["B"]).abs().square().sum(),
     ),
-    "real": (lambda a, b, x: (x @ a @ b).sum().real, lambda t: (t["x"] @ t["A"] @ t["B"]).sum().real),
-    "imag": (lambda a, b, x: (x @ a @ b).sum().imag, lambda t: (t["x"] @ t["A"] @ t["B"]).sum().imag),
-    "abs": (lambda a, b, x: (x @ a @ b).abs().sum(), lambda t: (t["x"] @ t["A"] @ t["B"]).abs().sum()),
+    "real": (
+        lambda a, b, x: (x @ a @ b).sum().real,
+        lambda t: (t["x"] @ t["A"] @ t["B"]).sum().real,
+    ),
+    "imag": (
+        lambda a, b, x: (x @ a @ b).sum().imag,
+        lambda t: (t["x"] @ t["A"] @ t["B"]).sum().imag,
+    ),
+    "abs": (
+        lambda a, b, x: (x @ a @ b).abs().sum(),
+        lambda t: (t["x"] @ t["A"] @ t["B"]).abs().sum(),
+    ),
     "exp": (
         lambda a, b, x: tnc.exp(tnc.tanh(x @ a) @ b).sum().imag,
         lambda t: torch.exp(torch.tanh(t["x"] @ t["A"]) @ t["B"]).sum().imag,
     ),
     "div": (
         lambda a, b, x: (x / a).sum().real + (b.conj() / (b * b + 3)).sum().imag,
-        lambda t: (t["x"][:, None] / t["A"]).sum().real + (t["B"].conj() / (t["B"] ** 2 + 3)).sum().imag,
+        lambda t: (
+            (t["x"][:, None] / t["A"]).sum().real + (t["B"].conj() / (t["B"] ** 2 + 3)).sum().imag
+        ),
     ),
 }
 
@@ -402,7 +429,9 @@ def test_an_environment_in_a_batch() -> None:
     expr = x @ A @ B
     environment = tnc.environment(expr, A)
     data = {"A": DATA["A"], "B": DATA["B"], "x": rand(5, 2)}
-    same(evaluate(tnc.contract(environment, A, out=(b, K)), data), data["x"] @ data["A"] @ data["B"])
+    same(
+        evaluate(tnc.contract(environment, A, out=(b, K)), data), data["x"] @ data["A"] @ data["B"]
+    )
 
 
 def test_an_occurrence_is_named_by_its_indices() -> None:

@@ -174,9 +174,7 @@ def test_shared_sizes_are_checked_against_each_other() -> None:
 
 def test_free_sizes_may_differ_between_calls() -> None:
     b, i = tnc.indices("b i")
-    f = tnc.compile(
-        tnc.input("x", b, i) @ tnc.input("y", i), framework="numpy", dtype="float64"
-    )
+    f = tnc.compile(tnc.input("x", b, i) @ tnc.input("y", i), framework="numpy", dtype="float64")
     for m, n in [(1, 1), (2, 3), (130, 2), (0, 4), (3, 0), (2, 3)]:
         x, y = rand(m, n), rand(n)
         same(f(x, y), x @ y)
@@ -295,7 +293,9 @@ def test_any_printable_name_may_be_a_free_size(name: str) -> None:
     i = tnc.Index(name)
     x = rand(5)
     check(tnc.input("x", i).mean(i), x.mean(), x=x)
-    assert evaluate(tnc.input("x", i).split(i, (tnc.Index("p", 5), tnc.Index("q"))), {"x": x}).shape == (5, 1)
+    assert evaluate(
+        tnc.input("x", i).split(i, (tnc.Index("p", 5), tnc.Index("q"))), {"x": x}
+    ).shape == (5, 1)
 
 
 @pytest.mark.parametrize("name", [n for n in ODD_NAMES if not n.isidentifier() and len(n) > 3])

@@ -316,7 +316,11 @@ def test_names_the_module_owns_raise(name: str) -> None:
 def test_names_that_source_uses_work_as_inputs(name: str) -> None:
     """Names of leaves never collide with names of the generated source."""
     x = rand(2)
-    check(tnc.tanh(tnc.input(name, I)) + tnc.param("w", I), np.tanh(x) + 1, **{name: x, "w": np.ones(2)})
+    check(
+        tnc.tanh(tnc.input(name, I)) + tnc.param("w", I),
+        np.tanh(x) + 1,
+        **{name: x, "w": np.ones(2)},
+    )
 
 
 @pytest.mark.parametrize("name", ["np", "torch", "print", "t0", "t1", "i", "j"])

@@ -134,16 +134,16 @@ def test_equality_is_up_to_bound_names(name: str) -> None:
     """Equality, common subexpressions and plan digests work up to the names of bound indices."""
     i, j, r, other = *tnc.indices("i j r", size=3), tnc.Index(name + "2", 3)
     A, B = tnc.param("A", i, r), tnc.param("B", r, j)
-    assert A @ B == A(i, other) @ B(other, j)
+    assert A(i, other) @ B(other, j) == A @ B
     assert hash(A @ B) == hash(A(i, other) @ B(other, j))
 
 
 def test_equality_sees_free_names_and_order() -> None:
     i, j, r = tnc.indices("i j r", size=3)
     A, B = tnc.param("A", i, r), tnc.param("B", r, j)
-    assert A @ B != A(j, r) @ B(r, i)
-    assert A @ B != (A @ B).transpose(j, i)
-    assert A @ B != A(r, i) @ B(r, j)
+    assert A(j, r) @ B(r, i) != A @ B
+    assert (A @ B).transpose(j, i) != A @ B
+    assert A(r, i) @ B(r, j) != A @ B
     assert A @ B != B @ A
     assert A.max(r) != A.rename({r: j}).min(j)
     assert A.max(r) == A.rename({r: j}).max(j)

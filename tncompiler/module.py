@@ -320,7 +320,9 @@ class CompiledModule(Inspection, nn.Module):
         if self.backend != "auto":
             return self.backend
         program, _ = self.compilation.scheduled(call.dtypes, call.nominal)
-        return faster_backend(program, call.sizes, training=bool(wrt))
+        return faster_backend(
+            program, call.sizes, training=bool(wrt), torch_threads=torch.get_num_threads()
+        )
 
     def _flat(self, tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
         """The aten program, which torch can look into."""

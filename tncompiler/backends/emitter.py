@@ -16,7 +16,6 @@ from tncompiler.backends.naming import Names, comment_name
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
 from tncompiler.ir.errors import InvalidProgram
-from tncompiler.ir.functions import function
 from tncompiler.ir.matmul import MatmulForm, is_matmul, matmul_form
 from tncompiler.ir.program import (
     Cast,
@@ -368,7 +367,7 @@ class Emitter(ABC):
                 texts.append(self.inline(value) if keep_numbers else self.ref(value))
             else:
                 texts.append(self._aligned(value, labels, wanted))
-        self.imports.update(function(op.function).scipy)
+        self.import_for(op.function)
         return template.format(*texts)
 
     # ------------------------------------------------------------------ a backend's spelling
@@ -378,6 +377,9 @@ class Emitter(ABC):
 
     @abstractmethod
     def template(self, name: str) -> str: ...
+
+    @abstractmethod
+    def import_for(self, name: str) -> None: ...
 
     @abstractmethod
     def scalar(self, number: str, dtype: str) -> str: ...

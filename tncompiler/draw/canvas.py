@@ -5,6 +5,8 @@ Collecting first gives the extent, so the figure fits what is drawn and no label
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,8 @@ COLOURS: dict[str, str] = {
 KIND_NAMES = {"param": "parameter"}
 POINT = 1 / 72  # inches
 MARGIN = 0.15
+RADIUS = 0.25  # of a tensor's circle
+LABEL, NAME, TITLE = 8.5, 10.0, 10.0  # points
 
 
 def text_size(text: str, points: float) -> Point:
@@ -164,3 +168,31 @@ def arrange(pictures: Sequence[Canvas], more: int, canvas: Canvas, gap: float = 
         noun = "network" if more == 1 else "networks"
         text = f"and {more} more {noun}"
         canvas.text((text_size(text, 10)[0] / 2, bottom - gap), text, 10)
+
+
+def name_in_circle(canvas: Canvas, name: str, place: Point) -> None:
+    """A tensor's name in its circle, in smaller letters or in a box over it if it is long."""
+    wrapped, points = fitted(name)
+    if points >= 5.5:
+        canvas.text(place, wrapped, min(NAME, points), role="name")
+    else:
+        canvas.text(place, name, 7.5, role="name", ground="white", edge="black")
+
+
+def fitted(name: str) -> tuple[str, float]:
+    """A name broken after dots and underscores, and the letter size at which it fits a circle."""
+    if text_size(name, 7.5)[0] <= 2 * RADIUS * 0.92:
+        return name, 2 * RADIUS * 0.92 / text_size(name, 1.0)[0]
+    lines = [""]
+    for piece in re.split(r"(?<=[._])", name):
+        if lines[-1] and len(lines[-1]) + len(piece) > 7:
+            lines.append("")
+        lines[-1] += piece
+    wrapped = "\n".join(lines)
+    return wrapped, 2 * RADIUS * 0.95 / math.hypot(*text_size(wrapped, 1.0)) * 1.08
+
+
+def title(picture: Canvas, text: str) -> None:
+    """A line of text above a picture."""
+    middle = (picture.low[0] + picture.high[0]) / 2
+    picture.text((middle, picture.high[1] + 0.25), text, TITLE, role="title")

@@ -7,7 +7,6 @@ number of ends meets in a dot: a hyperedge, a diagonal, a sum over one axis, a b
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,14 +14,24 @@ import networkx as nx
 import sympy
 
 from tncompiler.compiler import Compilation
-from tncompiler.draw.canvas import Canvas, Point, arrange, text_size
+from tncompiler.draw.canvas import (
+    LABEL,
+    RADIUS,
+    TITLE,
+    Canvas,
+    Point,
+    arrange,
+    fitted,
+    name_in_circle,
+    text_size,
+    title,
+)
 from tncompiler.draw.layout import Layout, lay_out
 from tncompiler.ir.network import TensorNetwork, networks_of
 from tncompiler.ir.sizes import evaluate
 
 MOST = 6  # networks in one picture
-RADIUS, DOT = 0.25, 0.06
-LABEL, NAME, TITLE = 8.5, 10.0, 10.0  # points
+DOT = 0.06
 _LEG = 0.6
 _SHIFTS = (0.0, -0.05, 0.05, -0.1, 0.1, -0.15, 0.15, -0.2, 0.2)  # of a label, along its line
 _ANGLES = tuple(math.radians(15 * k) for k in range(24))
@@ -53,12 +62,6 @@ def draw_networks(
             outer = ", ".join(network.index_name(label) for label in network.output)
             title(picture, f"{number}: {network.name}({outer})")
     arrange(pictures, len(networks) - len(pictures), canvas)
-
-
-def title(picture: Canvas, text: str) -> None:
-    """A line of text above a picture."""
-    middle = (picture.low[0] + picture.high[0]) / 2
-    picture.text((middle, picture.high[1] + 0.25), text, TITLE, role="title")
 
 
 def wires_of(network: TensorNetwork) -> Wires:
@@ -243,28 +246,6 @@ class _Picture:
         number: int = node[1]  # type: ignore[index]
         self.canvas.circle(place, RADIUS, self._kinds()[number], "tensor")
         name_in_circle(self.canvas, self.network.tensors[number], place)
-
-
-def name_in_circle(canvas: Canvas, name: str, place: Point) -> None:
-    """A tensor's name in its circle, in smaller letters or in a box over it if it is long."""
-    wrapped, points = fitted(name)
-    if points >= 5.5:
-        canvas.text(place, wrapped, min(NAME, points), role="name")
-    else:
-        canvas.text(place, name, 7.5, role="name", ground="white", edge="black")
-
-
-def fitted(name: str) -> tuple[str, float]:
-    """A name broken after dots and underscores, and the letter size at which it fits a circle."""
-    if text_size(name, 7.5)[0] <= 2 * RADIUS * 0.92:
-        return name, 2 * RADIUS * 0.92 / text_size(name, 1.0)[0]
-    lines = [""]
-    for piece in re.split(r"(?<=[._])", name):
-        if lines[-1] and len(lines[-1]) + len(piece) > 7:
-            lines.append("")
-        lines[-1] += piece
-    wrapped = "\n".join(lines)
-    return wrapped, 2 * RADIUS * 0.95 / math.hypot(*text_size(wrapped, 1.0)) * 1.08
 
 
 def curve(a: Point, b: Point, bend: float, count: int = 24) -> list[Point]:

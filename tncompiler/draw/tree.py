@@ -9,8 +9,18 @@ from dataclasses import dataclass
 import sympy
 
 from tncompiler.compiler import Compilation
-from tncompiler.draw.canvas import Canvas, Point, arrange, text_size
-from tncompiler.draw.network import LABEL, MOST, RADIUS, TITLE, name_in_circle, title
+from tncompiler.draw.canvas import (
+    LABEL,
+    RADIUS,
+    TITLE,
+    Canvas,
+    Point,
+    arrange,
+    name_in_circle,
+    text_size,
+    title,
+)
+from tncompiler.draw.network import MOST
 from tncompiler.explain import quantity
 from tncompiler.ir.network import TensorNetwork, networks_of
 from tncompiler.ir.sizes import evaluate

@@ -50,11 +50,20 @@ def predicted_us(program: Program, sizes: Mapping[sympy.Symbol, int], library: L
     return total
 
 
-def faster_backend(program: Program, sizes: Mapping[sympy.Symbol, int], *, training: bool) -> str:
+# what entering NumPy costs when its threads and torch's both keep spinning on the same cores
+POOLS_FIGHT_US = 10_000.0
+
+
+def faster_backend(
+    program: Program, sizes: Mapping[sympy.Symbol, int], *, training: bool, torch_threads: int
+) -> str:
     """The backend with the smaller predicted time; a training step is three times the work."""
-    work = {
-        name: (predicted_us(program, sizes, library) - library.call_us) * (3 if training else 1)
-        + library.call_us * (2 if training else 1)
-        for name, library in REFERENCE.items()
-    }
-    return min(work, key=work.__getitem__)
+    work, entries = (3, 2) if training else (1, 1)
+    times = {}
+    for name, library in REFERENCE.items():
+        entry = library.call_us
+        if name == "numpy" and torch_threads > 1:
+            entry += POOLS_FIGHT_US
+        inside = predicted_us(program, sizes, library) - library.call_us
+        times[name] = work * inside + entries * entry
+    return min(times, key=times.__getitem__)

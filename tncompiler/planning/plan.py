@@ -255,6 +255,8 @@ def step_equation(program: Program, step: Step) -> str:
         ]
         out = ", ".join(names[label] for label in step.op.output)
         return f"{step.out.name}({out}) = {' * '.join(terms) or '1'}"
+    if not operands:
+        return f"{step.out.name} = {step.op.text()}"
     sources = ", ".join(f"{v.name}({', '.join(v.axes)})" if v.axes else v.name for v in operands)
     return f"{step.out.name}({', '.join(step.out.axes)}) = {step.op.text()}({sources})"
 

@@ -20,15 +20,24 @@ def emit(program: Program, entry: str) -> Source:
 class NumpyEmitter(Emitter):
     """NumPy's spelling of each operation."""
 
+    def __init__(self, program: Program, entry: str) -> None:
+        super().__init__(program, entry)
+        self.special: set[str] = set()  # functions of scipy.special
+
     def prelude(self) -> list[str]:
         lines = ["import numpy as np"]
-        scipy = sorted(name for name in self.imports if "_" not in name)
-        helpers = sorted(name for name in self.imports if "_" in name)
-        if scipy:
-            lines.append(f"from scipy.special import {', '.join(scipy)}")
-        if helpers:
-            lines.append(f"from tncompiler.backends.numpy.runtime import {', '.join(helpers)}")
+        if self.special:
+            lines.append(f"from scipy.special import {', '.join(sorted(self.special))}")
+        if self.imports:
+            names = ", ".join(sorted(self.imports))
+            lines.append(f"from tncompiler.backends.numpy.runtime import {names}")
         return lines
+
+    def import_for(self, name: str) -> None:
+        rule = function(name)
+        self.special.update(rule.scipy)
+        if rule.helper:
+            self.imports.add(rule.helper)
 
     def template(self, name: str) -> str:
         return function(name).numpy

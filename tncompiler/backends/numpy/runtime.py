@@ -16,3 +16,10 @@ def embed_diagonal(x: np.ndarray, pattern: tuple[int, ...]) -> np.ndarray:
 def take_diagonal(x: np.ndarray, labels: tuple[int, ...], out: tuple[int, ...]) -> np.ndarray:
     """The entries of `x` where axes with one label agree, as a view."""
     return np.einsum(x, list(labels), list(out))  # type: ignore[no-any-return]
+
+
+def gate(x: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """`x` where `by` is positive, else 0; faster than `np.where` on a random mask."""
+    out = np.zeros(np.broadcast_shapes(x.shape, by.shape), dtype=x.dtype)
+    np.copyto(out, x, where=by > 0)
+    return out

@@ -21,13 +21,16 @@ class TorchEmitter(Emitter):
 
     def prelude(self) -> list[str]:
         lines = ["import torch"]
-        helpers = sorted(name for name in self.imports if "_" in name)
-        if helpers:
-            lines.append(f"from tncompiler.backends.torch.runtime import {', '.join(helpers)}")
+        if self.imports:
+            names = ", ".join(sorted(self.imports))
+            lines.append(f"from tncompiler.backends.torch.runtime import {names}")
         return lines
 
     def template(self, name: str) -> str:
         return function(name).torch
+
+    def import_for(self, name: str) -> None:
+        """Torch's templates need nothing but torch."""
 
     @property
     def device(self) -> str:

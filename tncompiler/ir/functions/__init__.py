@@ -32,6 +32,7 @@ FUNCTIONS: dict[str, str] = {
     "erf": "transcendental:ERF",
     "sigmoid": "activations:SIGMOID",
     "relu": "activations:RELU",
+    "relu_gate": "activations:RELU_GATE",
     "gelu": "activations:GELU",
     "silu": "activations:SILU",
     "softplus": "activations:SOFTPLUS",

@@ -44,9 +44,21 @@ RELU = Elementwise(
     lambda x: np.maximum(x, 0.0),
     "np.maximum({0}, 0)",
     "torch.relu({0})",
-    tangent=lambda call, t, x, out: call("where", call("greater", out, 0.0), t[0], 0.0),
-    adjoint=lambda call, ct, x, out: (call("where", call("greater", out, 0.0), ct, 0.0),),
+    tangent=lambda call, t, x, out: call("relu_gate", t[0], out),
+    adjoint=lambda call, ct, x, out: (call("relu_gate", ct, out),),
     domain=_REAL,
+)
+RELU_GATE = Elementwise(  # a cotangent where relu let its operand through; out is relu's result
+    "relu_gate",
+    2,
+    lambda ct, out: np.where(out > 0, ct, 0.0),
+    "gate({0}, {1})",
+    "torch.ops.aten.threshold_backward({0}, {1}, 0.0)",
+    tangent=lambda call, t, ct, out, gated: call("relu_gate", t[0], out),
+    adjoint=lambda call, c, ct, out, gated: (call("relu_gate", c, out), None),
+    domain=_REAL,
+    helper="gate",
+    jumps=True,
 )
 GELU = Elementwise(
     "gelu",

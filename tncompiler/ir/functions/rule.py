@@ -24,7 +24,8 @@ class Elementwise:
     derivative per operand (None where it is zero); for functions that are not holomorphic
     ``tangent(call, tangents, *operands, out)`` and ``adjoint(call, cotangent, *operands, out)``
     replace them (entries None mean zero). ``numpy`` and ``torch`` are source templates over
-    ``{0}``, ``{1}``, …; ``scipy`` names what the NumPy template needs from scipy.special.
+    ``{0}``, ``{1}``, …; ``scipy`` names what the NumPy template needs from scipy.special,
+    ``helper`` what it needs from the NumPy backend's runtime.
     ``result`` is "same" (operands promoted), "real" or "bool"; ``domain`` is the kinds of numbers
     it takes; ``jumps`` says that it is discontinuous where its operands are equal (or zero).
     """
@@ -41,3 +42,4 @@ class Elementwise:
     domain: tuple[str, ...] = ("float", "complex")
     scipy: tuple[str, ...] = ()
     jumps: bool = False
+    helper: str = ""

@@ -12,6 +12,7 @@ from itertools import product as choices
 
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.matmul import copied_elements, is_matmul, matmul_form
+from tncompiler.ir.passes.layout import wanted_order
 from tncompiler.ir.program import (
     Contract,
     Labels,
@@ -55,9 +56,9 @@ class _Copies:
         (a, wires_a), (b, wires_b) = self._readings(op, operands, numbers)
         form = matmul_form(Contract((wires_a, wires_b), op.output), numbers)
         if form.a_copied:
-            a, wires_a = self._copied(a, wires_a, (form.batch, form.m, form.k))
+            a, wires_a = self._copied(a, wires_a, (form.batch, wanted_order(form.m, op), form.k))
         if form.b_copied:
-            b, wires_b = self._copied(b, wires_b, (form.batch, form.k, form.n))
+            b, wires_b = self._copied(b, wires_b, (form.batch, form.k, wanted_order(form.n, op)))
         read = canonical(Contract((wires_a, wires_b), op.output))
         self.builder.copy(Step(step.out, read, ()), (a, b))
 

@@ -78,8 +78,15 @@ def _candidates(step: Step, values: Mapping[str, Value]) -> list[Labels]:
     if not isinstance(op, Contract) or not is_matmul(op):
         return [identity]
     form = matmul_form(op, _numbers(op, step, values))
-    orders = [(*form.batch, *form.m, *form.n), (*form.batch, *form.n, *form.m)]
+    m = wanted_order(form.m, op) if form.a_copied else form.m
+    n = wanted_order(form.n, op) if form.b_copied else form.n
+    orders = [(*form.batch, *m, *n), (*form.batch, *n, *m)]
     return [tuple(op.output.index(label) for label in order) for order in dict.fromkeys(orders)]
+
+
+def wanted_order(labels: Labels, op: Contract) -> Labels:
+    """The free labels of an operand that is copied anyway, in the order of the result."""
+    return tuple(sorted(labels, key=op.output.index))
 
 
 def _numbers(op: Contract, step: Step, values: Mapping[str, Value]) -> dict[int, int]:

@@ -38,6 +38,7 @@ def partition(joint: Program, output_count: int) -> TrainingPrograms:
         if isinstance(s.op, Permute) and given.issuperset(s.operands)
     }
     backward_steps = tuple(s for s in rest.steps if s.out.name not in done or s.out.name in again)
+    backward_steps = _live(backward_steps, gradients)
     made = {step.out.name for step in backward_steps}
     needed = {name for step in backward_steps for name in step.operands} | set(gradients)
     saved = tuple(
@@ -53,6 +54,15 @@ def partition(joint: Program, output_count: int) -> TrainingPrograms:
         Program((*read, *kept, *cotangents), backward_steps, gradients, joint.equations),
         saved,
     )
+
+
+def _live(steps: tuple[Step, ...], outputs: tuple[str, ...]) -> tuple[Step, ...]:
+    """The steps that an output depends on."""
+    live = set(outputs)
+    for step in reversed(steps):
+        if step.out.name in live:
+            live.update(step.operands)
+    return tuple(step for step in steps if step.out.name in live)
 
 
 def _size_carriers(joint: Program, steps: tuple[Step, ...], read: set[str]) -> set[str]:
