@@ -1,4 +1,4 @@
-"""Handwritten digits, 8×8 pixels: the data, one classifier compiled by us and by torch.einsum, training.
+"""Handwritten digits, 8×8 pixels: data, the classifier (ours and by torch.einsum), training.
 
 The split is fixed; a seed chooses the initial parameters and the order of the batches.
 """
@@ -34,9 +34,7 @@ class Digits:
 def load() -> Digits:
     """1347 digits to train on and 450 to test on, scaled to mean 0 and deviation 1."""
     pixels, labels = load_digits(return_X_y=True)
-    split = train_test_split(
-        pixels, labels, test_size=TEST_SHARE, stratify=labels, random_state=0
-    )
+    split = train_test_split(pixels, labels, test_size=TEST_SHARE, stratify=labels, random_state=0)
     mean, deviation = split[0].mean(), split[0].std()
     train, test = (
         torch.tensor((part - mean) / deviation, dtype=torch.float32).reshape(-1, 4, 4, 4)
@@ -49,6 +47,12 @@ def compiled_classifier(hidden: Hidden, seed: int) -> nn.Module:
     """Hidden layer and output layer as one compiled program."""
     model: nn.Module = tnc.compile(networks.classify(hidden.expression), seed=seed)
     return model
+
+
+def hidden_parameters(hidden: Hidden) -> int:
+    """How many numbers the hidden layer stores, its bias included."""
+    parameters = dict(compiled_classifier(hidden, seed=0).named_parameters())
+    return sum(parameters[name].numel() for name in hidden.parameter_names)
 
 
 def einsum_classifier(

@@ -1,7 +1,7 @@
 """The classifier's hidden layer, 64 pixels → 512 features, once dense and in five tensor formats.
 
-Each layer is one expression of named indices, bias and relu included, next to the einsum equation of
-the same network, which the demo uses as its baseline.
+Each layer is one expression of named indices, bias and relu included, next to the einsum equation
+of the same network, which the demo uses as its baseline.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def tt_matrix(rank: int = 8) -> Expr:
     return tnc.relu(x @ g1 @ g2 @ tnc.param("G3", r2, i3, o3) + bias)
 
 
-def tucker(rank_in: int = 3, rank_out: int = 4) -> Expr:
+def tucker(rank_in: int = 4, rank_out: int = 3) -> Expr:
     """A small core, and one factor for each mode."""
     p = tnc.indices("p1 p2 p3", p1=rank_in, p2=rank_in, p3=rank_in)
     q = tnc.indices("q1 q2 q3", q1=rank_out, q2=rank_out, q3=rank_out)
@@ -56,7 +56,7 @@ def tucker(rank_in: int = 3, rank_out: int = 4) -> Expr:
     return tnc.relu(y + bias)
 
 
-def cp(rank: int = 64) -> Expr:
+def cp(rank: int = 72) -> Expr:
     """One factor for each mode; all share the index r."""
     (r,) = tnc.indices("r", r=rank)
     factors = [tnc.param(f"A_{mode.name}", mode, r) for mode in (*PIXELS, *FEATURES)]
@@ -71,7 +71,7 @@ def tensor_ring(rank: int = 5) -> Expr:
     return tnc.relu(tnc.contract(x, g1, g2, g3, out=(b, *FEATURES)) + bias)
 
 
-def hierarchical_tucker(rank: int = 10) -> Expr:
+def hierarchical_tucker(rank: int = 11) -> Expr:
     """A leaf for each pair of modes; B12 joins the first two, and the root the third."""
     s1, s2, s3, s12 = tnc.indices("s1 s2 s3 s12", s1=rank, s2=rank, s3=rank, s12=rank)
     u1, u2 = tnc.param("U1", i1, o1, s1), tnc.param("U2", i2, o2, s2)

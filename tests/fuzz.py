@@ -147,8 +147,10 @@ def main(argv: list[str] | None = None) -> int:
         return _run_one(options.seed)
     figures = load_state(options.state)
     first = figures.next if options.start is None else options.start
-    seeds = itertools.count(first) if options.networks is None else range(
-        first, first + options.networks
+    seeds = (
+        itertools.count(first)
+        if options.networks is None
+        else range(first, first + options.networks)
     )
     failed = 0
     with tqdm(seeds, unit="network", total=options.networks) as bar:

@@ -64,7 +64,9 @@ class _Maker:
     def __init__(self, seed: int, size: int, smooth: bool, dtype: str) -> None:
         self.rng = np.random.default_rng([seed, size])
         self.seed, self.smooth, self.limit = seed, smooth, size
-        drawn = self.pick(["float32"] * 6 + ["float64"] * 2 + ["complex64"] * 2 + ["complex128"] * 2)
+        drawn = self.pick(
+            ["float32"] * 6 + ["float64"] * 2 + ["complex64"] * 2 + ["complex128"] * 2
+        )
         self.dtype = dtype or drawn
         self.is_complex = self.dtype.startswith("complex")
         self.real_dtype = {"complex64": "float32", "complex128": "float64"}.get(
@@ -137,7 +139,7 @@ class _Maker:
         dtype = self.real_dtype if real else None
         array = self.array([self.extent(i) for i in indices], real)
         if kind == "constant":
-            made = tnc.constant(name, *indices, value=array)
+            made = tnc.constant(name, *indices, value=array, dtype=dtype)
         else:
             made = (tnc.input if kind == "input" else tnc.param)(name, *indices, dtype=dtype)
         self.arrays[name] = array
@@ -266,9 +268,7 @@ def _two_ranks(make: _Maker) -> _Item | None:
 def _diagonal(make: _Maker) -> _Item | None:
     """A trace, a diagonal or a diagonal embedding."""
     item = make.take()
-    pairs = [
-        (a, b) for a in item.indices for b in make.names if a != b and a.size == b.size
-    ]
+    pairs = [(a, b) for a in item.indices for b in make.names if a != b and a.size == b.size]
     if not pairs:
         return item
     a, b = make.pick(pairs)

@@ -134,9 +134,7 @@ def _align(tensor: Tensor, argument: ex.Expr, node: ex.Map) -> Tensor:
     return tensor
 
 
-def _padded(
-    node: ex.Pad, tensor: Tensor, shape: list[int], size: Callable[[Any], int]
-) -> Tensor:
+def _padded(node: ex.Pad, tensor: Tensor, shape: list[int], size: Callable[[Any], int]) -> Tensor:
     def zeros(width: int) -> Tensor:
         return tensor.new_zeros([*shape[: node.axis], width, *shape[node.axis + 1 :]])
 

@@ -224,7 +224,7 @@ def error_of(name: str) -> BaseException:
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_bad_input_has_its_error(name: str) -> None:
-    """Errors: user input never meets a bare AssertionError, KeyError, IndexError or AttributeError."""
+    """user input never meets a bare AssertionError, KeyError, IndexError or AttributeError"""
     error = error_of(name)
     assert isinstance(error, CASES[name][0]), f"{type(error).__name__}: {error}"
 

@@ -53,9 +53,7 @@ def is_tame(case: Case) -> bool:
 
 def module_of(case: Case, backend: str) -> tuple[torch.nn.Module, tuple[Tensor, ...]]:
     """The compiled module, and its differentiable leaves as tensors: inputs, then parameters."""
-    module = tnc.compile(
-        case.outputs, backend=backend, dtype=case.dtype, sizes=case.given, seed=0
-    )
+    module = tnc.compile(case.outputs, backend=backend, dtype=case.dtype, sizes=case.given, seed=0)
     parameters = [name for name, _ in module.named_parameters()]
     names = (*module.inputs, *parameters)
     return module, tuple(torch.tensor(case.arrays[n], requires_grad=True) for n in names)
@@ -118,9 +116,7 @@ def cases_of_both_modes(chunk: int) -> list[Case]:
 
 def function_of(case: Case) -> tuple[tnc.function.NumpyFunction, list[np.ndarray]]:
     """The NumPy function with the case's parameters in it, and its inputs."""
-    made = tnc.compile(
-        case.outputs, framework="numpy", dtype=case.dtype, sizes=case.given, seed=0
-    )
+    made = tnc.compile(case.outputs, framework="numpy", dtype=case.dtype, sizes=case.given, seed=0)
     for name in made.parameters:
         made.parameters[name] = case.arrays[name]
     return made, [case.arrays[name] for name in made.inputs]

@@ -15,7 +15,7 @@ from tncompiler.ir.errors import ArgumentError, TncError
 
 B, I, J, K = tnc.indices("b i j k", i=3, j=4, k=5)
 X, W, V = tnc.input("x", B, I), tnc.param("W", I, J), tnc.param("V", J, K)
-BIAS, C = tnc.param("net.bias", K), tnc.constant("net.c", K, value=np.arange(5.0, dtype="float32"))
+BIAS, C = tnc.param("net.bias", K), tnc.constant("net.c", K, value=np.arange(5))
 Y = tnc.tanh(X @ W) @ V * C + BIAS
 BACKENDS = pytest.mark.parametrize("backend", ["numpy", "torch"])
 

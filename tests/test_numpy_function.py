@@ -294,7 +294,7 @@ def test_jvp_of_containers() -> None:
         {"x": None},
         {"x": 1j * np.ones((5, 3))},
     ],
-    ids=str,
+    ids=lambda t: str(t)[:20],
 )
 def test_bad_tangents_raise(tangents) -> None:
     with pytest.raises(TncError):

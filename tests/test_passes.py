@@ -38,6 +38,11 @@ S, T = tnc.input("S", J, L), tnc.input("T", L, J)
 Z = tnc.Index("z", 0)
 ONE = tnc.Index("one", 1)
 
+
+def negated(expr):
+    return -expr
+
+
 CORPUS = {
     "scalar": lambda: (tnc.input("a") * 3 + tnc.input("b"),),
     "size 0": lambda: ((tnc.input("O", I, Z) @ tnc.input("P", Z, J)) + A, tnc.input("P", Z, J) * 2),
@@ -50,7 +55,7 @@ CORPUS = {
     "shared parameter": lambda: (B @ C + (B(L, K) @ C) @ S,),
     "capture": lambda: (tnc.contract((S @ T(L, J)) * tnc.input("h", J), A, out=(I,)),),
     "relabelings": lambda: (tnc.exp(S.transpose(L, J)) + T, T(J, L).transpose(L, J) * 2),
-    "conj conj": lambda: (A.conj().conj() + (-(-A)), A.real),
+    "conj conj": lambda: (A.conj().conj() + negated(-A), A.real),
     "repeated": lambda: (tnc.tanh(A @ B) + tnc.tanh(A @ B), tnc.tanh(A @ B) * C),
     "nested": lambda: (((A @ B) @ C) * 2.0 * tnc.ones(L), (A @ tnc.delta(J, L)) @ S),
     "shapes": lambda: (

@@ -1,4 +1,4 @@
-"""What the semantics tests share: run an expression, compare it with NumPy, and proof that they can fail.
+"""What the semantics tests share: run an expression, compare it, and proof that they can fail.
 
 Oracles are numpy.einsum, plain NumPy in float64 and torch.autograd; never the package itself.
 """

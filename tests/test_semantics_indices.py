@@ -92,7 +92,7 @@ def test_indices_are_equal_when_name_and_size_are_equal() -> None:
 def test_one_name_with_two_sizes_is_an_error() -> None:
     """one name with two sizes in one network is an error"""
     a, b = tnc.Index("i", 3), tnc.Index("i", 4)
-    with pytest.raises(SizeClash, match="'i' has size 3 on A .axis 0. but size 4 on B"):
+    with pytest.raises(SizeClash, match=r"'i' has size 3 on A .axis 0. but size 4 on B"):
         tnc.contract(tnc.input("A", a), tnc.input("B", b))
 
 
@@ -164,11 +164,11 @@ def test_cost_at_a_size() -> None:
 
 
 def test_shared_sizes_are_checked_against_each_other() -> None:
-    """an input's may stay free and are read from the arrays of each call, checked against each other"""
+    """an input's may stay free …, read from the arrays of each call, checked against each other"""
     i, j = tnc.indices("i j", size=tnc.size("D"))
     f = tnc.compile(tnc.input("x", i, j), framework="numpy")
     assert f(np.zeros((3, 3), "float32")).shape == (3, 3)
-    with pytest.raises(SizeClash, match="size 3 .*4"):
+    with pytest.raises(SizeClash, match=r"size 3 .*4"):
         f(np.zeros((3, 4), "float32"))
 
 
@@ -203,14 +203,14 @@ def test_a_sizes_value_without_whole_solution_raises() -> None:
 def test_sizes_that_contradict_each_other_raise() -> None:
     D = tnc.size("D")
     i, j = tnc.Index("i", D), tnc.Index("j", D)
-    with pytest.raises(TncError, match="3.*4|4.*3"):
+    with pytest.raises(TncError, match=r"3.*4|4.*3"):
         tnc.compile(tnc.param("G", i, j), framework="numpy", sizes={i: 3, j: 4})
 
 
 def test_a_parameter_needs_its_sizes() -> None:
     """A parameter's sizes must be known here"""
     i, r = tnc.indices("i r", i=3)
-    with pytest.raises(UnboundSize, match="'G'.*'r'"):
+    with pytest.raises(UnboundSize, match=r"'G'.*'r'"):
         tnc.compile(tnc.param("G", i, r), framework="numpy")
 
 

@@ -1,5 +1,7 @@
 """Operators: what @, *, /, +, -, contract, reductions, re-indexing and maps mean."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -411,7 +413,7 @@ def test_a_remainder_raises_with_the_values() -> None:
     """a remainder or a clash raises with the values"""
     n, p, q = tnc.indices("n p q", p=4)
     f = tnc.compile(tnc.input("x", n).split(n, (p, q)), framework="numpy", dtype="float64")
-    with pytest.raises(SizeEquationError, match="6.*4"):
+    with pytest.raises(SizeEquationError, match=r"6.*4"):
         f(rand(6))
 
 
@@ -828,10 +830,8 @@ def test_bad_replacements_raise() -> None:
 def test_replacing_what_does_not_occur() -> None:
     """A leaf that does not occur is a mistake: it raises, or leaves the expression as it is."""
     x = tnc.input("x", I)
-    try:
+    with contextlib.suppress(TncError):
         assert (A @ B).replace(x, x * 2) == A @ B
-    except TncError:
-        pass
 
 
 def test_leaves_shape_indices() -> None:
@@ -851,7 +851,7 @@ def test_numpy_arrays_beside_expressions_raise() -> None:
             op()
 
 
-@pytest.mark.parametrize("other", ["x", None, [1], {}, object()], ids=repr)
+@pytest.mark.parametrize("other", ["x", None, [1], {}, object()], ids=lambda v: type(v).__name__)
 def test_strange_operands_raise(other) -> None:
     for op in (lambda o: A + o, lambda o: o * A, lambda o: A @ o, lambda o: A / o, lambda o: o > A):
         with pytest.raises(TncError):

@@ -208,7 +208,9 @@ def test_an_init_array_of_another_shape_raises() -> None:
         tnc.param("A", I, J, init=np.ones((3, 2)))
 
 
-@pytest.mark.parametrize("init", ["xavier", "", 3, 1.5, [1, 2], object()], ids=repr)
+@pytest.mark.parametrize(
+    "init", ["xavier", "", 3, 1.5, [1, 2], object()], ids=lambda v: f"{type(v).__name__}-{v!r}"[:12]
+)
 def test_unknown_inits_raise(init) -> None:
     with pytest.raises(ArgumentError):
         tnc.param("A", I, init=init)

@@ -1,4 +1,4 @@
-"""Scope: an index that a contraction sums is bound, local to it; nothing is captured or shared by accident."""
+"""Scope: an index that a contraction sums is bound; nothing is captured or shared by accident."""
 
 import threading
 

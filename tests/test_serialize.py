@@ -1,4 +1,4 @@
-"""Expressions as JSON: round trips of every node, and altered texts, which never do more than be refused."""
+"""Expressions as JSON: round trips of every node; altered texts are refused or harmless."""
 
 import json
 import random
@@ -323,7 +323,7 @@ def mutations(expr: Expr, rng: random.Random, count: int):
 
 @pytest.mark.parametrize("name", NODES)
 def test_mutations_are_refused_or_harmless(name: str) -> None:
-    """altered JSON: always FileFormatError or an expression that round-trips, never another exception"""
+    """always FileFormatError or an expression that round-trips, never another exception"""
     rng = random.Random(name)
     for text in mutations(NODES[name], rng, 40):
         try:
@@ -337,7 +337,7 @@ def test_mutations_are_refused_or_harmless(name: str) -> None:
 
 
 def test_the_mutations_do_alter() -> None:
-    """The fuzzer can fail: most of what it makes differs from the text, and much of it is refused."""
+    """The fuzzer can fail: what it makes differs from the text, and much of it is refused."""
     rng = random.Random(0)
     texts = list(mutations(NODES["Contract"], rng, 100))
     refused = 0
@@ -353,7 +353,7 @@ def test_the_mutations_do_alter() -> None:
 def test_messages_name_the_node() -> None:
     data, node = node_data(NODES["Contract"], "Contract")
     node["operands"] = [99]
-    with pytest.raises(FileFormatError, match="node 3 .*fix: "):
+    with pytest.raises(FileFormatError, match=r"node 3 .*fix: "):
         try:
             tnc.from_json(json.dumps(data))
         except FileFormatError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import sympy
 
 from tncompiler.compiler import Compilation
-from tncompiler.ir.dtypes import DEFAULT, dtype_name
+from tncompiler.ir.dtypes import DEFAULT, dtype_name, kind
 from tncompiler.ir.errors import (
     ArgumentError,
     DTypeError,
@@ -85,7 +85,8 @@ def read_call(compilation: Compilation, arrays: Sequence[Any], default: str | No
 
 def _check_dtype(leaf: Leaf, name: str, default: str) -> None:
     wanted = default if leaf.dtype == DEFAULT else leaf.dtype
-    if name != wanted:
+    converted = leaf.kind != "input" and leaf.dtype != DEFAULT and kind(name) == kind(wanted)
+    if name != wanted and not converted:  # a module's own tensors follow .to(dtype)
         raise DTypeError(
             f"{leaf.kind} {leaf.name!r} has dtype {name} where {wanted} is expected",
             where=f"the {leaf.kind} declared at {leaf.origin}",

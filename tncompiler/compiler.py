@@ -65,8 +65,8 @@ def compile(
     *,
     inputs: Sequence[Any] | None = None,
     sizes: Mapping[Any, Any] | None = None,
-    backend: str = "auto",
-    framework: str = "torch",
+    backend: Any = "auto",
+    framework: Any = "torch",
     dtype: Any = None,
     seed: int | None = None,
     plan: PlanOptions | ContractionPlan | None = None,
@@ -84,7 +84,7 @@ def compile(
     """
     if cuda_graph or process_group is not None:
         raise BackendError("cuda_graph and process_group are not built yet", fix="leave them out")
-    if backend != "auto":
+    if not isinstance(backend, str) or backend != "auto":
         emitter(backend)  # raises on an unknown one
     name = None if dtype is None else dtype_name(dtype)
     if name is not None and not is_differentiable(name):
@@ -99,6 +99,8 @@ def compile(
             f"share is a {type(share).__name__}", fix="give a network made by tnc.compile"
         )
     compilation = Compilation(outputs, inputs, {} if sizes is None else sizes, plan)
+    if not isinstance(framework, str):
+        framework = repr(framework)
     if framework == "numpy":
         from tncompiler.function import NumpyFunction
 
@@ -114,7 +116,8 @@ def plan(
     expr: Any, sizes: Mapping[Any, Any] | None = None, options: PlanOptions | None = None
 ) -> ContractionPlan:
     """The plan for an expression at the given sizes (free sizes count as 128)."""
-    compilation = Compilation(expr, None, sizes or {}, options, parameters_known=False)
+    given = {} if sizes is None else sizes
+    compilation = Compilation(expr, None, given, options, parameters_known=False)
     return compilation.plan(compilation.nominal({}))
 
 

@@ -28,8 +28,11 @@ class Container:
             return cls("dict", _checked(tuple(outputs.values())), keys)
         if isinstance(outputs, tuple | list) and outputs:
             return cls("list" if isinstance(outputs, list) else "tuple", _checked(tuple(outputs)))
+        empty = isinstance(outputs, Mapping | tuple | list)
         raise ArgumentError(
-            f"the outputs are {type(outputs).__name__!r}, not expressions",
+            "the outputs are empty"
+            if empty
+            else f"the outputs are a {type(outputs).__name__}, not expressions",
             fix="give an expression, a non-empty tuple, or a dict of name → expression",
         )
 

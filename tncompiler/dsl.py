@@ -13,7 +13,7 @@ import sympy
 from tncompiler.ir import algebra
 from tncompiler.ir.derivatives import environment, grad, jvp
 from tncompiler.ir.errors import ArgumentError
-from tncompiler.ir.expressions import Expr, Initializer, Leaf
+from tncompiler.ir.expressions import INITIALIZERS, Expr, Initializer, Leaf
 from tncompiler.ir.index import Index, indices
 from tncompiler.ir.names import check_leaf_name
 from tncompiler.ir.serialize import from_json
@@ -112,9 +112,6 @@ def param(name: str, *axes: Index, init: Initializer | None = None, dtype: objec
             fix=f"choose one of {', '.join(INITIALIZERS)}, or give a callable or an array",
         )
     return algebra.leaf(_scoped(name), axes, kind="param", dtype=dtype, init=init)
-
-
-INITIALIZERS = ("normal", "zeros", "ones", "eye")
 
 
 def constant(name: str, *axes: Index, value: Any, dtype: object = None) -> Leaf:
@@ -276,6 +273,13 @@ def stop_gradient(t: Expr) -> Expr:
 
 
 def _over(t: Expr, over: Any) -> tuple[Any, ...]:
+    if not isinstance(t, Expr):
+        raise ArgumentError(
+            f"this takes an expression, not a {type(t).__name__}",
+            fix="declare arrays with tnc.input, tnc.param or tnc.constant",
+        )
+    if not isinstance(over, Index | str | tuple | list):
+        raise ArgumentError(f"over= is {over!r}", fix="give an index or a tuple of indices")
     return (over,) if isinstance(over, Index | str) else tuple(over)
 
 

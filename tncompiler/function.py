@@ -36,7 +36,10 @@ class Parameters(MutableMapping[str, np.ndarray]):
             raise ArgumentError(
                 f"there is no parameter {name!r}", fix=f"the parameters are: {sorted(self)}"
             )
-        new = np.asarray(value)
+        try:
+            new = np.asarray(value)
+        except ValueError as error:
+            raise ShapeError(f"parameter {name!r}: {error}", fix="give an array") from None
         self._check(name, new)
         self._cells[name][0] = _read_only(new.astype(self[name].dtype))
 
@@ -138,6 +141,8 @@ class NumpyFunction(Inspection):
         given = [np.asarray(value) for value in order_inputs(self.compilation, args, kwargs)]
         held: Mapping[str, Any] = self.parameters
         if parameters is not None:
+            if not isinstance(parameters, Mapping):
+                raise ArgumentError("parameters= takes a dict of name → array", fix="give a dict")
             unknown = sorted(set(parameters) - set(held))
             if unknown:
                 raise ArgumentError(
@@ -242,7 +247,7 @@ class NumpyFunction(Inspection):
         if tangents is None and args and isinstance(args[-1], Mapping):
             *positional, tangents = args
             args = tuple(positional)
-        if not tangents:
+        if not isinstance(tangents, Mapping) or not tangents:
             raise ArgumentError("no tangents are given", fix="give tangents={name: array}")
         arrays = self._arrays(args, kwargs, None)
         call, _ = self._call(arrays)
@@ -268,6 +273,8 @@ class NumpyFunction(Inspection):
                 f"the tangent of {name!r} has shape {given.shape}, not {array.shape}",
                 fix="give a tangent of the shape of its leaf",
             )
+        if kind(given.dtype.name) == "complex" and kind(array.dtype.name) != "complex":
+            raise DTypeError(f"the tangent of {name!r} is complex", fix="take its real part")
         return given.astype(array.dtype, copy=False)
 
 

@@ -53,7 +53,7 @@ class Inspection:
 
         ``wrt`` names the leaves that require gradients; all inputs and parameters if not given.
         """
-        if part not in PARTS:
+        if not isinstance(part, str) or part not in PARTS:
             raise ArgumentError(f"there is no part {part!r}", fix=f"choose of {', '.join(PARTS)}")
         nominal = self.compilation.nominal({} if sizes is None else sizes)
         if part == "forward":
@@ -93,8 +93,9 @@ class Inspection:
         wrt: Sequence[str] | None = None,
     ) -> str:
         """The generated code of the forward or the backward pass."""
-        chosen = backend or self.backend
-        chosen = "numpy" if chosen == "auto" else chosen
+        chosen = self.backend if backend is None else backend
+        if isinstance(chosen, str) and chosen == "auto":
+            chosen = "numpy"
         program = self.program(sizes, part, wrt)
         return self.compilation.executable(program, chosen, part).source.text
 

@@ -21,10 +21,12 @@ from tncompiler.compiler import Compilation
 from tncompiler.function import check_init_shape, initial_array, parameter_stds
 from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differentiable
-from tncompiler.ir.errors import ArgumentError, DeviceError, DTypeError, NameClash
+from tncompiler.ir.errors import ArgumentError, BackendError, DeviceError, DTypeError, NameClash
 from tncompiler.ir.expressions import Leaf
 from tncompiler.ir.serialize import from_data, to_data
 from tncompiler.planning.machine import REFERENCE, TINY_US, faster_backend, predicted_us
+
+Flat = Callable[..., tuple[Tensor, ...]]
 
 
 class Specialisation:
@@ -151,6 +153,8 @@ class CompiledModule(Inspection, nn.Module):
         self._owners: list[tuple[nn.Module, str]] = []
         self._owners = [self._place(leaf) for leaf in (*compilation.params, *compilation.constants)]
         self._make_leaves(seed, share)
+        self._flat_runs: dict[tuple[torch.dtype, ...], Flat] = {}
+        self._prepare()
 
     # ---------------------------------------------------------------- parameters
 
@@ -324,11 +328,38 @@ class CompiledModule(Inspection, nn.Module):
             program, call.sizes, training=bool(wrt), torch_threads=torch.get_num_threads()
         )
 
-    def _flat(self, tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-        """The aten program, which torch can look into."""
-        dtypes = (self.compute_dtype, *(dtype_name(t.dtype) for t in tensors))
+    def _flat(self, tensors: Sequence[Tensor]) -> Flat:
+        """The aten program for tensors of these dtypes, which torch can look into."""
+        key = tuple([tensor.dtype for tensor in tensors])
+        if key in self._flat_runs:
+            return self._flat_runs[key]
+        if torch.compiler.is_compiling():
+            raise BackendError(
+                f"the module has not yet run on {key}, and cannot be prepared while compiling",
+                fix="call it once on tensors of these dtypes before torch.compile",
+            )
+        return self._prepare_flat(key)
+
+    def _prepare_flat(self, dtypes: tuple[torch.dtype, ...]) -> Flat:
+        names = (self.compute_dtype, *(dtype_name(dtype) for dtype in dtypes))
         nominal = self.compilation.nominal({})
-        return self.compilation.inference_executable(dtypes, nominal, "torch").run
+        run = self.compilation.inference_executable(names, nominal, "torch").run
+        self._flat_runs[dtypes] = run
+        return run
+
+    def _prepare(self) -> None:
+        """Make ready what torch.compile cannot make while it traces."""
+        default = getattr(torch, self.compute_dtype)
+        inputs = [
+            default if leaf.dtype == DEFAULT else getattr(torch, leaf.dtype)
+            for leaf in self.compilation.inputs
+        ]
+        self._prepare_flat((*inputs, *(tensor.dtype for tensor in self._held())))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> CompiledModule:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._prepare()
+        return self
 
     # ---------------------------------------------------------------- copies
 

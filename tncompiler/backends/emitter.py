@@ -171,7 +171,8 @@ class Emitter(ABC):
             return f"({value!r})" if value < 0 else self._float(value)
         if isinstance(value, int):
             return f"({value})" if value < 0 else str(value)
-        return self.size(value)
+        text = self.size(value)
+        return text if text.isidentifier() else f"({text})"
 
     @staticmethod
     def _float(value: float) -> str:

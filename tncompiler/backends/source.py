@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import linecache
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -33,6 +35,7 @@ def load(source: Source) -> Callable[..., Any]:
     filename = f"<tncompiler {source.entry} {source.digest}>"
     lines = source.text.splitlines(keepends=True)
     linecache.cache[filename] = (len(source.text), None, lines, filename)
-    namespace: dict[str, Any] = {"__name__": f"tncompiler.generated.{source.digest}"}
-    exec(compile(source.text, filename, "exec"), namespace)
-    return namespace[source.entry]  # type: ignore[no-any-return]
+    module = types.ModuleType(f"tncompiler.generated_{source.entry}_{source.digest}")
+    exec(compile(source.text, filename, "exec"), module.__dict__)
+    sys.modules[module.__name__] = module  # torch.compile looks a function's module up by name
+    return getattr(module, source.entry)  # type: ignore[no-any-return]

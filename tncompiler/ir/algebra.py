@@ -49,10 +49,13 @@ def leaf(
     _check_indices(axes, name)
     if value is not None:
         value = _frozen_value(name, value, axes)
-        dtype = value.dtype if dtype is None else dtype
+        if dtype is None and value.dtype.kind != "f":  # floats take the dtype of the rest
+            dtype = value.dtype
     if isinstance(init, np.ndarray):
         init = _frozen_value(name, init, axes)
-    return Leaf(tuple(axes), name, kind, dtype_name(dtype or DEFAULT), init, value)
+    return Leaf(
+        tuple(axes), name, kind, dtype_name(DEFAULT if dtype is None else dtype), init, value
+    )
 
 
 def _frozen_value(name: str, value: Any, axes: Sequence[Index]) -> np.ndarray:
@@ -174,6 +177,7 @@ def _shown(key: Any) -> str:
 
 def find(expr: Expr, key: Any) -> Index:
     """The free index that `key` (an Index or a name) means. Raises UnknownIndex."""
+    _check_key(key)
     for index in expr.indices:
         if index == key or index.name == key:
             return index
@@ -227,7 +231,15 @@ def contract(*tensors: Any, out: Iterable[Any] | None = None) -> Expr:
     return _contraction(terms, kept)
 
 
+def _check_key(key: Any) -> None:
+    if not isinstance(key, Index | str):
+        raise ArgumentError(
+            f"{key!r} names no index", where=call_site(), fix="give an index or its name"
+        )
+
+
 def _output_index(key: Any, union: Sequence[Index]) -> Index:
+    _check_key(key)
     for index in union:
         if index == key or index.name == key:
             return index
@@ -362,6 +374,8 @@ def _relabel(expr: Expr, indices: tuple[Index, ...]) -> Expr:
 
 def rename(expr: Expr, names: Mapping[Any, Index]) -> Expr:
     """Call some indices otherwise. Raises RepeatedIndex onto an index already present."""
+    if not isinstance(names, Mapping):
+        raise ArgumentError(f"rename takes a dict, not {names!r}", fix="write t.rename({i: j})")
     changes = {find(expr, old): new for old, new in names.items()}
     return reindex(expr, tuple(changes.get(index, index) for index in expr.indices))
 

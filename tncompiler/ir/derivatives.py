@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from tncompiler.ir import algebra
 from tncompiler.ir.dtypes import is_differentiable, kind
-from tncompiler.ir.errors import GradientError
+from tncompiler.ir.errors import ArgumentError, GradientError
 from tncompiler.ir.expressions import Expr, Leaf, replace_leaves, walk
 from tncompiler.ir.index import Index
 from tncompiler.ir.lift import lift
@@ -43,6 +43,14 @@ def _check_leaf(expr: Expr, leaf: object, found: Sequence[Leaf]) -> Leaf:
     )
 
 
+def _expect_expr(value: object, caller: str) -> None:
+    if not isinstance(value, Expr):
+        raise ArgumentError(
+            f"{caller} takes an expression, not a {type(value).__name__}",
+            fix="build one with tnc.input, tnc.param and operations on them",
+        )
+
+
 def grad(
     expr: Expr, wrt: Leaf | tuple[Leaf, ...], cotangent: Expr | None = None
 ) -> Expr | tuple[Expr, ...]:
@@ -52,6 +60,7 @@ def grad(
     (for complex tensors ∂L/∂Re + i·∂L/∂Im). Raises GradientError for a non-scalar or non-real
     expression without cotangent, or a leaf that does not appear.
     """
+    _expect_expr(expr, "grad")
     targets = wrt if isinstance(wrt, tuple) else (wrt,)
     leaves = collect_leaves((expr,))
     targets = tuple(_check_leaf(expr, leaf, leaves) for leaf in targets)
@@ -80,6 +89,7 @@ def _seed(expr: Expr, cotangent: Expr | None) -> Expr:
         raise GradientError(
             f"the expression is no scalar: it has the indices "
             f"({', '.join(map(str, expr.indices))})",
+            where=f"the expression at {expr.origin}",
             fix="give cotangent=…, or differentiate expr.sum()",
         )
     if _is_complex(expr):
@@ -100,6 +110,9 @@ def jvp(expr: Expr, tangents: Mapping[Leaf, Expr]) -> Expr:
 
     Each tangent has the indices of its leaf; the result has those of the expression.
     """
+    _expect_expr(expr, "jvp")
+    if not isinstance(tangents, Mapping) or not tangents:
+        raise ArgumentError("jvp takes a dict of leaf → tangent", fix="write {x: dx}")
     leaves = collect_leaves((expr,))
     arguments: dict[str, Expr] = {leaf.name: leaf for leaf in leaves}
     moving = {_check_leaf(expr, leaf, leaves): t for leaf, t in tangents.items()}
@@ -125,6 +138,7 @@ def environment(expr: Expr, leaf: Leaf) -> Expr:
     then those of the tensor that the rest has. Raises GradientError if the tensor occurs more than
     once (the occurrences are listed) or not as a factor of one network.
     """
+    _expect_expr(expr, "environment")
     leaves = collect_leaves((expr,))
     target = _check_leaf(expr, leaf, leaves)
     uses = [n for n in walk(expr) if isinstance(n, Leaf) and n.name == target.name]

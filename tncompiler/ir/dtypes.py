@@ -17,6 +17,7 @@ _KINDS = {
 }
 _RANK = {"bool": 0, "int": 1, "float": 2, DEFAULT: 3, "complex": 4}
 LOW_PRECISION = ("float16", "bfloat16")
+DTYPES = frozenset(_KINDS)
 
 
 def dtype_name(dtype: object) -> str:
@@ -28,7 +29,7 @@ def dtype_name(dtype: object) -> str:
     if name not in _KINDS and not name.startswith("<class 'torch"):
         try:
             name = np.dtype(dtype).name  # type: ignore[call-overload]
-        except TypeError:
+        except (TypeError, ValueError):
             name = str(name)
     if name not in _KINDS:
         known = ", ".join(sorted(set(_KINDS) - {DEFAULT}))

@@ -21,6 +21,7 @@ from tncompiler.ir.origin import call_site
 from tncompiler.ir.sizes import Size, SizeEquation, render_size
 
 Initializer = str | Callable[..., Any] | np.ndarray
+INITIALIZERS = ("normal", "zeros", "ones", "eye")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

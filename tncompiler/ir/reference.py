@@ -334,6 +334,10 @@ def _map_error(
 ) -> np.ndarray | None:
     """Propagated error plus the function's own rounding."""
     rule = function(name)
+    if name == "relu_gate":  # chooses as `where` does, between the cotangent and zero
+        cotangent, gate = arguments
+        condition = _Tensor(gate.value > 0, _jump_error((gate,), out))
+        return _where_error(condition, cotangent, _Tensor(np.zeros(())))
     if rule.jumps:
         return _jump_error(arguments, out)
     if name == "where":

@@ -16,7 +16,7 @@ from tncompiler.ir import algebra
 from tncompiler.ir import expressions as ex
 from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.errors import FileFormatError, TncError
-from tncompiler.ir.expressions import Expr, Leaf, walk
+from tncompiler.ir.expressions import INITIALIZERS, Expr, Leaf, walk
 from tncompiler.ir.index import Index
 from tncompiler.ir.sizes import parse_size, render_size
 
@@ -168,7 +168,7 @@ def from_data(data: Any) -> tuple[Expr, ...]:
 def _check_header(data: Any) -> None:
     if not isinstance(data, Mapping) or data.get("format") != "tncompiler expression":
         raise FileFormatError("this is no tncompiler expression", fix="use expr.to_json()")
-    if data.get("schema") != SCHEMA:
+    if type(data.get("schema")) is not int or data["schema"] != SCHEMA:
         raise FileFormatError(
             f"schema {data.get('schema')!r} is not {SCHEMA}", fix="write it with this version"
         )
@@ -202,6 +202,10 @@ def _read_leaf(data: Any, indices: tuple[Index, ...], operands: tuple[Expr, ...]
     init = data["init"]
     if not isinstance(init, str | None):
         init = _array_from(init)
+    elif init is not None and init not in INITIALIZERS:
+        raise ValueError(f"there is no initialization {init!r}")
+    if (data["value"] is None) == (data["leaf"] == "constant"):
+        raise ValueError("constants, and only they, have a value")
     value = None if data["value"] is None else _array_from(data["value"])
     return algebra.leaf(
         data["name"], indices, kind=data["leaf"], dtype=data["dtype"], init=init, value=value
@@ -210,7 +214,7 @@ def _read_leaf(data: Any, indices: tuple[Index, ...], operands: tuple[Expr, ...]
 
 def _read_map(data: Any, indices: tuple[Index, ...], operands: tuple[Expr, ...]) -> Expr:
     checked = algebra.elementwise(data["function"], *operands)
-    if set(checked.indices) != set(indices):
+    if len(indices) != len(checked.indices) or set(checked.indices) != set(indices):
         raise ValueError("the indices of a map are not those of its operands")
     return ex.Map(indices, data["function"], operands)
 
@@ -231,6 +235,8 @@ def _read_reindex(data: Any, indices: tuple[Index, ...], operands: tuple[Expr, .
 def _read_merge(data: Any, indices: tuple[Index, ...], operands: tuple[Expr, ...]) -> Expr:
     axis, count = _natural(data["axis"]), _natural(data["count"])
     parts = operands[0].indices[axis : axis + count]
+    if len(parts) != count:
+        raise ValueError(f"there are no {count} axes to merge")
     return algebra.merge(operands[0], parts, _index_from(data["into"]))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sympy
 
+from tncompiler.ir.dtypes import DEFAULT, DTYPES, real_part
 from tncompiler.ir.errors import InvalidProgram
-from tncompiler.ir.functions import function
+from tncompiler.ir.functions import FUNCTIONS, function
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -24,7 +25,7 @@ from tncompiler.ir.program import (
     canonical,
     operand_values,
 )
-from tncompiler.ir.sizes import Size
+from tncompiler.ir.sizes import Size, product
 
 
 def validate(program: Program, *, scheduled: bool = False) -> Program:
@@ -34,12 +35,12 @@ def validate(program: Program, *, scheduled: bool = False) -> Program:
     """
     defined: set[str] = set()
     for argument in program.arguments:
-        _define(argument.value, defined, "an argument")
+        _define(argument.value, defined)
     for step in program.steps:
         missing = [name for name in step.operands if name not in defined]
         if missing:
             _fail(step, f"uses {missing[0]!r} before it is defined")
-        _define(step.out, defined, step.text())
+        _define(step.out, defined)
         _check_step(step, operand_values(program, step))
         if scheduled and isinstance(step.op, Contract) and len(step.operands) > 2:
             _fail(step, "has more than two operands in a scheduled program")
@@ -49,11 +50,13 @@ def validate(program: Program, *, scheduled: bool = False) -> Program:
     return program
 
 
-def _define(value: Value, defined: set[str], where: str) -> None:
+def _define(value: Value, defined: set[str]) -> None:
     if value.name in defined:
-        raise InvalidProgram(f"{value.name!r} is defined twice", where=where)
+        raise InvalidProgram(f"{value.name!r} is defined twice")
     if len(value.axes) != len(value.shape):
         raise InvalidProgram(f"{value.name!r} names {len(value.axes)} axes of {len(value.shape)}")
+    if value.dtype not in DTYPES:
+        raise InvalidProgram(f"{value.name!r} has the unknown dtype {value.dtype!r}")
     defined.add(value.name)
 
 
@@ -65,8 +68,10 @@ def _check_step(step: Step, operands: tuple[Value, ...]) -> None:
     match step.op:
         case Contract():
             _check_contract(step, step.op, operands)
+            _check_dtypes(step, operands)
         case Map():
             _check_map(step, step.op, operands)
+            _check_map_dtype(step, step.op, operands)
         case Literal() if operands or step.out.shape:
             _fail(step, "is a literal but not a scalar without operands")
         case Literal():
@@ -104,7 +109,17 @@ def _check_contract(step: Step, op: Contract, operands: tuple[Value, ...]) -> No
                 _fail(step, f"has label {label} with sizes {sizes[label]} and {size}")
 
 
+def _check_dtypes(step: Step, operands: tuple[Value, ...]) -> None:
+    dtypes = {value.dtype for value in (*operands, step.out)}
+    if len(dtypes) > 1 and DEFAULT not in dtypes:
+        _fail(step, f"mixes the dtypes {sorted(dtypes)}")
+
+
 def _check_map(step: Step, op: Map, operands: tuple[Value, ...]) -> None:
+    if op.function not in FUNCTIONS:
+        _fail(step, "has an unknown function")
+    if any(label not in range(len(step.out.shape)) for labels in op.inputs for label in labels):
+        _fail(step, "wires an axis that its value does not have")
     if len(operands) != function(op.function).arity or len(op.inputs) != len(operands):
         _fail(step, "has another number of operands than its function")
     for labels, value in zip(op.inputs, operands, strict=True):
@@ -116,7 +131,17 @@ def _check_map(step: Step, op: Map, operands: tuple[Value, ...]) -> None:
         _fail(step, "has an output axis that no operand has")
 
 
+def _check_map_dtype(step: Step, op: Map, operands: tuple[Value, ...]) -> None:
+    source, out = operands[-1].dtype, step.out.dtype
+    rule = function(op.function)
+    expected = {"bool": "bool", "real": real_part(source)}.get(rule.result, source)
+    if out != expected and DEFAULT not in {value.dtype for value in (*operands, step.out)}:
+        _fail(step, f"should have dtype {expected}")
+
+
 def _check_concat(step: Step, axis: int, operands: tuple[Value, ...]) -> None:
+    if not operands or any(axis not in range(len(value.shape)) for value in operands):
+        _fail(step, "joins nothing, or along an axis that an operand does not have")
     total = sum((value.shape[axis] for value in operands), start=0)
     for value in operands:
         expected = (*value.shape[:axis], total, *value.shape[axis + 1 :])
@@ -126,19 +151,35 @@ def _check_concat(step: Step, axis: int, operands: tuple[Value, ...]) -> None:
 
 def _view_shape(step: Step, source: Value) -> tuple[Size, ...]:
     shape, out = source.shape, step.out.shape
+    axis = getattr(step.op, "axis", 0)
+    if not 0 <= axis <= max(len(shape) - 1, 0):
+        _fail(step, "works on an axis that its operand does not have")
     match step.op:
-        case Reduce(_, axes):
+        case Reduce(name, axes):
+            if name not in ("max", "min") or not set(axes) <= set(range(len(shape))):
+                _fail(step, "reduces by an unknown function or over an unknown axis")
             return tuple(size for axis, size in enumerate(shape) if axis not in axes)
         case Permute(axes) if sorted(axes) == list(range(len(shape))):
             return tuple(shape[axis] for axis in axes)
         case Split(axis, count):
+            _check_product(step, shape[axis], out[axis : axis + count])
             return (*shape[:axis], *out[axis : axis + count], *shape[axis + 1 :])
         case Merge(axis, count):
+            _check_product(step, out[axis], shape[axis : axis + count])
             return (*shape[:axis], *out[axis : axis + 1], *shape[axis + count :])
         case Slice(axis, start, stop):
+            known = [size for size in (0, start, stop, shape[axis]) if isinstance(size, int)]
+            if known != sorted(known):
+                _fail(step, "reaches beyond its operand")
             return (*shape[:axis], stop - start, *shape[axis + 1 :])
         case Pad(axis, before, after):
             return (*shape[:axis], shape[axis] + before + after, *shape[axis + 1 :])
         case Cast():
             return shape
     raise InvalidProgram(f"the step '{step.text()}' is of no known kind")
+
+
+def _check_product(step: Step, total: Size, parts: tuple[Size, ...]) -> None:
+    whole = product(parts)
+    if isinstance(total, int) and isinstance(whole, int) and total != whole:
+        _fail(step, f"has sizes that do not multiply out: {total} and {parts}")

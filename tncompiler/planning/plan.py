@@ -129,14 +129,18 @@ class ContractionPlan:
             checksum = data.pop("checksum")
             if data["format"] != "tncompiler plan" or data["schema"] != SCHEMA:
                 raise KeyError("schema")
-            if checksum != _checksum(data):
-                raise KeyError("checksum")
-            return _from_data(data)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            intact = checksum == _checksum(data)
+            plan = _from_data(data) if intact else None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise FileFormatError(
-                f"this is no valid plan ({type(error).__name__}: {error})",
-                fix="write it again with plan.to_json()",
+                "this is no plan, or one of another version", fix="write it with plan.to_json()"
             ) from None
+        if plan is None:
+            raise FileFormatError(
+                "the plan's checksum does not match: it was altered or cut short",
+                fix="write it again with plan.to_json()",
+            )
+        return plan
 
 
 def _value(terms: Terms) -> sympy.Expr | int:

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from tncompiler.ir.builder import Builder
+from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.program import (
     Contract,
     Labels,
@@ -24,7 +25,19 @@ from tncompiler.ir.sizes import Size
 
 
 def flatten_contractions(program: Program) -> Program:
-    """Inline every contraction that is used once, or costs nothing, into its user."""
+    """Inline every contraction that is used once, or costs nothing, into its user.
+
+    What nobody uses is dropped as well, since a use that is dead is none; what has thereby come to
+    be used once is inlined in turn.
+    """
+    while True:
+        flat = _flatten_once(drop_dead_steps(program))
+        if flat is program:
+            return program
+        program = flat
+
+
+def _flatten_once(program: Program) -> Program:
     inlined = _inlinable(program)
     users = [s for s in program.steps if isinstance(s.op, Contract)]
     if not any(name in inlined for step in users for name in step.operands):

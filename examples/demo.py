@@ -1,0 +1,95 @@
+"""Train a digit classifier with its hidden layer dense and in five tensor formats; compare them.
+
+Run `make demo`, or `python examples/demo.py --help`. Prints one table; pictures, generated code and
+all numbers go to demo-output/.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import digits
+import report
+from digits import Digits
+from networks import Hidden, hidden_layers
+from report import Result
+from rich.console import Console
+from timing import compare
+from tqdm import tqdm
+
+BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    seeds: int
+    epochs: int
+    repeats: int
+    out: Path
+
+
+def read_settings(arguments: Sequence[str] | None = None) -> Settings:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=_positive, default=3, help="training runs a format (3)")
+    parser.add_argument("--quick", action="store_true", help="one seed, few epochs")
+    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="demo-output")
+    given = parser.parse_args(arguments)
+    if given.quick:
+        return Settings(seeds=1, epochs=5, repeats=10, out=given.out)
+    return Settings(seeds=given.seeds, epochs=30, repeats=40, out=given.out)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
+
+
+def measure(hidden: Hidden, data: Digits, settings: Settings, progress: tqdm) -> Result:
+    """Compare with torch.einsum, then train with every seed."""
+    progress.set_description(f"{hidden.name:20}")
+    comparison = compare(hidden, data, batch=BATCH, repeats=settings.repeats)
+    runs = tuple(
+        digits.train(
+            hidden,
+            data,
+            seed=seed,
+            epochs=settings.epochs,
+            batch=BATCH,
+            after_epoch=progress.update,
+        )
+        for seed in range(settings.seeds)
+    )
+    return Result(hidden, digits.hidden_parameters(hidden), runs, comparison)
+
+
+def write_all(results: Sequence[Result], settings: Settings) -> None:
+    """Everything but the printed table."""
+    settings.out.mkdir(parents=True, exist_ok=True)
+    report.write_table(report.table(results, BATCH), settings.out / "table.txt")
+    record = {"seeds": settings.seeds, "epochs": settings.epochs, "batch": BATCH}
+    report.write_results(results, record, settings.out / "results.json")
+    report.draw_curves(results, settings.out / "training.png")
+    for result in tqdm(results, desc=f"{'pictures, code':20}", unit="format"):
+        report.write_network(result, BATCH, settings.out / result.slug)
+
+
+def main() -> None:
+    settings = read_settings()
+    data, layers = digits.load(), hidden_layers()
+    with tqdm(total=len(layers) * settings.seeds * settings.epochs, unit="epoch") as progress:
+        results = [measure(hidden, data, settings, progress) for hidden in layers]
+    write_all(results, settings)
+    console = Console()
+    console.print(report.table(results, BATCH))
+    good, slow = report.good_compressions(results), report.slower_steps(results)
+    console.print(f"A tenth of the parameters, within a point: {', '.join(good) or 'none'}")
+    console.print(f"Slower than torch.einsum: {', '.join(slow) or 'none'}")
+    console.print(f"Pictures, generated code and all numbers: {settings.out}/")
+
+
+if __name__ == "__main__":
+    main()
