@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import digits
 import report
+import torch
 from digits import Digits
 from networks import Hidden, hidden_layers
 from report import Result
@@ -21,6 +22,8 @@ from timing import compare
 from tqdm import tqdm
 
 BATCH = 128
+EPOCHS, QUICK_EPOCHS = 30, 5
+REPEATS, QUICK_REPEATS = 40, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Settings:
     seeds: int
     epochs: int
     repeats: int
+    threads: int
     out: Path
 
 
@@ -35,11 +39,12 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=_positive, default=3, help="training runs a format (3)")
     parser.add_argument("--quick", action="store_true", help="one seed, few epochs")
+    parser.add_argument("--threads", type=_positive, default=1, help="threads of torch (1)")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="demo-output")
     given = parser.parse_args(arguments)
     if given.quick:
-        return Settings(seeds=1, epochs=5, repeats=10, out=given.out)
-    return Settings(seeds=given.seeds, epochs=30, repeats=40, out=given.out)
+        return Settings(1, QUICK_EPOCHS, QUICK_REPEATS, given.threads, given.out)
+    return Settings(given.seeds, EPOCHS, REPEATS, given.threads, given.out)
 
 
 def _positive(text: str) -> int:
@@ -69,8 +74,9 @@ def measure(hidden: Hidden, data: Digits, settings: Settings, progress: tqdm) ->
 def write_all(results: Sequence[Result], settings: Settings) -> None:
     """Everything but the printed table."""
     settings.out.mkdir(parents=True, exist_ok=True)
-    report.write_table(report.table(results, BATCH), settings.out / "table.txt")
-    record = {"seeds": settings.seeds, "epochs": settings.epochs, "batch": BATCH}
+    made = report.table(results, BATCH, settings.threads)
+    report.write_table(made, settings.out / "table.txt")
+    record = {**asdict(settings), "batch": BATCH, "out": str(settings.out)}
     report.write_results(results, record, settings.out / "results.json")
     report.draw_curves(results, settings.out / "training.png")
     for result in tqdm(results, desc=f"{'pictures, code':20}", unit="format"):
@@ -79,12 +85,15 @@ def write_all(results: Sequence[Result], settings: Settings) -> None:
 
 def main() -> None:
     settings = read_settings()
+    torch.set_num_threads(settings.threads)
     data, layers = digits.load(), hidden_layers()
-    with tqdm(total=len(layers) * settings.seeds * settings.epochs, unit="epoch") as progress:
+    with tqdm(
+        total=len(layers) * settings.seeds * settings.epochs, unit="epoch", mininterval=0.5
+    ) as progress:
         results = [measure(hidden, data, settings, progress) for hidden in layers]
     write_all(results, settings)
     console = Console()
-    console.print(report.table(results, BATCH))
+    console.print(report.table(results, BATCH, settings.threads))
     good, slow = report.good_compressions(results), report.slower_steps(results)
     console.print(f"A tenth of the parameters, within a point: {', '.join(good) or 'none'}")
     console.print(f"Slower than torch.einsum: {', '.join(slow) or 'none'}")

@@ -1,7 +1,7 @@
-"""The open-ended fuzzer: `python -m tests.fuzz --minutes 30`, or `--seed N` to run one network again.
+"""The open-ended fuzzer: `python -m tests.fuzz --minutes 30`; `--seed N` runs one network again.
 
-It goes on where the state file says the last run stopped, prints figures at the end and exits with 1
-if a network failed.
+It goes on where the state file says the last run stopped, prints figures at the end and exits
+with 1 if a network failed.
 """
 
 from __future__ import annotations

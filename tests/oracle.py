@@ -1,7 +1,7 @@
-"""An independent oracle: torch in double precision walks the expression, autograd differentiates it.
+"""An independent oracle: torch in double precision walks the expression, autograd differentiates.
 
-Values of gradients come from here, error bounds from the reference interpreter. The checks compile a
-case, run it and raise AssertionError with the expression, the seed and the worst error / bound.
+Values of gradients come from here, error bounds from the reference interpreter. The checks compile
+a case, run it and raise AssertionError with the expression, the seed and the worst error / bound.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _promoted(*tensors: Tensor) -> list[Tensor]:
 
 
 def walk_torch(
-    outputs: Sequence[tnc.Index | ex.Expr], tensors: Mapping[str, Tensor], sizes: Mapping[Any, int]
+    outputs: Sequence[ex.Expr], tensors: Mapping[str, Tensor], sizes: Mapping[Any, int]
 ) -> list[Tensor]:
     """The outputs as double-precision tensors that autograd can differentiate."""
     arrays = {name: tensor.detach() for name, tensor in tensors.items()}
@@ -236,7 +236,7 @@ class Runner:
         self.name = name
         framework = "numpy" if name == "function" else "torch"
         backend = "numpy" if name == "function" else name
-        given = {k: v for k, v in sizes.items()}
+        given = dict(sizes)
         self.compiled = tnc.compile(
             tuple(outputs), sizes=given, backend=backend, framework=framework, dtype=dtype, seed=0
         )

@@ -1,7 +1,7 @@
 """Random networks: forward and every gradient, on every backend, within the error bound.
 
-TNC_FUZZ_NETWORKS of them (default 200): the first half are always the same, the rest follow from the
-seed of the commit. The helpers of the fuzzer are tested here as well: each of them can fail.
+TNC_FUZZ_NETWORKS of them (default 200): the first half are always the same, the rest follow from
+the seed of the commit. The helpers of the fuzzer are tested here as well: each of them can fail.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def test_check_gradients_passes_and_fails(runner: str, monkeypatch: pytest.Monke
 
 def test_a_wrong_gradient_expression_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tnc, "grad", lambda expr, wrt, cotangent: tuple(2.0 * w for w in wrt))
-    with pytest.raises(AssertionError, match="tnc.grad expression"):
+    with pytest.raises(AssertionError, match=r"tnc\.grad expression"):
         oracle.expected_gradients((EXPR,), ARRAYS, [np.ones(2)], ("A", "B"), {}, 1e-7)
 
 

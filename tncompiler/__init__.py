@@ -10,63 +10,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# public name → module that holds it; loaded on first use
+# public name → module that holds it, loaded on first use; all other names are those of dsl.py
 _PUBLIC: dict[str, str] = {
-    **dict.fromkeys(
-        [
-            "Index",
-            "abs",
-            "concat",
-            "constant",
-            "contract",
-            "cos",
-            "delta",
-            "environment",
-            "equal",
-            "erf",
-            "exp",
-            "expm1",
-            "from_json",
-            "gelu",
-            "grad",
-            "greater",
-            "greater_equal",
-            "indices",
-            "input",
-            "jvp",
-            "layer_norm",
-            "less",
-            "less_equal",
-            "log",
-            "log1p",
-            "log_softmax",
-            "logsumexp",
-            "maximum",
-            "minimum",
-            "not_equal",
-            "ones",
-            "param",
-            "reciprocal",
-            "relu",
-            "rsqrt",
-            "scope",
-            "sigmoid",
-            "sign",
-            "silu",
-            "sin",
-            "size",
-            "softmax",
-            "softplus",
-            "sqrt",
-            "stack",
-            "stop_gradient",
-            "tanh",
-            "where",
-        ],
-        "tncompiler.dsl",
-    ),
-    "compile": "tncompiler.compiler",
-    "plan": "tncompiler.compiler",
+    "compile": "tncompiler.api",
+    "plan": "tncompiler.api",
     "PlanOptions": "tncompiler.planning.options",
     "ContractionPlan": "tncompiler.planning.plan",
     "TncError": "tncompiler.ir.errors",
@@ -74,18 +21,22 @@ _PUBLIC: dict[str, str] = {
 
 _MODULES = ("backends", "draw", "ir", "planning")
 
-__all__ = [*sorted(_PUBLIC), *_MODULES]
-
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(import_module(_PUBLIC[name]), name)
-        globals()[name] = value
-        return value
+    if name == "__all__":
+        dsl = import_module("tncompiler.dsl")
+        return sorted({*_PUBLIC, *_MODULES, *dsl.__all__})
     if name in _MODULES:
         return import_module(f"tncompiler.{name}")
-    raise AttributeError(f"module 'tncompiler' has no attribute {name!r}")
+    if name.startswith("_"):
+        raise AttributeError(f"module 'tncompiler' has no attribute {name!r}")
+    module = import_module(_PUBLIC.get(name, "tncompiler.dsl"))
+    if name not in _PUBLIC and name not in module.__all__:
+        raise AttributeError(f"module 'tncompiler' has no attribute {name!r}")
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -345,7 +345,7 @@ def _map_error(
     errors = [a.error for a in arguments]
     if name in _PASSING:
         return _passing_error(run, name, errors, out)
-    own = 4 * run.eps * _rounded_magnitude(name, arguments, out) + run.tiny
+    own: np.ndarray = 4 * run.eps * _rounded_magnitude(name, arguments, out) + run.tiny
     if rule.partials is None:
         return own + _tangent_error(rule.tangent, arguments, out)
     values = [a.value for a in arguments]
@@ -357,7 +357,8 @@ def _map_error(
 
 def _rounded_magnitude(name: str, arguments: Sequence[_Tensor], out: np.ndarray) -> np.ndarray:
     """What the rounding of a function is relative to: its value, unless its formula cancels."""
-    return np.abs(arguments[0].value) if name == "gelu" else np.abs(out)
+    magnitude: np.ndarray = np.abs(arguments[0].value if name == "gelu" else out)
+    return magnitude
 
 
 def _passing_error(
@@ -401,7 +402,7 @@ def _tangent_error(tangent: Any, arguments: Sequence[_Tensor], out: np.ndarray) 
     total = np.zeros(out.shape)
     for position, argument in enumerate(arguments):
         for phase in (1.0, 1j) if np.iscomplexobj(argument.value) else (1.0,):
-            moved = [0.0] * len(arguments)
+            moved: list[Any] = [0.0] * len(arguments)
             moved[position] = phase * argument.errors
             total = total + _SLACK * np.abs(tangent(_call, moved, *values, out))
     return total

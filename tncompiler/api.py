@@ -1,0 +1,78 @@
+"""The public entries: `compile` an expression, or only `plan` it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tncompiler.backends import emitter
+from tncompiler.compiler import Compilation
+from tncompiler.ir.dtypes import dtype_name, is_differentiable
+from tncompiler.ir.errors import (
+    ArgumentError,
+    BackendError,
+    DTypeError,
+)
+from tncompiler.planning.options import PlanOptions
+from tncompiler.planning.plan import ContractionPlan
+
+
+def compile(
+    outputs: Any,
+    *,
+    inputs: Sequence[Any] | None = None,
+    sizes: Mapping[Any, Any] | None = None,
+    backend: Any = "auto",
+    framework: Any = "torch",
+    dtype: Any = None,
+    seed: int | None = None,
+    plan: PlanOptions | ContractionPlan | None = None,
+    share: Any = None,
+    cuda_graph: bool = False,
+    process_group: Any = None,
+) -> Any:
+    """Compile an expression, a tuple or a dict of them.
+
+    Returns a torch module whose parameters are the network's, or with framework="numpy" a plain
+    callable on NumPy arrays. ``sizes`` gives sizes by Index, symbol or name; those of parameters
+    must be known. ``inputs`` fixes the order of positional arguments. ``backend``: "auto", "numpy"
+    or "torch". ``seed`` fixes the initial parameters; ``share`` takes those of another compiled
+    network. Raises a TncError that says what, where and how to mend it.
+    """
+    if cuda_graph or process_group is not None:
+        raise BackendError("cuda_graph and process_group are not built yet", fix="leave them out")
+    if not isinstance(backend, str) or backend != "auto":
+        emitter(backend)  # raises on an unknown one
+    name = None if dtype is None else dtype_name(dtype)
+    if name is not None and not is_differentiable(name):
+        raise DTypeError(
+            f"dtype={name!r} cannot be that of parameters",
+            fix="give a float or complex dtype here, and integer ones to single inputs",
+        )
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise ArgumentError(f"seed is {seed!r}", fix="give an integer, 0 or more")
+    if share is not None and not isinstance(getattr(share, "compilation", None), Compilation):
+        raise ArgumentError(
+            f"share is a {type(share).__name__}", fix="give a network made by tnc.compile"
+        )
+    compilation = Compilation(outputs, inputs, {} if sizes is None else sizes, plan)
+    if not isinstance(framework, str):
+        framework = repr(framework)
+    if framework == "numpy":
+        from tncompiler.function import NumpyFunction
+
+        return NumpyFunction(compilation, backend=backend, dtype=name, seed=seed, share=share)
+    if framework == "torch":
+        from tncompiler.module import CompiledModule
+
+        return CompiledModule(compilation, backend=backend, dtype=name, seed=seed, share=share)
+    raise BackendError(f"there is no framework {framework!r}", fix="choose torch or numpy")
+
+
+def plan(
+    expr: Any, sizes: Mapping[Any, Any] | None = None, options: PlanOptions | None = None
+) -> ContractionPlan:
+    """The plan for an expression at the given sizes (free sizes count as 128)."""
+    given = {} if sizes is None else sizes
+    compilation = Compilation(expr, None, given, options, parameters_known=False)
+    return compilation.plan(compilation.nominal({}))
