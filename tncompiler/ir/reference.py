@@ -347,9 +347,9 @@ def _map_error(
         return _passing_error(run, name, errors, out)
     own: np.ndarray = 4 * run.eps * _rounded_magnitude(name, arguments, out) + run.tiny
     if rule.partials is None:
-        return own + _tangent_error(rule.tangent, arguments, out)
+        own = own + _tangent_error(rule.tangent, arguments, out)
     values = [a.value for a in arguments]
-    for partial, error in zip(rule.partials, errors, strict=True):
+    for partial, error in zip(rule.partials or (None,) * len(errors), errors, strict=True):
         if partial is not None and error is not None:
             own = own + _SLACK * np.abs(partial(_call, *values, out)) * error
     return own

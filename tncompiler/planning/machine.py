@@ -28,8 +28,8 @@ class Library:
 
 
 REFERENCE: Mapping[str, Library] = {
-    "numpy": Library(80_000.0, 8_000.0, 2.0, 25.0),
-    "torch": Library(40_000.0, 8_000.0, 3.0, 0.0),
+    "numpy": Library(60_000.0, 4_000.0, 2.0, 100.0),
+    "torch": Library(70_000.0, 8_000.0, 8.0, 0.0),
 }
 
 
