@@ -18,6 +18,7 @@ from digits import Digits
 from networks import Hidden, hidden_layers
 from report import Result
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 from timing import compare
 from tqdm import tqdm
 
@@ -83,16 +84,20 @@ def write_all(results: Sequence[Result], settings: Settings) -> None:
         report.write_network(result, BATCH, settings.out / result.slug)
 
 
-def main() -> None:
-    settings = read_settings()
-    torch.set_num_threads(settings.threads)
+def measure_all(settings: Settings) -> list[Result]:
+    """Every format in turn; the dense layer comes first."""
     data, layers = digits.load(), hidden_layers()
-    with tqdm(
-        total=len(layers) * settings.seeds * settings.epochs, unit="epoch", mininterval=0.5
-    ) as progress:
-        results = [measure(hidden, data, settings, progress) for hidden in layers]
+    total = len(layers) * settings.seeds * settings.epochs
+    with tqdm(total=total, unit="epoch", mininterval=0.5) as progress:
+        return [measure(hidden, data, settings, progress) for hidden in layers]
+
+
+def main() -> None:
+    settings, console = read_settings(), Console()
+    torch.set_num_threads(settings.threads)
+    with threadpool_limits(settings.threads):  # NumPy's pool too: two pools would fight for cores
+        results = measure_all(settings)
     write_all(results, settings)
-    console = Console()
     console.print(report.table(results, BATCH, settings.threads))
     good, slow = report.good_compressions(results), report.slower_steps(results)
     console.print(f"A tenth of the parameters, within a point: {', '.join(good) or 'none'}")

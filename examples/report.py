@@ -32,11 +32,10 @@ ENOUGH_FOR_INTERVAL = 5  # seeds; below, the standard deviation is shown
 PARAMETER_BUDGET = 0.10  # of the dense layer's
 ACCURACY_BUDGET = 0.01
 
-CAPTION = (
-    "ms of one training step: forward, cross-entropy, backward; {batch} images, {threads} "
-    "thread{s}.\neinsum: the same network and parameters by torch.einsum, measured in turn with ours."
-    "\nratio: einsum / compiled; above 1 the compiled step is faster."
-)
+CAPTION = """\
+ms: one training step (forward, loss, backward), {batch} images, {threads} thread{s}
+einsum: the same network and parameters by torch.einsum, timed in turn
+ratio: einsum / compiled; above 1 the compiled step is faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +85,10 @@ def table(results: Sequence[Result], batch: int, threads: int) -> Table:
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     made.add_column("format", no_wrap=True)
-    accuracy = f"test accuracy\n(mean ± {spread})"
+    accuracy = f"accuracy, %\nmean ± {spread}"
     for heading in ("hidden\nparams", "com-\npression", accuracy, "compiled\nms", "einsum\nms"):
         made.add_column(heading, justify="right", no_wrap=True)
     made.add_column("ratio", justify="right", no_wrap=True)
@@ -103,7 +103,7 @@ def _row(result: Result, dense: Result) -> tuple[str, ...]:
         result.hidden.name,
         str(result.parameters),
         f"{dense.parameters / result.parameters:.1f}×",
-        f"{100 * result.accuracy:.2f} ± {100 * result.spread:.2f} %",
+        f"{100 * result.accuracy:.2f} ± {100 * result.spread:.2f}",
         f"{times.compiled_ms:.2f}",
         f"{times.einsum_ms:.2f}",
         f"{times.ratio:.2f}",

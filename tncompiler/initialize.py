@@ -24,6 +24,8 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.sizes import Binding, Size, evaluate
 
+_LARGEST = math.log(1e6)  # no standard deviation beyond 1e±6, whatever flows through
+
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
@@ -90,8 +92,9 @@ class _Moments:
         free = [n for n in step.operands if n in self.open and n not in self.log_std]
         total += sum(self._of(name) for name in step.operands if name not in free)
         if free and math.isfinite(total):
+            share = -total / (2 * len(free))
             for name in free:
-                self.log_std[name] = -total / (2 * len(free))
+                self.log_std[name] = min(max(share, -_LARGEST), _LARGEST)
             return 0.0
         return total + sum(self._of(name) for name in free)
 

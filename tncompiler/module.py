@@ -325,7 +325,7 @@ class CompiledModule(Inspection, nn.Module):
             return self.backend
         program, _ = self.compilation.scheduled(call.dtypes, call.nominal)
         return faster_backend(
-            program, call.sizes, training=bool(wrt), torch_threads=torch.get_num_threads()
+            program, call.sizes, training=bool(wrt), threads=torch.get_num_threads()
         )
 
     def _flat(self, tensors: Sequence[Tensor]) -> Flat:

@@ -167,6 +167,9 @@ class _Picture:
                 straight = places[a] < places[b]
                 bend = 0.55 * (number - (len(bonds) - 1) / 2)
                 points = curve(places[a], places[b], bend if straight else -bend)
+                others = [place for node, place in places.items() if node not in (a, b)]
+                if len(bonds) == 1 and _hidden(points, others):
+                    points = _around(places[a], places[b], others)
                 self._line(points, label, "bond" if self._is_tensor(b) else "spoke")
                 self.angles.setdefault(a, []).append(_angle(points[0], points[3]))
                 self.angles.setdefault(b, []).append(_angle(points[-1], points[-4]))
@@ -259,6 +262,17 @@ def curve(a: Point, b: Point, bend: float, count: int = 24) -> list[Point]:
         u, v, w = (1 - t) ** 2, 2 * t * (1 - t), t**2
         points.append((u * ax + v * mx + w * bx, u * ay + v * my + w * by))
     return points
+
+
+def _hidden(points: Sequence[Point], others: Sequence[Point]) -> bool:
+    """Whether a line runs behind a node that is not its own."""
+    return any(math.dist(point, place) < RADIUS + 0.06 for point in points for place in others)
+
+
+def _around(a: Point, b: Point, others: Sequence[Point]) -> list[Point]:
+    """The least bent line from a to b that passes the other nodes by."""
+    lines = [curve(a, b, sign * bend) for bend in (0.7, 1.0, 1.4, 1.9) for sign in (1, -1)]
+    return next((line for line in lines if not _hidden(line, others)), lines[0])
 
 
 def _along(points: Sequence[Point], shift: float) -> Point:

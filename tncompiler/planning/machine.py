@@ -6,6 +6,7 @@ reach on the skinny products that tensor networks are made of.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -54,15 +55,27 @@ def predicted_us(program: Program, sizes: Mapping[sympy.Symbol, int], library: L
 POOLS_FIGHT_US = 10_000.0
 
 
+def blas_threads() -> int:
+    """How many threads NumPy's BLAS was told to use; all cores if it was told nothing."""
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(variable, "")
+        if text.isdigit():
+            return int(text)
+    return os.cpu_count() or 1
+
+
 def faster_backend(
-    program: Program, sizes: Mapping[sympy.Symbol, int], *, training: bool, torch_threads: int
+    program: Program, sizes: Mapping[sympy.Symbol, int], *, training: bool, threads: int
 ) -> str:
-    """The backend with the smaller predicted time; a training step is three times the work."""
+    """The backend with the smaller predicted time; a training step is three times the work.
+
+    ``threads`` is how many torch has.
+    """
     work, entries = (3, 2) if training else (1, 1)
     times = {}
     for name, library in REFERENCE.items():
         entry = library.call_us
-        if name == "numpy" and torch_threads > 1:
+        if name == "numpy" and max(threads, blas_threads()) > 1:
             entry += POOLS_FIGHT_US
         inside = predicted_us(program, sizes, library) - library.call_us
         times[name] = work * inside + entries * entry
