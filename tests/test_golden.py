@@ -9,6 +9,7 @@ import pytest
 import tncompiler as tnc
 from tncompiler.function import NumpyFunction
 from tncompiler.ir.expressions import Expr
+from tncompiler.ir.network import networks_of
 
 Golden = Callable[[str, str], None]
 
@@ -54,6 +55,21 @@ def test_golden_source(name: str, backend: str, part: str, golden: Golden) -> No
 @pytest.mark.parametrize("name", NETWORKS)
 def test_golden_plan(name: str, golden: Golden) -> None:
     golden(f"{name}.plan.json", compiled(name).plan().to_json() + "\n")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_golden_stages(name: str, golden: Golden) -> None:
+    """Every stage as text: expression, logical program, networks, plan, scheduled program."""
+    function = compiled(name)
+    logical = function.compilation.logical(function.compilation.default_dtypes("float32"))
+    stages = {
+        "expression": NETWORKS[name]().to_text(),
+        "logical program": logical.to_text(),
+        "networks": "\n".join(network.to_text() for network in networks_of(logical)),
+        "plan": function.plan().to_text(),
+        "scheduled program": function.program().to_text(),
+    }
+    golden(f"{name}.stages.txt", "\n\n".join(f"# {k}\n{v}" for k, v in stages.items()) + "\n")
 
 
 @pytest.mark.parametrize("name", NETWORKS)

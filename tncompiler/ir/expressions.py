@@ -354,3 +354,31 @@ def replace_leaves(expr: Expr, replacements: Mapping[Expr, Expr]) -> Expr:
         else:
             done[id(node)] = rebuild(node, tuple(done[id(op)] for op in node.operands))
     return done[id(expr)]
+
+
+def to_text(expr: Expr) -> str:
+    """One line a node: number, kind, what is particular to it, operands, indices."""
+    numbers: dict[int, int] = {}
+    lines: list[str] = []
+    for node in walk(expr):
+        numbers[id(node)] = len(lines)
+        operands = " ".join(f"#{numbers[id(operand)]}" for operand in node.operands)
+        words = (type(node).__name__.lower(), _particulars(node), operands)
+        indices = ", ".join(map(str, node.indices))
+        lines.append(f"#{len(lines)}({indices}) = {' '.join(filter(None, words))}")
+    return "\n".join(lines)
+
+
+def _particulars(node: Expr) -> str:
+    match node:
+        case Leaf():
+            return f"{node.kind} {node.name}"
+        case Literal():
+            return str(node.value)
+        case Map() | Reduce():
+            return node.function
+        case Slice():
+            return f"{render_size(node.start)}:{render_size(node.stop)} of axis {node.axis}"
+        case Cast():
+            return node.dtype
+    return ""

@@ -157,6 +157,12 @@ class Operators:
         """The expression with a leaf (this use of it) replaced by an expression."""
         return algebra.replace(self, leaf, by)
 
+    def to_text(self: Any) -> str:
+        """One line a node, operands before users; for people."""
+        from tncompiler.ir.expressions import to_text
+
+        return to_text(self)
+
     def to_json(self: Any) -> str:
         """The expression as JSON text that `tnc.from_json` reads."""
         from tncompiler.ir.serialize import to_json

@@ -116,6 +116,13 @@ class ContractionPlan:
         """The linear path of the only network, as opt_einsum writes it."""
         return self._only().linear()
 
+    def to_text(self) -> str:
+        """The order of each network, then one line a step; for people."""
+        lines = [f"plan for {self.minimize} at {dict(self.sizes)}"]
+        lines += [f"network {n.name}: {', '.join(n.tensors)}; {n.pairs}" for n in self.networks]
+        lines += [f"  {step.equation}  # {step.flops.to_sympy()} flops" for step in self.steps]
+        return "\n".join(lines)
+
     def to_json(self) -> str:
         """The plan as JSON text with schema version and checksum."""
         data = _to_data(self)
