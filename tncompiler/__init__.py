@@ -16,6 +16,7 @@ _PUBLIC: dict[str, str] = {
     "plan": "tncompiler.api",
     "PlanOptions": "tncompiler.planning.options",
     "ContractionPlan": "tncompiler.planning.plan",
+    "Expr": "tncompiler.ir.expressions",
     "TncError": "tncompiler.ir.errors",
 }
 
