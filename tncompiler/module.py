@@ -53,26 +53,23 @@ class _Network(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spec: Specialisation, *tensors: Tensor) -> Any:
         arrays = _enter(tensors, spec.backend)
-        results = spec.pair.forward.run(*arrays)
-        outputs = _leave(results[: spec.pair.output_count], spec.backend, tensors)
-        saved = _leave(results[spec.pair.output_count :], spec.backend, tensors)
+        results = _leave(spec.pair.forward.run(*arrays), spec.backend, arrays)
         ctx.spec = spec
         ctx.set_materialize_grads(True)
-        ctx.save_for_backward(*tensors)
-        ctx.saved = tuple(saved)
-        fresh = tuple(_own(output, tensors) for output in outputs)
-        return fresh
+        ctx.save_for_backward(*tensors, *results[spec.pair.output_count :])
+        return tuple(_own(output, tensors) for output in results[: spec.pair.output_count])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        spec, tensors = ctx.spec, ctx.saved_tensors
+        spec: Specialisation = ctx.spec
+        tensors, saved = ctx.saved_tensors[: spec.count], ctx.saved_tensors[spec.count :]
         grads: list[Tensor | None] = [None] * (1 + spec.count)
         if torch.is_grad_enabled() or _watched((*tensors, *cotangents)):
             results: Sequence[Tensor] = _flat_gradients(spec, tensors, cotangents)
         else:
             read = [tensors[position] for position in spec.read]
-            values = _enter((*read, *ctx.saved, *cotangents), spec.backend)
-            results = _leave(spec.pair.backward.run(*values), spec.backend, cotangents)
+            values = _enter((*read, *saved, *cotangents), spec.backend)
+            results = _leave(spec.pair.backward.run(*values), spec.backend, values)
         for position, gradient in zip(spec.positions, results, strict=True):
             grads[1 + position] = gradient
         return tuple(grads)
@@ -111,14 +108,33 @@ def _enter(tensors: Sequence[Tensor], backend: str) -> Sequence[Any]:
     return [np.from_dlpack(t.detach().resolve_conj().resolve_neg()) for t in tensors]
 
 
-def _leave(results: Sequence[Any], backend: str, like: Sequence[Tensor]) -> list[Tensor]:
-    """The backend's arrays as tensors."""
+def _leave(results: Sequence[Any], backend: str, entered: Sequence[Any]) -> list[Tensor]:
+    """The backend's arrays as tensors.
+
+    A NumPy array that shares memory with what came in, or with another result, is copied: tensors
+    that alias behind autograd's back would change together. The same array gives the same tensor.
+    """
     if backend != "numpy":
         return list(results)
-    return [torch.from_numpy(_writable(array)) for array in results]
+    owners = {id(_owner(array)) for array in entered}
+    made: dict[int, Tensor] = {}
+    for array in results:
+        if id(array) not in made:
+            owner = id(_owner(array))
+            made[id(array)] = torch.from_numpy(array.copy() if owner in owners else _plain(array))
+            owners.add(owner)
+    return [made[id(array)] for array in results]
 
 
-def _writable(array: np.ndarray) -> np.ndarray:
+def _owner(array: np.ndarray) -> np.ndarray:
+    """The array whose memory an array is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """The array, copied if torch cannot hold it as it is."""
     negative = any(stride < 0 for stride in array.strides)
     return array if array.flags.writeable and not negative else array.copy()
 
@@ -276,8 +292,8 @@ class CompiledModule(Inspection, nn.Module):
         if spec.positions:
             return pack(_Network.apply(spec, *tensors))  # type: ignore[no-untyped-call]
         if spec.backend == "numpy":
-            results = spec.run(*_enter(tensors, "numpy"))
-            return pack([_own(o, tensors) for o in _leave(results, "numpy", tensors)])
+            arrays = _enter(tensors, "numpy")
+            return pack(_leave(spec.run(*arrays), "numpy", arrays))
         return pack(spec.run(*tensors))
 
     def _specialise(self, tensors: Sequence[Tensor]) -> Specialisation:
