@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
                 failed += 1
                 bar.write(failure)
         except KeyboardInterrupt:
-            pass  # the figures so far are still worth printing
+            bar.write("interrupted; the figures so far:")
         finally:
             save_state(options.state, figures)
     print(figures.report())

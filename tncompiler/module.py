@@ -8,14 +8,14 @@ differentiate itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from tncompiler.autograd import Flat, NetworkFunction, Specialisation, enter, leave, watched
 from tncompiler.binding import Call, order_inputs, read_call
 from tncompiler.compiler import Compilation
 from tncompiler.function import check_init_shape, initial_array, parameter_stds
@@ -25,127 +25,6 @@ from tncompiler.ir.errors import ArgumentError, BackendError, DeviceError, DType
 from tncompiler.ir.expressions import Leaf
 from tncompiler.ir.serialize import from_data, to_data
 from tncompiler.planning.machine import REFERENCE, TINY_US, faster_backend, predicted_us
-
-Flat = Callable[..., tuple[Tensor, ...]]
-
-
-class Specialisation:
-    """One combination of shapes, dtypes and required gradients, ready to run."""
-
-    def __init__(
-        self, compilation: Compilation, call: Call, wrt: tuple[str, ...], backend: str
-    ) -> None:
-        names = [leaf.name for leaf in compilation.ordered]
-        self.backend = backend
-        self.positions = tuple(names.index(name) for name in wrt)
-        self.run = compilation.inference_executable(call.dtypes, call.nominal, backend).run
-        self.flat = compilation.inference_executable(call.dtypes, call.nominal, "torch").run
-        self.count = len(names)
-        if wrt:
-            self.pair = compilation.training_executable(call.dtypes, call.nominal, wrt, backend)
-            arguments = [a.value.name for a in self.pair.backward.program.arguments]
-            self.read = tuple(names.index(name) for name in arguments if name in names)
-
-
-class _Network(torch.autograd.Function):
-    """Runs the generated forward program, and the generated backward program on what it saved."""
-
-    @staticmethod
-    def forward(ctx: Any, spec: Specialisation, *tensors: Tensor) -> Any:
-        arrays = _enter(tensors, spec.backend)
-        results = _leave(spec.pair.forward.run(*arrays), spec.backend, arrays)
-        ctx.spec = spec
-        ctx.set_materialize_grads(True)
-        ctx.save_for_backward(*tensors, *results[spec.pair.output_count :])
-        return tuple(_own(output, tensors) for output in results[: spec.pair.output_count])
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        spec: Specialisation = ctx.spec
-        tensors, saved = ctx.saved_tensors[: spec.count], ctx.saved_tensors[spec.count :]
-        grads: list[Tensor | None] = [None] * (1 + spec.count)
-        if torch.is_grad_enabled() or _watched((*tensors, *cotangents)):
-            results: Sequence[Tensor] = _flat_gradients(spec, tensors, cotangents)
-        else:
-            read = [tensors[position] for position in spec.read]
-            values = _enter((*read, *saved, *cotangents), spec.backend)
-            results = _leave(spec.pair.backward.run(*values), spec.backend, values)
-        for position, gradient in zip(spec.positions, results, strict=True):
-            grads[1 + position] = gradient
-        return tuple(grads)
-
-
-def _own(output: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """An output that is an argument itself is given as a view, so autograd can mark it."""
-    return output.view_as(output) if any(output is tensor for tensor in tensors) else output
-
-
-def _flat_gradients(
-    spec: Specialisation, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Gradients through the flat program, themselves differentiable."""
-    with torch.enable_grad():
-        leaves = [t if k not in spec.positions else t.view_as(t) for k, t in enumerate(tensors)]
-        outputs = spec.flat(*leaves)
-        wanted = [leaves[position] for position in spec.positions]
-        pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-        if not pairs:
-            return tuple(torch.zeros_like(w) for w in wanted)
-        return torch.autograd.grad(
-            [o for o, _ in pairs],
-            wanted,
-            [c for _, c in pairs],
-            create_graph=torch.is_grad_enabled(),
-            allow_unused=True,
-            materialize_grads=True,
-        )
-
-
-def _enter(tensors: Sequence[Tensor], backend: str) -> Sequence[Any]:
-    """Tensors as the backend's arrays, without a copy."""
-    if backend != "numpy":
-        return tensors
-    return [np.from_dlpack(t.detach().resolve_conj().resolve_neg()) for t in tensors]
-
-
-def _leave(results: Sequence[Any], backend: str, entered: Sequence[Any]) -> list[Tensor]:
-    """The backend's arrays as tensors.
-
-    A NumPy array that shares memory with what came in, or with another result, is copied: tensors
-    that alias behind autograd's back would change together. The same array gives the same tensor.
-    """
-    if backend != "numpy":
-        return list(results)
-    owners = {id(_owner(array)) for array in entered}
-    made: dict[int, Tensor] = {}
-    for array in results:
-        if id(array) not in made:
-            owner = id(_owner(array))
-            made[id(array)] = torch.from_numpy(array.copy() if owner in owners else _plain(array))
-            owners.add(owner)
-    return [made[id(array)] for array in results]
-
-
-def _owner(array: np.ndarray) -> np.ndarray:
-    """The array whose memory an array is a view of."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """The array, copied if torch cannot hold it as it is."""
-    negative = any(stride < 0 for stride in array.strides)
-    return array if array.flags.writeable and not negative else array.copy()
-
-
-def _watched(tensors: Sequence[Tensor]) -> bool:
-    """Whether torch looks inside: compile, functorch, forward mode, or a tensor subclass."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
-        return True
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    return any(type(t) is not Tensor and type(t) is not nn.Parameter for t in tensors)
 
 
 class CompiledModule(Inspection, nn.Module):
@@ -286,14 +165,14 @@ class CompiledModule(Inspection, nn.Module):
         if torch.is_autocast_enabled(tensors[0].device.type if tensors else "cpu"):
             tensors = _autocast(self.compilation.ordered, tensors)
         pack = self.compilation.container.pack
-        if _watched(tensors):
+        if watched(tensors):
             return pack(self._flat(tensors)(*tensors))
         spec = self._specialise(tensors)
         if spec.positions:
-            return pack(_Network.apply(spec, *tensors))  # type: ignore[no-untyped-call]
+            return pack(NetworkFunction.apply(spec, *tensors))  # type: ignore[no-untyped-call]
         if spec.backend == "numpy":
-            arrays = _enter(tensors, "numpy")
-            return pack(_leave(spec.run(*arrays), "numpy", arrays))
+            arrays = enter(tensors, "numpy")
+            return pack(leave(spec.run(*arrays), "numpy", arrays))
         return pack(spec.run(*tensors))
 
     def _specialise(self, tensors: Sequence[Tensor]) -> Specialisation:

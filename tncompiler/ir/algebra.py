@@ -1,6 +1,6 @@
 """Checked constructors of expression nodes: what comes out is valid, what cannot be is refused.
 
-Every rule of scope, size and order in the language is enforced here and nowhere else.
+Every rule of size and order in the language is enforced here, those of names in `scope`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import sympy
@@ -19,7 +19,6 @@ from tncompiler.ir.errors import (
     ArgumentError,
     BadSize,
     DTypeError,
-    RepeatedIndex,
     ShapeError,
     SizeClash,
     SizeEquationError,
@@ -30,6 +29,17 @@ from tncompiler.ir.functions import function
 from tncompiler.ir.index import Index
 from tncompiler.ir.names import check_leaf_name
 from tncompiler.ir.origin import call_site
+from tncompiler.ir.scope import (
+    axis_of,
+    check_indices,
+    check_key,
+    check_scope,
+    check_unique,
+    describe,
+    find,
+    find_all,
+    shown,
+)
 from tncompiler.ir.sizes import Size, as_size, product, render_size, symbols_of
 
 # ---------------------------------------------------------------------------- leaves
@@ -46,7 +56,7 @@ def leaf(
 ) -> Leaf:
     """An input, parameter or constant with one axis per index."""
     check_leaf_name(name)
-    _check_indices(axes, name)
+    check_indices(axes, name)
     if value is not None:
         value = _frozen_value(name, value, axes)
         if dtype is None and value.dtype.kind != "f":  # floats take the dtype of the rest
@@ -76,7 +86,7 @@ def _frozen_value(name: str, value: Any, axes: Sequence[Index]) -> np.ndarray:
 
 def delta(*axes: Index) -> Expr:
     """1 where all indices are equal, else 0. One index gives ones."""
-    _check_indices(axes, "delta")
+    check_indices(axes, "delta")
     if not axes:
         raise ArgumentError("delta needs at least one index", fix="write tnc.delta(i, j)")
     for axis in axes[1:]:
@@ -91,7 +101,7 @@ def delta(*axes: Index) -> Expr:
 
 def ones(*axes: Index) -> Expr:
     """1 everywhere; widens an operand explicitly: `a * tnc.ones(k)`."""
-    _check_indices(axes, "ones")
+    check_indices(axes, "ones")
     return ex.Ones(tuple(axes)) if axes else ex.Literal((), 1)
 
 
@@ -114,100 +124,17 @@ def as_expr(value: Any) -> Expr:
     )
 
 
-# ---------------------------------------------------------------------------- scope
-
-
-def _check_indices(axes: Sequence[Any], owner: str) -> None:
-    for axis in axes:
-        if not isinstance(axis, Index):
-            raise ArgumentError(
-                f"{owner}: {axis!r} is no index",
-                fix="make indices with tnc.indices('i j') or tnc.Index('i', 4)",
-            )
-    _check_scope([(owner, axes)])
-    _check_unique(axes, owner)
-
-
-def _check_unique(axes: Sequence[Index], owner: str) -> None:
-    for position, axis in enumerate(axes):
-        if axis in axes[:position]:
-            raise RepeatedIndex(
-                f"{owner} names index {axis.name!r} twice",
-                where=call_site(),
-                fix="name each index once; for a diagonal or trace use "
-                "tnc.contract(A, tnc.delta(i, j), out=…)",
-            )
-
-
-def describe(expr: Expr) -> str:
-    """How an error calls an operand."""
-    return expr.name if isinstance(expr, Leaf) else f"the {type(expr).__name__} at {expr.origin}"
-
-
-def _check_scope(owners: Iterable[tuple[str, Sequence[Index]]]) -> None:
-    """Refuse one name with two sizes among indices that are free side by side."""
-    seen: dict[str, tuple[Index, str, int]] = {}
-    for owner, axes in owners:
-        for position, index in enumerate(axes):
-            first, where, axis = seen.setdefault(index.name, (index, owner, position))
-            if first.size != index.size:
-                raise SizeClash(
-                    f"index {index.name!r} has size {render_size(first.size)} on {where} "
-                    f"(axis {axis}) but size {render_size(index.size)} on {owner} "
-                    f"(axis {position})",
-                    where=f"the expression defined at {call_site()}",
-                    fix="give both the same size, or rename one of them",
-                )
+# ---------------------------------------------------------------------------- products and sums
 
 
 def _operands(values: Iterable[Any]) -> tuple[Expr, ...]:
     operands = tuple(as_expr(value) for value in values)
-    _check_scope((describe(op), op.indices) for op in operands)
+    check_scope((describe(op), op.indices) for op in operands)
     return operands
 
 
 def _union(operands: Iterable[Expr]) -> tuple[Index, ...]:
     return tuple(dict.fromkeys(index for op in operands for index in op.indices))
-
-
-def _shown(key: Any) -> str:
-    """How an error calls an index."""
-    return key.name if isinstance(key, Index) else str(key)
-
-
-def find(expr: Expr, key: Any) -> Index:
-    """The free index that `key` (an Index or a name) means. Raises UnknownIndex."""
-    _check_key(key)
-    for index in expr.indices:
-        if index == key or index.name == key:
-            return index
-    have = ", ".join(index.name for index in expr.indices) or "none"
-    raise UnknownIndex(
-        f"{describe(expr)} has no index {_shown(key)!r}",
-        where=call_site(),
-        fix=f"its indices are: {have}",
-    )
-
-
-def _find_all(expr: Expr, keys: Iterable[Any]) -> tuple[Index, ...]:
-    found = tuple(find(expr, key) for key in keys)
-    _check_unique(found, "the call")
-    return found
-
-
-def axis_of(expr: Expr, key: Any) -> int:
-    """The position of an index."""
-    return expr.indices.index(find(expr, key))
-
-
-def refuse_truth(expr: Expr) -> NoReturn:
-    raise ArgumentError(
-        f"{describe(expr)} has no truth value: nothing is computed until compiled",
-        fix="use tnc.where(condition, a, b), or '==' to compare two expressions as a whole",
-    )
-
-
-# ---------------------------------------------------------------------------- products and sums
 
 
 def contract(*tensors: Any, out: Iterable[Any] | None = None) -> Expr:
@@ -227,25 +154,18 @@ def contract(*tensors: Any, out: Iterable[Any] | None = None) -> Expr:
     else:
         keys = (out,) if isinstance(out, Index | str) else out
         kept = tuple(_output_index(key, union) for key in keys)
-        _check_unique(kept, "out")
+        check_unique(kept, "out")
     return _contraction(terms, kept)
 
 
-def _check_key(key: Any) -> None:
-    if not isinstance(key, Index | str):
-        raise ArgumentError(
-            f"{key!r} names no index", where=call_site(), fix="give an index or its name"
-        )
-
-
 def _output_index(key: Any, union: Sequence[Index]) -> Index:
-    _check_key(key)
+    check_key(key)
     for index in union:
         if index == key or index.name == key:
             return index
     have = ", ".join(index.name for index in union) or "none"
     raise UnknownIndex(
-        f"no operand has the output index {_shown(key)!r}",
+        f"no operand has the output index {shown(key)!r}",
         where=call_site(),
         fix=f"choose among {have}, or widen with a factor tnc.ones(…)",
     )
@@ -280,20 +200,20 @@ def matmul(a: Any, b: Any) -> Expr:
 
 def sum_over(expr: Expr, over: Sequence[Any]) -> Expr:
     """The sum over some indices, or over all."""
-    bound = set(_find_all(expr, over) or expr.indices)
+    bound = set(find_all(expr, over) or expr.indices)
     return _contraction((expr,), tuple(i for i in expr.indices if i not in bound))
 
 
 def mean(expr: Expr, over: Sequence[Any]) -> Expr:
     """The mean over some indices, or over all."""
-    bound = _find_all(expr, over) or expr.indices
+    bound = find_all(expr, over) or expr.indices
     count = product(index.size for index in bound)
     return elementwise("div", sum_over(expr, bound), ex.Literal((), count))
 
 
 def reduce_over(name: str, expr: Expr, over: Sequence[Any]) -> Expr:
     """A max or min over some indices, or over all."""
-    bound = _find_all(expr, over) or expr.indices
+    bound = find_all(expr, over) or expr.indices
     if not bound:
         return expr
     kept = tuple(i for i in expr.indices if i not in bound)
@@ -346,7 +266,7 @@ def cast(expr: Expr, dtype: object) -> Expr:
 
 def reindex(expr: Expr, indices: Sequence[Index]) -> Expr:
     """The same tensor with its axes called `indices`, by position."""
-    _check_indices(indices, describe(expr))
+    check_indices(indices, describe(expr))
     if len(indices) != expr.ndim:
         raise ArgumentError(
             f"{describe(expr)} has {expr.ndim} axes but {len(indices)} indices are given",
@@ -382,7 +302,7 @@ def rename(expr: Expr, names: Mapping[Any, Index]) -> Expr:
 
 def transpose(expr: Expr, order: Sequence[Any]) -> Expr:
     """The same tensor with its indices in another order; all must be named."""
-    wanted = _find_all(expr, order)
+    wanted = find_all(expr, order)
     if len(wanted) != expr.ndim:
         missing = [index.name for index in expr.indices if index not in wanted]
         raise ArgumentError(
@@ -401,10 +321,10 @@ def permute(expr: Expr, axes: tuple[int, ...]) -> Expr:
 def split(expr: Expr, index: Any, parts: Sequence[Index]) -> Expr:
     """See one index as several, the first varying slowest."""
     axis = axis_of(expr, index)
-    _check_indices(parts, "split")
+    check_indices(parts, "split")
     if not parts:
         raise ArgumentError("split needs at least one part", fix="give a tuple of indices")
-    _check_product(expr.shape[axis], [p.size for p in parts], f"split of {_shown(index)!r}")
+    _check_product(expr.shape[axis], [p.size for p in parts], f"split of {shown(index)!r}")
     indices = (*expr.indices[:axis], *parts, *expr.indices[axis + 1 :])
     _check_free(indices, "split")
     return ex.Split(indices, expr, axis, tuple(parts))
@@ -412,8 +332,8 @@ def split(expr: Expr, index: Any, parts: Sequence[Index]) -> Expr:
 
 def merge(expr: Expr, parts: Sequence[Any], into: Index) -> Expr:
     """See several indices as one, placed where the first of `parts` is."""
-    merged = _find_all(expr, parts)
-    _check_indices((into,), "merge")
+    merged = find_all(expr, parts)
+    check_indices((into,), "merge")
     if not merged:
         raise ArgumentError("merge needs at least one index", fix="give a tuple of indices")
     _check_product(into.size, [p.size for p in merged], f"merge into {into.name!r}")
@@ -427,8 +347,8 @@ def merge(expr: Expr, parts: Sequence[Any], into: Index) -> Expr:
 
 
 def _check_free(indices: Sequence[Index], owner: str) -> None:
-    _check_unique(indices, owner)
-    _check_scope([(owner, indices)])
+    check_unique(indices, owner)
+    check_scope([(owner, indices)])
 
 
 def _check_product(total: Size, parts: Sequence[Size], owner: str) -> None:
@@ -466,7 +386,7 @@ def slice_index(expr: Expr, index: Any, start: Any, stop: Any) -> Expr:
     ):
         raise SizeClash(
             f"positions {render_size(first)} to {render_size(last)} do not lie in index "
-            f"{_shown(index)!r} of size {render_size(size)}",
+            f"{shown(index)!r} of size {render_size(size)}",
             where=call_site(),
             fix="0 <= start <= stop <= size",
         )
@@ -504,7 +424,7 @@ def _resized(expr: Expr, axis: int, size: Size) -> tuple[Index, ...]:
 
 def concat(parts: Sequence[Any], index: Index) -> Expr:
     """Tensors one after the other along the axis they each call by `index`'s name."""
-    _check_indices((index,), "concat")
+    check_indices((index,), "concat")
     tensors = tuple(as_expr(part) for part in parts)
     if not tensors:
         raise ArgumentError("concat needs at least one tensor", fix="give a list of expressions")
@@ -542,7 +462,7 @@ def _concatenation(parts: tuple[Expr, ...], axis: int, index: Index) -> Expr:
 
 def stack(parts: Sequence[Any], index: Index) -> Expr:
     """Tensors of the same indices side by side along a new first index."""
-    _check_indices((index,), "stack")
+    check_indices((index,), "stack")
     tensors = tuple(as_expr(part) for part in parts)
     single = Index(index.name, 1)
     widened = [multiply(ones(single), tensor) for tensor in tensors]

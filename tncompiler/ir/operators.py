@@ -79,7 +79,9 @@ class Operators:
         return algebra.elementwise("greater_equal", self, other)
 
     def __bool__(self: Any) -> bool:
-        return algebra.refuse_truth(self)
+        from tncompiler.ir.scope import refuse_truth
+
+        refuse_truth(self)
 
     def __call__(self: Any, *indices: Index) -> Expr:
         """The same tensor with its axes called `indices`, by position."""

@@ -1,0 +1,135 @@
+"""Compiled programs under torch's autograd: our backward pass, and the way around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from tncompiler.binding import Call
+from tncompiler.compiler import Compilation
+
+Flat = Callable[..., tuple[Tensor, ...]]
+
+
+class Specialisation:
+    """One combination of shapes, dtypes and required gradients, ready to run."""
+
+    def __init__(
+        self, compilation: Compilation, call: Call, wrt: tuple[str, ...], backend: str
+    ) -> None:
+        names = [leaf.name for leaf in compilation.ordered]
+        self.backend = backend
+        self.positions = tuple(names.index(name) for name in wrt)
+        self.run = compilation.inference_executable(call.dtypes, call.nominal, backend).run
+        self.flat = compilation.inference_executable(call.dtypes, call.nominal, "torch").run
+        self.count = len(names)
+        if wrt:
+            self.pair = compilation.training_executable(call.dtypes, call.nominal, wrt, backend)
+            arguments = [a.value.name for a in self.pair.backward.program.arguments]
+            self.read = tuple(names.index(name) for name in arguments if name in names)
+
+
+class NetworkFunction(torch.autograd.Function):
+    """Runs the generated forward program, and the generated backward program on what it saved."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: Specialisation, *tensors: Tensor) -> Any:
+        arrays = enter(tensors, spec.backend)
+        results = leave(spec.pair.forward.run(*arrays), spec.backend, arrays)
+        ctx.spec = spec
+        ctx.set_materialize_grads(True)
+        ctx.save_for_backward(*tensors, *results[spec.pair.output_count :])
+        return tuple(own(output, tensors) for output in results[: spec.pair.output_count])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        spec: Specialisation = ctx.spec
+        tensors, saved = ctx.saved_tensors[: spec.count], ctx.saved_tensors[spec.count :]
+        grads: list[Tensor | None] = [None] * (1 + spec.count)
+        if torch.is_grad_enabled() or watched((*tensors, *cotangents)):
+            results: Sequence[Tensor] = _flat_gradients(spec, tensors, cotangents)
+        else:
+            read = [tensors[position] for position in spec.read]
+            values = enter((*read, *saved, *cotangents), spec.backend)
+            results = leave(spec.pair.backward.run(*values), spec.backend, values)
+        for position, gradient in zip(spec.positions, results, strict=True):
+            grads[1 + position] = gradient
+        return tuple(grads)
+
+
+def own(output: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """An output that is an argument itself is given as a view, so autograd can mark it."""
+    return output.view_as(output) if any(output is tensor for tensor in tensors) else output
+
+
+def _flat_gradients(
+    spec: Specialisation, tensors: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Gradients through the flat program, themselves differentiable."""
+    with torch.enable_grad():
+        leaves = [t if k not in spec.positions else t.view_as(t) for k, t in enumerate(tensors)]
+        outputs = spec.flat(*leaves)
+        wanted = [leaves[position] for position in spec.positions]
+        pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+        if not pairs:
+            return tuple(torch.zeros_like(w) for w in wanted)
+        return torch.autograd.grad(
+            [o for o, _ in pairs],
+            wanted,
+            [c for _, c in pairs],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+
+def enter(tensors: Sequence[Tensor], backend: str) -> Sequence[Any]:
+    """Tensors as the backend's arrays, without a copy."""
+    if backend != "numpy":
+        return tensors
+    return [np.from_dlpack(t.detach().resolve_conj().resolve_neg()) for t in tensors]
+
+
+def leave(results: Sequence[Any], backend: str, entered: Sequence[Any]) -> list[Tensor]:
+    """The backend's arrays as tensors.
+
+    A NumPy array that shares memory with what came in, or with another result, is copied: tensors
+    that alias behind autograd's back would change together. The same array gives the same tensor.
+    """
+    if backend != "numpy":
+        return list(results)
+    owners = {id(_owner(array)) for array in entered}
+    made: dict[int, Tensor] = {}
+    for array in results:
+        if id(array) not in made:
+            owner = id(_owner(array))
+            made[id(array)] = torch.from_numpy(array.copy() if owner in owners else _plain(array))
+            owners.add(owner)
+    return [made[id(array)] for array in results]
+
+
+def _owner(array: np.ndarray) -> np.ndarray:
+    """The array whose memory an array is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """The array, copied if torch cannot hold it as it is."""
+    negative = any(stride < 0 for stride in array.strides)
+    return array if array.flags.writeable and not negative else array.copy()
+
+
+def watched(tensors: Sequence[Tensor]) -> bool:
+    """Whether torch looks inside: compile, functorch, forward mode, or a tensor subclass."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return any(type(t) is not Tensor and type(t) is not nn.Parameter for t in tensors)
