@@ -43,13 +43,28 @@ class NetworkFunction(torch.autograd.Function):
         results = leave(spec.pair.forward.run(*arrays), spec.backend, arrays)
         ctx.spec = spec
         ctx.set_materialize_grads(True)
-        ctx.save_for_backward(*tensors, *results[spec.pair.output_count :])
-        return tuple(own(output, tensors) for output in results[: spec.pair.output_count])
+        outputs, saved = results[: spec.pair.output_count], results[spec.pair.output_count :]
+        ctx.save_for_backward(*tensors, *saved)
+        return tuple(own(output, tensors, saved) for output in outputs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         spec: Specialisation = ctx.spec
-        tensors, saved = ctx.saved_tensors[: spec.count], ctx.saved_tensors[spec.count :]
+        kept = ctx.saved_tensors  # read once: hooks may unpack it, and only once
+        tensors, saved = kept[: spec.count], kept[spec.count :]
+        device = cotangents[0].device.type
+        if torch.is_autocast_enabled(device):  # the programs cast for themselves
+            with torch.autocast(device, enabled=False):
+                return NetworkFunction._gradients(spec, tensors, saved, cotangents)
+        return NetworkFunction._gradients(spec, tensors, saved, cotangents)
+
+    @staticmethod
+    def _gradients(
+        spec: Specialisation,
+        tensors: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+    ) -> tuple[Tensor | None, ...]:
         grads: list[Tensor | None] = [None] * (1 + spec.count)
         if torch.is_grad_enabled() or watched((*tensors, *cotangents)):
             results: Sequence[Tensor] = _flat_gradients(spec, tensors, cotangents)
@@ -62,9 +77,20 @@ class NetworkFunction(torch.autograd.Function):
         return tuple(grads)
 
 
-def own(output: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """An output that is an argument itself is given as a view, so autograd can mark it."""
-    return output.view_as(output) if any(output is tensor for tensor in tensors) else output
+def own(output: Tensor, tensors: Sequence[Tensor], saved: Sequence[Tensor]) -> Tensor:
+    """The output in a form that autograd lets users change in place.
+
+    An argument itself is given as a view. A reshape of something that nobody else holds is given
+    without its tie to what it is a view of.
+    """
+    if any(output is tensor for tensor in tensors):
+        return output.view_as(output)
+    if not output._is_view():
+        return output
+    held = (*tensors, *saved)
+    base = output._base
+    shared = any(output is t or base is t or (t._is_view() and t._base is base) for t in held)
+    return output if shared else output.data
 
 
 def _flat_gradients(

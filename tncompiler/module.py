@@ -162,12 +162,18 @@ class CompiledModule(Inspection, nn.Module):
                 f"inputs must be torch tensors, not {[type(t).__name__ for t in given]}",
                 fix="use torch.as_tensor(…), or compile with framework='numpy'",
             )
-        if torch.is_autocast_enabled(tensors[0].device.type if tensors else "cpu"):
-            tensors = _autocast(self.compilation.ordered, tensors)
+        device = tensors[0].device.type if tensors else "cpu"
+        if not torch.is_autocast_enabled(device):
+            return self._run(tensors, cast=False)
+        tensors = _autocast(self.compilation.ordered, tensors, device)
+        with torch.autocast(device, enabled=False):  # the programs cast for themselves
+            return self._run(tensors, cast=True)
+
+    def _run(self, tensors: Sequence[Tensor], cast: bool) -> Any:
         pack = self.compilation.container.pack
         if watched(tensors):
             return pack(self._flat(tensors)(*tensors))
-        spec = self._specialise(tensors)
+        spec = self._specialise(tensors, cast)
         if spec.positions:
             return pack(NetworkFunction.apply(spec, *tensors))  # type: ignore[no-untyped-call]
         if spec.backend == "numpy":
@@ -175,27 +181,29 @@ class CompiledModule(Inspection, nn.Module):
             return pack(leave(spec.run(*arrays), "numpy", arrays))
         return pack(spec.run(*tensors))
 
-    def _specialise(self, tensors: Sequence[Tensor]) -> Specialisation:
+    def _specialise(self, tensors: Sequence[Tensor], cast: bool) -> Specialisation:
         grad = torch.is_grad_enabled()
         key = tuple((t.shape, t.dtype, t.device, grad and t.requires_grad) for t in tensors)
         found = self._specialisations.get(key)
         if found is None:
-            found = self._make_specialisation(tensors, grad)
+            found = self._make_specialisation(tensors, grad, cast)
             self._specialisations[key] = found
         return found
 
-    def _call(self, tensors: Sequence[Tensor]) -> Call:
-        default = _reconciled(self.compilation.ordered, tensors, self._fixed_dtype())
+    def _call(self, tensors: Sequence[Tensor], cast: bool) -> Call:
+        default = _reconciled(self.compilation.ordered, tensors, self._fixed_dtype(), cast)
         return read_call(self.compilation, tensors, default)
 
-    def _make_specialisation(self, tensors: Sequence[Tensor], grad: bool) -> Specialisation:
+    def _make_specialisation(
+        self, tensors: Sequence[Tensor], grad: bool, cast: bool
+    ) -> Specialisation:
         devices = {t.device for t in tensors}
         if len(devices) > 1:
             raise DeviceError(
                 f"the tensors are on {len(devices)} devices: {sorted(map(str, devices))}",
                 fix="move module and inputs to one device with .to(device)",
             )
-        call = self._call(tensors)
+        call = self._call(tensors, cast)
         wrt = tuple(
             leaf.name
             for leaf, tensor, dtype in zip(
@@ -300,7 +308,7 @@ class CompiledModule(Inspection, nn.Module):
 
 
 def _reconciled(
-    leaves: Sequence[Leaf], tensors: Sequence[Tensor], default: str | None
+    leaves: Sequence[Leaf], tensors: Sequence[Tensor], default: str | None, cast: bool
 ) -> str | None:
     """The dtype of undecided leaves: the module's, unless autocast has cast them all alike."""
     dtypes = {
@@ -308,14 +316,16 @@ def _reconciled(
         for leaf, t in zip(leaves, tensors, strict=True)
         if leaf.dtype == DEFAULT
     }
-    cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
     return dtypes.pop() if cast and len(dtypes) == 1 else default
 
 
-def _autocast(leaves: Sequence[Leaf], tensors: Sequence[Tensor]) -> list[Tensor]:
-    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+def _autocast(leaves: Sequence[Leaf], tensors: Sequence[Tensor], device: str) -> list[Tensor]:
+    """What autocast casts: floats of undecided dtype, but never float64."""
+    dtype = torch.get_autocast_dtype(device)
     return [
-        t.to(dtype) if leaf.dtype == DEFAULT and t.is_floating_point() else t
+        t.to(dtype)
+        if leaf.dtype == DEFAULT and t.is_floating_point() and t.dtype != torch.float64
+        else t
         for leaf, t in zip(leaves, tensors, strict=True)
     ]
 
