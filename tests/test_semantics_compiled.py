@@ -654,6 +654,17 @@ def test_flops_and_peak_memory() -> None:
     assert isinstance(f.peak_memory, int)
 
 
+def test_the_peak_as_sympy_is_an_unevaluated_max() -> None:
+    """as sympy it is an unevaluated Max built on request"""
+    b, i, j = tnc.indices("b i j", i=3, j=4)
+    f = tnc.compile(tnc.tanh(tnc.input("x", b, i) @ tnc.param("W", i, j)), framework="numpy")
+    for part in ("forward", "backward", "step"):
+        peak = f.peak_expression(part)
+        assert peak.free_symbols == {b.size}
+        assert peak.subs(b.size, 128) == f.cost({b: 128}, part).peak_bytes
+        assert peak.subs(b.size, 1000) > peak.subs(b.size, 999)
+
+
 def test_the_peak_of_a_known_program() -> None:
     f = numpy_of(tnc.exp(tnc.input("x", I, J)), sizes={})
     assert f.peak_memory == 3 * 4 * 8

@@ -11,7 +11,7 @@ from tncompiler.compiler import Compilation
 from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.program import Program
-from tncompiler.planning.cost import Cost, program_cost
+from tncompiler.planning.cost import Cost, peak_expression, program_cost
 from tncompiler.planning.plan import ContractionPlan
 
 PARTS = ("forward", "backward", "step")
@@ -84,6 +84,10 @@ class Inspection:
     def peak_memory(self) -> int:
         """Peak bytes of computed values in the forward pass, with free sizes at 128."""
         return self.cost().peak_bytes
+
+    def peak_expression(self, part: str = "forward") -> sympy.Expr:
+        """The peak in bytes as an unevaluated Max in the free sizes (plan for sizes of 128)."""
+        return peak_expression(self.program(None, part))
 
     def source(
         self,

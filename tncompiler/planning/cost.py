@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -107,27 +107,45 @@ def step_bytes(program: Program, step: Step) -> tuple[Terms, Terms]:
     return read, nbytes(step.out)
 
 
-def peak_bytes(program: Program, binding: Binding, *, keep: frozenset[str] = frozenset()) -> int:
+def peak_bytes(program: Program, binding: Binding) -> int:
     """The most bytes of computed values alive at once; views share their source's memory."""
+    sizes = {step.out.name: nbytes(step.out).evaluate(binding) for step in program.steps}
+    live = peak = 0
+    for made, freed in _lifetimes(program):
+        live += sum(sizes[name] for name in made)
+        peak = max(peak, live)
+        live -= sum(sizes[name] for name in freed)
+    return peak
+
+
+def peak_expression(program: Program) -> sympy.Expr:
+    """The peak in the free sizes: an unevaluated Max over the steps, built on request."""
+    alive: dict[str, Terms] = {}
+    totals: dict[Terms, None] = {}
+    for made, freed in _lifetimes(program):
+        alive.update((name, nbytes(program.values[name])) for name in made)
+        totals.setdefault(Terms.total(alive.values()))
+        for name in freed:
+            del alive[name]
+    return sympy.Max(0, *(terms.to_sympy() for terms in totals), evaluate=False)
+
+
+def _lifetimes(program: Program) -> Iterator[tuple[list[str], list[str]]]:
+    """For each step, the values whose memory it takes and those whose memory is free after it."""
     owner = _owners(program)
-    kept = {owner[name] for name in (*program.outputs, *keep) if name in owner}
+    kept = {owner[name] for name in program.outputs if name in owner}
     last: dict[str, int] = {}
     for position, step in enumerate(program.steps):
         for name in (*step.operands, step.out.name):
             if name in owner:
                 last[owner[name]] = position
-    live = peak = 0
     freed: dict[int, list[str]] = {}
     for name, position in last.items():
         if name not in kept:
             freed.setdefault(position, []).append(name)
-    sizes = {step.out.name: nbytes(step.out).evaluate(binding) for step in program.steps}
     for position, step in enumerate(program.steps):
-        if owner.get(step.out.name) == step.out.name:
-            live += sizes[step.out.name]
-        peak = max(peak, live)
-        live -= sum(sizes[name] for name in freed.get(position, ()))
-    return peak
+        made = [step.out.name] if owner.get(step.out.name) == step.out.name else []
+        yield made, freed.get(position, [])
 
 
 def _owners(program: Program) -> dict[str, str]:
