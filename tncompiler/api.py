@@ -55,18 +55,17 @@ def compile(
         raise ArgumentError(
             f"share is a {type(share).__name__}", fix="give a network made by tnc.compile"
         )
-    compilation = Compilation(outputs, inputs, {} if sizes is None else sizes, plan)
-    if not isinstance(framework, str):
-        framework = repr(framework)
+    if not isinstance(framework, str) or framework not in ("numpy", "torch"):
+        raise BackendError(f"there is no framework {framework!r}", fix="choose torch or numpy")
+    given = {} if sizes is None else sizes
+    compilation = Compilation(outputs, inputs, given, plan, library=framework)
     if framework == "numpy":
         from tncompiler.function import NumpyFunction
 
         return NumpyFunction(compilation, backend=backend, dtype=name, seed=seed, share=share)
-    if framework == "torch":
-        from tncompiler.module import CompiledModule
+    from tncompiler.module import CompiledModule
 
-        return CompiledModule(compilation, backend=backend, dtype=name, seed=seed, share=share)
-    raise BackendError(f"there is no framework {framework!r}", fix="choose torch or numpy")
+    return CompiledModule(compilation, backend=backend, dtype=name, seed=seed, share=share)
 
 
 def plan(

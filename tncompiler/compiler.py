@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tncompiler.backends import emitter
-from tncompiler.backends.source import Source, load
+from tncompiler.backends.source import Loaded, Source, load
 from tncompiler.debug import show, watcher
 from tncompiler.ir.errors import (
     PlanError,
@@ -21,8 +21,9 @@ from tncompiler.ir.passes import LOGICAL_PASSES, SCHEDULED_PASSES, run_passes
 from tncompiler.ir.passes.adjoint import adjoint
 from tncompiler.ir.passes.partition import TrainingPrograms, partition
 from tncompiler.ir.passes.tangent import tangent
-from tncompiler.ir.program import Contract, Program
-from tncompiler.planning.options import PlanOptions
+from tncompiler.ir.program import Contract, Program, operand_values
+from tncompiler.planning.options import Path, PlanOptions
+from tncompiler.planning.order import Pair, order_of_path
 from tncompiler.planning.plan import ContractionPlan, make_plan, program_digest
 from tncompiler.planning.schedule import schedule
 from tncompiler.problem import Nominal, Problem
@@ -34,7 +35,11 @@ class Executable:
 
     program: Program
     source: Source
-    run: Callable[..., tuple[Any, ...]]
+    loaded: Loaded
+
+    @property
+    def run(self) -> Callable[..., tuple[Any, ...]]:
+        return self.loaded.run
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +62,10 @@ class Compilation(Problem):
         sizes: Mapping[Any, Any],
         plan: PlanOptions | ContractionPlan | None,
         parameters_known: bool = True,
+        library: str = "torch",
     ) -> None:
         super().__init__(outputs, inputs, sizes)
+        self.library = library  # whose rules promote mixed operands
         if plan is not None and not isinstance(plan, PlanOptions | ContractionPlan):
             raise PlanError(
                 f"plan is a {type(plan).__name__}", fix="give a tnc.PlanOptions or a saved plan"
@@ -90,6 +97,7 @@ class Compilation(Problem):
                 binding=self.binding,
                 dtypes=named,
                 leaves=self.ordered,
+                library=self.library,
             )
             return run_passes(program, LOGICAL_PASSES, watcher=watcher())
 
@@ -111,6 +119,8 @@ class Compilation(Problem):
         )
 
     def _orders(self, logical: Program) -> Any:
+        if self.options.path is not None:
+            return self._given_order(logical, self.options.path)
         if self.fixed_plan is None:
             return None
         if self.fixed_plan.digest != program_digest(logical):
@@ -122,6 +132,20 @@ class Compilation(Problem):
         return dict(
             zip(steps, (network.pairs for network in self.fixed_plan.networks), strict=True)
         )
+
+    @staticmethod
+    def _given_order(logical: Program, path: Path) -> dict[str, tuple[Pair, ...]]:
+        """The order that the options fix, for the one network of the program."""
+        steps = [s for s in logical.steps if isinstance(s.op, Contract) and len(s.operands) > 1]
+        if len(steps) != 1:
+            raise PlanError(
+                f"PlanOptions.path fixes the order of one network, but there are {len(steps)}",
+                fix="leave path out, or pass a whole plan",
+            )
+        (step,) = steps
+        operands = operand_values(logical, step)
+        scalars = [k for k, value in enumerate(operands) if not value.shape]
+        return {step.out.name: order_of_path(path, len(operands), scalars)}
 
     def training(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
@@ -175,8 +199,7 @@ class Compilation(Problem):
         def make() -> Executable:
             source = emitter(backend)(program, entry)
             show(4, f"{entry} source", source.text)
-            run = self._once(("loaded", source.text), lambda: load(source))
-            return Executable(program, source, run)
+            return Executable(program, source, load(source))
 
         return self._once(("executable", id(program), backend, entry), make)  # type: ignore[no-any-return]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import linecache
 import sys
+import threading
 import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -26,16 +28,43 @@ class Source:
         return self.text
 
 
-def load(source: Source) -> Callable[..., Any]:
-    """The entry function. Its lines are registered, so that tracebacks show them.
+class Loaded:
+    """Executed source; while it lives, tracebacks show its lines and torch.compile finds its module.
 
-    This is the only `exec` of the package. The text comes from an emitter, which writes nothing but
-    its own templates, numbers and vetted identifiers.
+    ``run`` is the entry function.
     """
-    filename = f"<tncompiler {source.entry} {source.digest}>"
-    lines = source.text.splitlines(keepends=True)
-    linecache.cache[filename] = (len(source.text), None, lines, filename)
-    module = types.ModuleType(f"tncompiler.generated_{source.entry}_{source.digest}")
-    exec(compile(source.text, filename, "exec"), module.__dict__)
-    sys.modules[module.__name__] = module  # torch.compile looks a function's module up by name
-    return getattr(module, source.entry)  # type: ignore[no-any-return]
+
+    __slots__ = ("__weakref__", "run")
+
+    def __init__(self, source: Source) -> None:
+        filename = f"<tncompiler {source.entry} {source.digest}>"
+        module = types.ModuleType(f"tncompiler.generated_{source.entry}_{source.digest}")
+        exec(compile(source.text, filename, "exec"), module.__dict__)
+        lines = source.text.splitlines(keepends=True)
+        linecache.cache[filename] = (len(source.text), None, lines, filename)
+        sys.modules[module.__name__] = module  # torch.compile looks a function's module up by name
+        self.run: Callable[..., Any] = getattr(module, source.entry)
+        weakref.finalize(self, _forget, filename, module.__name__, id(module)).atexit = False
+
+
+def _forget(filename: str, name: str, module: int) -> None:
+    if id(sys.modules.get(name)) == module:  # the same text may have been loaded anew
+        del sys.modules[name]
+        linecache.cache.pop(filename, None)
+
+
+_living: weakref.WeakValueDictionary[str, Loaded] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def load(source: Source) -> Loaded:
+    """The source, executed once for all who hold the same text.
+
+    This module holds the only `exec` of the package. The text comes from an emitter, which writes
+    nothing but its own templates, numbers and vetted identifiers.
+    """
+    with _lock:
+        loaded = _living.get(source.text)
+        if loaded is None:
+            loaded = _living[source.text] = Loaded(source)
+        return loaded

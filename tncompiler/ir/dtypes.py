@@ -10,7 +10,7 @@ DEFAULT = "default"  # real or complex, not known until compiled
 
 _KINDS = {
     "bool": "bool",
-    **{name: "int" for name in ("int8", "int16", "int32", "int64", "uint8")},
+    **{f"{sign}int{bits}": "int" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     **{name: "float" for name in ("float16", "bfloat16", "float32", "float64")},
     **{name: "complex" for name in ("complex64", "complex128")},
     DEFAULT: DEFAULT,
@@ -57,8 +57,15 @@ def real_part(dtype: str) -> str:
     return {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)
 
 
+def promote_as_numpy(*dtypes: str) -> str:
+    """The dtype NumPy gives a combination of operands: int64 and float32 make float64."""
+    if DEFAULT in dtypes or "bfloat16" in dtypes:
+        return promote(*dtypes)
+    return np.result_type(*dtypes).name
+
+
 def promote(*dtypes: str) -> str:
-    """The dtype a combination of operands has; "default" wins over all real dtypes."""
+    """The dtype torch gives a combination of operands; "default" wins over all real dtypes."""
     distinct = set(dtypes)
     if len(distinct) == 1:
         return distinct.pop()

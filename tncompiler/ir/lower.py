@@ -12,9 +12,10 @@ import sympy
 
 from tncompiler.ir import expressions as ex
 from tncompiler.ir.builder import Builder
-from tncompiler.ir.dtypes import DEFAULT
+from tncompiler.ir.dtypes import DEFAULT, kind, promote, promote_as_numpy
 from tncompiler.ir.errors import NameClash
 from tncompiler.ir.expressions import Expr, Leaf
+from tncompiler.ir.functions import function as rule_of
 from tncompiler.ir.program import Labels, Program, Value
 from tncompiler.ir.sizes import Size, render_size, substitute
 
@@ -30,13 +31,14 @@ def lower(
     binding: Binding | None = None,
     dtypes: Mapping[str, str] | None = None,
     leaves: Sequence[Leaf] | None = None,
+    library: str = "torch",
 ) -> Program:
     """The logical program of several expressions at once; shared nodes are computed once.
 
     ``dtypes`` overrides the dtype of leaves by name; ``leaves`` fixes the arguments and their order
-    (the default is order of first appearance).
+    (the default is order of first appearance). Mixed operands are promoted as ``library`` does.
     """
-    lowering = _Lowering(default_dtype, binding or {}, dtypes or {})
+    lowering = _Lowering(default_dtype, binding or {}, dtypes or {}, library)
     for leaf in leaves if leaves is not None else collect_leaves(outputs):
         lowering.declare(leaf)
     for node in ex.walk(*outputs):
@@ -68,9 +70,11 @@ def _clash(first: Leaf, second: Leaf) -> NameClash:
 
 
 class _Lowering:
-    def __init__(self, default: str, binding: Binding, dtypes: Mapping[str, str]) -> None:
+    def __init__(
+        self, default: str, binding: Binding, dtypes: Mapping[str, str], library: str
+    ) -> None:
         self.builder = Builder(default)
-        self.binding, self.dtypes = binding, dtypes
+        self.binding, self.dtypes, self.library = binding, dtypes, library
         self.done: dict[int, Value] = {}
         self.leaf_values: dict[str, Value] = {}
 
@@ -88,9 +92,26 @@ class _Lowering:
         if not isinstance(node, _WEAK):  # those are made where they meet their operands
             self.done[id(node)] = _RULES[type(node)](self, node)
 
-    def operands(self, nodes: Sequence[Expr]) -> list[Value]:
+    def operands(self, nodes: Sequence[Expr], function: str | None = None) -> list[Value]:
+        """The nodes' values; those of `function` are promoted as the library promotes them."""
         strong = [self.done[id(n)] for n in nodes if not isinstance(n, _WEAK)]
-        return [self._weak(n, strong) if isinstance(n, _WEAK) else self.done[id(n)] for n in nodes]
+        # the condition of `where` promotes nothing
+        first = int(function == "where" and not isinstance(nodes[0], _WEAK))
+        if self.library == "numpy" and not any(v.dtype == DEFAULT for v in strong):
+            strong[first:] = self._as_numpy(strong[first:], function)
+        values = iter(strong)
+        return [self._weak(n, strong) if isinstance(n, _WEAK) else next(values) for n in nodes]
+
+    def _as_numpy(self, values: list[Value], function: str | None) -> list[Value]:
+        """Cast where NumPy goes further than torch, which lets floats win over integers."""
+        if not values:
+            return values
+        dtype = promote_as_numpy(*(value.dtype for value in values))
+        if function is not None and kind(dtype) in ("bool", "int"):
+            dtype = dtype if kind(dtype) in rule_of(function).domain else "float64"
+        if dtype == promote(*(value.dtype for value in values)):
+            return values
+        return [self.builder.cast(value, dtype) for value in values]
 
     def _weak(self, node: Expr, others: Sequence[Value]) -> Value:
         """A number or structural tensor in the dtype of the operands it meets."""
@@ -137,7 +158,7 @@ def _contract(low: _Lowering, node: ex.Contract) -> Value:
 
 def _map(low: _Lowering, node: ex.Map) -> Value:
     wires = [tuple(node.indices.index(i) for i in arg.indices) for arg in node.arguments]
-    operands = low.operands(node.arguments)
+    operands = low.operands(node.arguments, node.function)
     return low.builder.map(node.function, operands, wires, low.shape(node), _axes(node))
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 from tncompiler.ir.errors import PlanError
 
+Path = tuple[tuple[int, ...], ...]
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "minimize": ("time", "flops", "memory"),
-    "search": ("auto", "greedy", "optimal", "hyper"),
+    "search": ("auto", "greedy", "optimal", "hyper", "left-to-right"),
     "precision": ("ieee", "tf32"),
 }
 _LATER: dict[str, tuple[object, str]] = {
@@ -28,14 +32,16 @@ class PlanOptions:
     """Options of a plan; see the documentation for what each means.
 
     ``minimize``: "time", "flops" or "memory". ``search``: "auto" (exact for small networks),
-    "greedy", "optimal" or "hyper" with ``trials`` and ``seed``. Raises PlanError for an unknown
-    value, and for options that this version does not carry out yet.
+    "greedy", "optimal" or "hyper" with ``trials`` and ``seed``, "left-to-right" (as written), or a
+    callable (inputs, output, sizes, memory_limit) → linear path, as opt_einsum calls its own.
+    ``path`` fixes the order of the only network: a linear path, as `plan.path` gives it. Raises
+    PlanError for an unknown value, and for options that this version does not carry out yet.
     """
 
     minimize: str = "time"
     training: str = "auto"
     memory_limit: int | str | None = None
-    search: str = "auto"
+    search: str | Callable[..., Any] = "auto"
     trials: int = 32
     max_seconds: float | None = None
     parallel: Any = None
@@ -45,11 +51,14 @@ class PlanOptions:
     seed: int = 0
     recompute: str = "auto"
     progress: bool = False
+    path: Path | None = None
 
     def __post_init__(self) -> None:
         for name, valid in _CHOICES.items():
             value = getattr(self, name)
-            if value not in valid:
+            if name == "search" and callable(value):
+                continue
+            if not isinstance(value, str) or value not in valid:
                 raise PlanError(
                     f"PlanOptions.{name} is {value!r}", fix=f"choose one of {', '.join(valid)}"
                 )
@@ -63,6 +72,8 @@ class PlanOptions:
             raise PlanError(f"PlanOptions.trials is {self.trials!r}", fix="give 1 or more")
         if not isinstance(self.seed, int) or self.seed < 0:
             raise PlanError(f"PlanOptions.seed is {self.seed!r}", fix="give an integer, 0 or more")
+        if self.path is not None:
+            object.__setattr__(self, "path", _checked_path(self.path))
         if self.precision == "tf32":
             raise PlanError(
                 "precision 'tf32' needs a GPU backend, which is not built yet",
@@ -72,3 +83,20 @@ class PlanOptions:
     def key(self) -> tuple[object, ...]:
         """What identifies the options in caches."""
         return tuple(getattr(self, f.name) for f in fields(self) if f.name != "progress")
+
+
+def _checked_path(path: Any) -> Path:
+    """The path as tuples of integers; whether it fits a network is seen when it is used."""
+    try:
+        steps = tuple(tuple(operator.index(position) for position in step) for step in path)
+    except TypeError:
+        raise PlanError(
+            f"a path is a list of tuples of positions, not {path!r:.80}",
+            fix="write it as [(0, 2), (0, 1)], or take plan.path",
+        ) from None
+    if any(min(step, default=0) < 0 or len(set(step)) < len(step) for step in steps):
+        raise PlanError(
+            f"a step of the path {list(steps)} repeats a position or has a negative one",
+            fix="each step names different positions among the tensors that are left",
+        )
+    return steps

@@ -6,10 +6,12 @@ tensor is left. Sizes 0 count as 1, since cotengra refuses them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import cotengrust
 
+from tncompiler.ir.errors import PlanError
 from tncompiler.ir.program import Labels
 from tncompiler.planning.options import PlanOptions
 
@@ -45,6 +47,10 @@ def _search(
     terms: list[list[str]], out: list[str], sizes: dict[str, float], options: PlanOptions
 ) -> Sequence[Sequence[int]]:
     search = options.search
+    if callable(search):
+        return _asked(search, terms, out, sizes)
+    if search == "left-to-right":
+        return [(0, 1), *((k, len(terms) + k - 2) for k in range(2, len(terms)))]
     if search == "auto":
         search = "optimal" if len(terms) <= _OPTIMAL_UP_TO else "greedy"
     if search == "optimal":
@@ -58,6 +64,53 @@ def _search(
         terms, out, sizes, ntrials=options.trials, seed=options.seed, use_ssa=True
     )
     return path
+
+
+def _asked(
+    search: Callable[..., Any], terms: list[list[str]], out: list[str], sizes: dict[str, float]
+) -> Sequence[Sequence[int]]:
+    """The path of a user's function with opt_einsum's signature."""
+    sets, integers = [set(term) for term in terms], {name: int(n) for name, n in sizes.items()}
+    path = PlanOptions(path=search(sets, set(out), integers, None)).path or ()
+    return linear_to_ssa(path, len(terms))
+
+
+def linear_to_ssa(path: Sequence[Sequence[int]], count: int) -> list[tuple[int, ...]]:
+    """A linear path (positions in what is left; results go last) in SSA numbers.
+
+    Raises: PlanError if a step names a position that is not there.
+    """
+    left, steps = list(range(count)), []
+    for number, step in enumerate(path):
+        if any(position >= len(left) for position in step):
+            raise PlanError(
+                f"step {number} of the path, {tuple(step)}, names a position among {len(left)} "
+                f"tensors that are left of {count}",
+                fix="positions count from 0; a result goes to the end of the list",
+            )
+        steps.append(tuple(left[position] for position in step))
+        for position in sorted(step, reverse=True):
+            left.pop(position)
+        left.append(count + number)
+    return steps
+
+
+def order_of_path(
+    path: Sequence[Sequence[int]], count: int, scalars: Collection[int]
+) -> tuple[Pair, ...]:
+    """A linear path over `count` operands as SSA pairs over those that are no scalars."""
+    alias: dict[int, int | None] = dict.fromkeys(scalars)
+    kept = [k for k in range(count) if k not in scalars]
+    alias.update({old: new for new, old in enumerate(kept)})
+    pairs: list[Pair] = []
+    for old, (left, right) in enumerate(_pairs(linear_to_ssa(path, count), count), start=count):
+        a, b = alias[left], alias[right]
+        if a is not None and b is not None:
+            pairs.append((a, b))
+            alias[old] = len(kept) + len(pairs) - 1
+        else:
+            alias[old] = b if a is None else a
+    return tuple(pairs)
 
 
 def _hyper(
