@@ -22,6 +22,7 @@ RANKS = {
     "planning": 1,
     "backends": 1,
     "compiler": 2,  # every module at the top of the package: dsl, einsum, compiler, module, explain
+    "drop_in": 3,
     "formats": 3,
     "nn": 4,
     "compress": 5,

@@ -14,6 +14,12 @@ __version__ = "0.1.0"
 _PUBLIC: dict[str, str] = {
     "compile": "tncompiler.api",
     "plan": "tncompiler.api",
+    "einsum": "tncompiler.drop_in.einsum",
+    "einsum_expression": "tncompiler.drop_in.expression",
+    "contract_path": "tncompiler.drop_in.paths",
+    "from_einsum": "tncompiler.ir.interchange.equations",
+    "from_networkx": "tncompiler.ir.interchange.graphs",
+    "from_quimb": "tncompiler.ir.interchange.quimb",
     "PlanOptions": "tncompiler.planning.options",
     "ContractionPlan": "tncompiler.planning.plan",
     "Expr": "tncompiler.ir.expressions",

@@ -18,6 +18,9 @@ from tncompiler.ir.expressions import Leaf
 Pull = Callable[[Any], dict[str, np.ndarray]]
 
 
+_KEPT = 256  # combinations of shapes that a function remembers
+
+
 class Parameters(MutableMapping[str, np.ndarray]):
     """Parameters by name: read-only arrays, replaced by assignment; names cannot be added."""
 
@@ -165,6 +168,8 @@ class NumpyFunction(Inspection):
         if found is None:
             call = read_call(self.compilation, arrays, self._default())
             run = self.compilation.inference_executable(call.dtypes, call.nominal, "numpy").run
+            if len(self._calls) >= _KEPT:
+                self._calls.clear()
             found = self._calls.setdefault(key, (call, run))
         return found
 

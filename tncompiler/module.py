@@ -20,11 +20,13 @@ from tncompiler.binding import Call, order_inputs, read_call
 from tncompiler.compiler import Compilation
 from tncompiler.function import check_init_shape, initial_array, parameter_stds
 from tncompiler.inspection import Inspection
-from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differentiable
+from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, NUMPY_ONLY, dtype_name, is_differentiable
 from tncompiler.ir.errors import ArgumentError, BackendError, DeviceError, DTypeError, NameClash
 from tncompiler.ir.expressions import Leaf
 from tncompiler.ir.serialize import from_data, to_data
 from tncompiler.planning.machine import REFERENCE, TINY_US, faster_backend, predicted_us
+
+_KEPT = 256  # combinations of shapes that a module remembers
 
 
 class CompiledModule(Inspection, nn.Module):
@@ -187,6 +189,8 @@ class CompiledModule(Inspection, nn.Module):
         found = self._specialisations.get(key)
         if found is None:
             found = self._make_specialisation(tensors, grad, cast)
+            if len(self._specialisations) >= _KEPT:
+                self._specialisations.clear()  # so many shapes: programs are kept, this is refilled
             self._specialisations[key] = found
         return found
 
@@ -220,8 +224,19 @@ class CompiledModule(Inspection, nn.Module):
         program, _ = self.compilation.scheduled(call.dtypes, call.nominal)
         return predicted_us(program, call.sizes, REFERENCE["torch"]) < TINY_US
 
+    def flat_if_small(self, dtypes: tuple[torch.dtype, ...]) -> Flat | None:
+        """The flat aten function, if no size is free and nothing else would run faster."""
+        compilation = self.compilation
+        if self.backend == "numpy" or compilation.free_symbols:
+            return None
+        call = Call((self.compute_dtype, *map(dtype_name, dtypes)), {}, {})
+        on_torch = not set(NUMPY_ONLY) & set(call.dtypes)
+        return self._flat_runs.get(dtypes) if on_torch and self._is_tiny(call) else None
+
     def _choose(self, call: Call, wrt: tuple[str, ...], devices: set[torch.device]) -> str:
         on_cpu = all(device.type == "cpu" for device in devices)
+        if on_cpu and self.backend == "auto" and set(NUMPY_ONLY) & set(call.dtypes):
+            return "numpy"
         if not on_cpu or any(dtype in LOW_PRECISION for dtype in call.dtypes):
             return "torch"
         if self.backend != "auto":

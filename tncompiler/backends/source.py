@@ -29,7 +29,7 @@ class Source:
 
 
 class Loaded:
-    """Executed source; while it lives, tracebacks show its lines and torch.compile finds its module.
+    """Executed source. While it lives, tracebacks show its lines and torch.compile finds it.
 
     ``run`` is the entry function.
     """

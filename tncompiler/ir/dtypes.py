@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tncompiler.ir.errors import DTypeError
+from tncompiler.ir.errors import UnsupportedDType
+from tncompiler.ir.origin import call_site
 
 DEFAULT = "default"  # real or complex, not known until compiled
 
@@ -17,13 +18,15 @@ _KINDS = {
 }
 _RANK = {"bool": 0, "int": 1, "float": 2, DEFAULT: 3, "complex": 4}
 LOW_PRECISION = ("float16", "bfloat16")
+NUMPY_ONLY = ("bool", "uint16", "uint32", "uint64")  # torch has no matrix products for them
 DTYPES = frozenset(_KINDS)
 
 
-def dtype_name(dtype: object) -> str:
+def dtype_name(dtype: object, owner: str = "", where: str | None = None) -> str:
     """The name of a NumPy or torch dtype, a dtype name, or a Python type.
 
-    Raises: DTypeError for a dtype that tncompiler does not compute with.
+    ``owner`` says whose dtype it is and ``where`` that is declared, for the error.
+    Raises: UnsupportedDType for a dtype that tncompiler does not compute with.
     """
     name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
     if name not in _KINDS and not name.startswith("<class 'torch"):
@@ -33,7 +36,11 @@ def dtype_name(dtype: object) -> str:
             name = str(name)
     if name not in _KINDS:
         known = ", ".join(sorted(set(_KINDS) - {DEFAULT}))
-        raise DTypeError(f"the dtype {name!r} is not supported", fix=f"use one of {known}")
+        raise UnsupportedDType(
+            f"the dtype {name[:40]!r}{owner and f' of {owner}'} is not supported",
+            where=where or call_site(),
+            fix=f"use one of {known}",
+        )
     return name
 
 

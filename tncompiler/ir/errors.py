@@ -31,12 +31,32 @@ class SizeClash(TncError):
     """One index or axis would have two sizes."""
 
 
+class PositionError(SizeClash):
+    """Positions do not lie in the index they are taken from."""
+
+
 class UnknownIndex(TncError):
     """An index is named that no operand has."""
 
 
+class NoCommonIndex(UnknownIndex):
+    """Two operands of `@` share no index."""
+
+
+class IndexMismatch(UnknownIndex):
+    """No operand of a sum or map has all indices of the others."""
+
+
+class UnknownOutputIndex(UnknownIndex):
+    """An output index is named that no operand has."""
+
+
 class RepeatedIndex(TncError):
     """An index stands twice where it may stand once."""
+
+
+class RepeatedOutputIndex(RepeatedIndex):
+    """An output names one index twice."""
 
 
 class NameClash(TncError):
@@ -45,6 +65,10 @@ class NameClash(TncError):
 
 class BadName(TncError):
     """A name is not what names of its kind must look like."""
+
+
+class ReservedName(BadName):
+    """A name that Python keeps for itself: a keyword, or one that starts with two underscores."""
 
 
 class BadSize(TncError):
@@ -59,16 +83,40 @@ class SizeEquationError(TncError):
     """The sizes of a split, merge or window do not work out."""
 
 
+class EquationError(TncError):
+    """An einsum equation cannot be read."""
+
+
+class GraphError(TncError):
+    """A networkx graph is not one that describes a tensor network."""
+
+
 class ArgumentError(TncError, TypeError):
     """A call has the wrong number, names or kinds of arguments."""
+
+
+class ArgumentCountError(ArgumentError):
+    """A call has too many or too few arguments."""
 
 
 class ShapeError(TncError):
     """An array has another shape than its leaf was declared with."""
 
 
+class ArraySizeClash(SizeClash, ShapeError):
+    """An axis of an array has another size than the index it stands for."""
+
+
+class EmptyReduction(TncError):
+    """A max or min is taken over an index of size 0, where it has no value."""
+
+
 class DTypeError(TncError, TypeError):
     """An array or operation has a dtype that does not fit."""
+
+
+class UnsupportedDType(DTypeError):
+    """A dtype that tncompiler does not compute with."""
 
 
 class DeviceError(TncError):

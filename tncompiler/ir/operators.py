@@ -170,3 +170,15 @@ class Operators:
         from tncompiler.ir.serialize import to_json
 
         return to_json(self)
+
+    def to_einsum(self: Any) -> Any:
+        """The equation of a contraction of leaves: a str with the leaves as `.operands`."""
+        from tncompiler.ir.interchange.equations import to_einsum
+
+        return to_einsum(self)
+
+    def to_networkx(self: Any) -> Any:
+        """The graph of a contraction of leaves: nodes are tensors and indices, edges are axes."""
+        from tncompiler.ir.interchange.graphs import to_networkx
+
+        return to_networkx(self)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tncompiler.ir.errors import PlanError
+from tncompiler.ir.origin import call_site
 
 Path = tuple[tuple[int, ...], ...]
 
@@ -60,23 +61,35 @@ class PlanOptions:
                 continue
             if not isinstance(value, str) or value not in valid:
                 raise PlanError(
-                    f"PlanOptions.{name} is {value!r}", fix=f"choose one of {', '.join(valid)}"
+                    f"PlanOptions.{name} is {value!r:.40}",
+                    where=call_site(),
+                    fix=f"choose one of {', '.join(valid)}",
                 )
         for name, (only, what) in _LATER.items():
             if getattr(self, name) != only:
                 raise PlanError(
                     f"PlanOptions.{name} = {getattr(self, name)!r}: {what} is not built yet",
+                    where=call_site(),
                     fix=f"leave {name} at {only!r}",
                 )
         if not isinstance(self.trials, int) or self.trials < 1:
-            raise PlanError(f"PlanOptions.trials is {self.trials!r}", fix="give 1 or more")
+            raise PlanError(
+                f"PlanOptions.trials is {self.trials!r:.40}",
+                where=call_site(),
+                fix="give 1 or more",
+            )
         if not isinstance(self.seed, int) or self.seed < 0:
-            raise PlanError(f"PlanOptions.seed is {self.seed!r}", fix="give an integer, 0 or more")
+            raise PlanError(
+                f"PlanOptions.seed is {self.seed!r:.40}",
+                where=call_site(),
+                fix="give an integer, 0 or more",
+            )
         if self.path is not None:
             object.__setattr__(self, "path", _checked_path(self.path))
         if self.precision == "tf32":
             raise PlanError(
                 "precision 'tf32' needs a GPU backend, which is not built yet",
+                where=call_site(),
                 fix="leave precision at 'ieee'",
             )
 

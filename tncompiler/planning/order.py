@@ -6,7 +6,9 @@ tensor is left. Sizes 0 count as 1, since cotengra refuses them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import cotengrust
@@ -157,3 +159,29 @@ def _joined(pairs: list[Pair], count: int) -> tuple[Pair, ...]:
         pairs.append((left[0], left[1]))
         left = [*left[2:], count + len(pairs) - 1]
     return tuple(pairs)
+
+
+def ssa_to_linear(pairs: Sequence[Pair], count: int) -> tuple[tuple[int, ...], ...]:
+    """SSA pairs as a linear path: positions in the list of what is left, results at its end."""
+    left, path = list(range(count)), []  # always ascending
+    for number, pair in enumerate(pairs):
+        positions = tuple(sorted(bisect_left(left, member) for member in pair))
+        for position in reversed(positions):
+            left.pop(position)
+        left.append(count + number)
+        path.append(positions)
+    return tuple(path)
+
+
+def intermediate_labels(
+    inputs: Sequence[tuple[Hashable, ...]], output: Iterable[Hashable], pairs: Sequence[Pair]
+) -> dict[int, tuple[Hashable, ...]]:
+    """The labels of every operand and of every pair's result, by SSA number."""
+    terms: dict[int, tuple[Hashable, ...]] = dict(enumerate(inputs))
+    uses = Counter(label for term in inputs for label in set(term))
+    uses.update(set(output))
+    for made, (a, b) in enumerate(pairs, start=len(inputs)):
+        uses.subtract([*set(terms[a]), *set(terms[b])])
+        terms[made] = tuple(k for k in dict.fromkeys((*terms[a], *terms[b])) if uses[k] > 0)
+        uses.update(terms[made])
+    return terms

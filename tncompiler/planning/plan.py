@@ -12,6 +12,7 @@ from typing import Any
 import sympy
 
 from tncompiler.ir.errors import FileFormatError, PlanError
+from tncompiler.ir.origin import call_site
 from tncompiler.ir.program import (
     Contract,
     Program,
@@ -20,9 +21,9 @@ from tncompiler.ir.program import (
     label_names,
     operand_values,
 )
-from tncompiler.ir.sizes import Binding, Terms, parse_size, render_size
+from tncompiler.ir.sizes import Binding, Terms, parse_size, render_size, size_text
 from tncompiler.planning.cost import peak_bytes, step_bytes, step_elementwise, step_flops
-from tncompiler.planning.order import Pair
+from tncompiler.planning.order import Pair, ssa_to_linear
 
 SCHEMA = 1
 
@@ -37,15 +38,7 @@ class NetworkOrder:
 
     def linear(self) -> tuple[tuple[int, ...], ...]:
         """The order in opt_einsum's linear form: positions in the list of what is left."""
-        left = list(range(len(self.tensors)))
-        path = []
-        for number, pair in enumerate(self.pairs):
-            positions = tuple(sorted(left.index(member) for member in pair))
-            for position in reversed(positions):
-                left.pop(position)
-            left.append(len(self.tensors) + number)
-            path.append(positions)
-        return tuple(path)
+        return ssa_to_linear(self.pairs, len(self.tensors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +96,7 @@ class ContractionPlan:
             return self.networks[0]
         raise PlanError(
             f"the plan has {len(self.networks)} networks, so there is no one path",
+            where=call_site(),
             fix="look at plan.networks, each with .pairs and .linear()",
         )
 
@@ -138,13 +132,16 @@ class ContractionPlan:
                 raise KeyError("schema")
             intact = checksum == _checksum(data)
             plan = _from_data(data) if intact else None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             raise FileFormatError(
-                "this is no plan, or one of another version", fix="write it with plan.to_json()"
+                "this is no plan, or one of another version",
+                where=f"the JSON read at {call_site()}",
+                fix="write it with plan.to_json()",
             ) from None
         if plan is None:
             raise FileFormatError(
                 "the plan's checksum does not match: it was altered or cut short",
+                where=f"the JSON read at {call_site()}",
                 fix="write it again with plan.to_json()",
             )
         return plan
@@ -161,7 +158,7 @@ def _checksum(data: Mapping[str, Any]) -> str:
 
 
 def _terms_data(terms: Terms) -> list[Any]:
-    return [[c, [render_size(f) for f in factors]] for c, factors in terms.terms]
+    return [[c, [size_text(f) for f in factors]] for c, factors in terms.terms]
 
 
 def _terms_from(data: Any) -> Terms:
@@ -310,7 +307,7 @@ def program_digest(program: Program) -> str:
     """What a logical program computes, blind to index names and dtypes."""
     numbers = {name: number for number, name in enumerate(program.values)}
     content = [
-        tuple((a.value.name, tuple(map(render_size, a.value.shape))) for a in program.arguments),
+        tuple((a.value.name, tuple(map(size_text, a.value.shape))) for a in program.arguments),
         tuple((repr(s.op), tuple(numbers[n] for n in s.operands)) for s in program.steps),
         tuple(numbers[name] for name in program.outputs),
     ]

@@ -1,0 +1,1 @@
+"""What people already have: einsum equations on their arrays, and paths for them."""

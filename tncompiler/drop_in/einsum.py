@@ -1,0 +1,229 @@
+"""einsum for people who have arrays and an equation: parse, compile once per shapes, run.
+
+The arithmetic is that of generated code; a second call with the same shapes finds it in a cache of
+bounded size.
+"""
+
+from __future__ import annotations
+
+import string
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tncompiler.compiler import Compilation, Executable
+from tncompiler.drop_in.optimize import read_optimize
+from tncompiler.ir.dtypes import DTYPES, dtype_name
+from tncompiler.ir.equation import Form, resolve, split_operands, terms_of
+from tncompiler.ir.errors import (
+    ArgumentError,
+    BackendError,
+    DTypeError,
+    EquationError,
+    ShapeError,
+)
+from tncompiler.ir.interchange.equations import expression_of
+from tncompiler.planning.options import PlanOptions
+from tncompiler.planning.plan import ContractionPlan
+
+BACKENDS = ("auto", "numpy", "torch")
+_CACHED = 1024  # compiled equations that are kept
+
+
+def einsum(
+    *operands: Any,
+    backend: str = "auto",
+    optimize: Any = "auto",
+    out: Any = None,
+    dtype: Any = None,
+    order: str = "K",
+    casting: str = "safe",
+) -> Any:
+    """The sum of products that an equation says: `einsum("ij,jk->ik", a, b)`.
+
+    Takes what numpy.einsum and opt_einsum.contract take: implicit output, "...", operands
+    interleaved with lists of labels, repeated labels, axes of size 1 that broadcast, any characters
+    and any number of them. Arrays are NumPy's or torch's, the result is of the same kind, and
+    differentiable in torch. Mixed dtypes are promoted as their library does; integers and booleans
+    give what NumPy gives; float16 and bfloat16 are summed in float32; object arrays go to
+    numpy.einsum. As numpy.einsum's, a result that only rearranges its operand is a view of it.
+
+    ``backend``: "auto", or for torch tensors also "numpy" or "torch". ``optimize``: a name that
+    NumPy or opt_einsum knows, a path, a function that finds one, or a `PlanOptions`. ``out``,
+    ``dtype``, ``order`` and ``casting`` are NumPy's.
+
+    Raises: EquationError, ArgumentCountError, ShapeError, SizeClash, UnknownOutputIndex,
+    RepeatedOutputIndex, DTypeError, DeviceError, PlanError; each says where and how to mend it.
+    """
+    form: Form
+    if operands and type(operands[0]) is str:
+        form, arrays = operands[0], operands[1:]
+    else:
+        terms, output, arrays = split_operands(operands)
+        form = (terms, output)
+    options = None if isinstance(optimize, str) and optimize == "auto" else read_optimize(optimize)
+    if out is None and dtype is None and order == "K":
+        return compute(form, arrays, options, backend)
+    return compute(form, arrays, options, backend, out, dtype, order, casting)
+
+
+def compute(
+    form: Form,
+    arrays: Sequence[Any],
+    options: PlanOptions | ContractionPlan | None,
+    backend: str,
+    out: Any = None,
+    dtype: Any = None,
+    order: str = "K",
+    casting: str = "safe",
+) -> Any:
+    """`einsum` of an equation that is parsed, with options that are read."""
+    kinds = set(map(type, arrays))
+    plain = out is None and dtype is None and order == "K" and backend in ("auto", "numpy")
+    if plain and kinds == {np.ndarray}:
+        return _run_numpy(form, arrays, options, None)
+    if (torch := sys.modules.get("torch")) is not None and _all_of(torch.Tensor, kinds):
+        check_backend(backend, BACKENDS, "torch tensors")
+        from tncompiler.drop_in import torch_tensors
+
+        return torch_tensors.run(form, arrays, options, backend, out, dtype)
+    check_backend(backend, ("auto", "numpy"), "NumPy arrays")
+    arrays = tuple(_as_array(position, array) for position, array in enumerate(arrays))
+    target = None if dtype is None else _checked_cast(arrays, dtype, casting)
+    return _finished(_run_numpy(form, arrays, options, target), out, order, casting)
+
+
+def _all_of(kind: type, kinds: set[type]) -> bool:
+    """Whether the operands' types are all of a kind; a mixture is refused."""
+    others = [other for other in kinds if not issubclass(other, kind)]
+    if others and len(others) < len(kinds):
+        raise ArgumentError(
+            f"torch tensors and a {others[0].__name__} stand in one einsum",
+            fix="convert all of them: torch.as_tensor(…) or tensor.numpy()",
+        )
+    return not others
+
+
+def _as_array(position: int, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise ArgumentError(
+            f"operand {position} is no array: {error}", fix="give a NumPy array or torch tensor"
+        ) from None
+
+
+def check_backend(backend: Any, valid: tuple[str, ...], what: str) -> None:
+    if not isinstance(backend, str) or backend not in valid:
+        raise BackendError(
+            f"backend {backend!r} does not run on {what}", fix=f"choose one of {', '.join(valid)}"
+        )
+
+
+def _checked_cast(arrays: Sequence[np.ndarray], dtype: Any, casting: str) -> str:
+    name = dtype_name(dtype)
+    for position, array in enumerate(arrays):
+        try:
+            fits = np.can_cast(array.dtype, np.dtype(name), casting)  # type: ignore[arg-type]
+        except ValueError:
+            rules = "'no', 'equiv', 'safe', 'same_kind' or 'unsafe'"
+            raise ArgumentError(f"casting is {casting!r}", fix=f"choose {rules}") from None
+        if not fits:
+            raise DTypeError(
+                f"operand {position} has dtype {array.dtype}, which {casting!r} casting does not "
+                f"make {name}",
+                fix="choose a wider dtype=, or casting='unsafe'",
+            )
+    return name
+
+
+def _finished(result: np.ndarray, out: Any, order: str, casting: str) -> np.ndarray:
+    if order not in ("K", "A", "C", "F"):
+        raise ArgumentError(f"order is {order!r}", fix="choose 'C', 'F', 'A' or 'K'")
+    if out is None:
+        return result if order in "KA" else np.asarray(result, order=order)  # type: ignore[call-overload]
+    if not isinstance(out, np.ndarray) or out.shape != result.shape:
+        raise ShapeError(
+            f"out is {_described(out)}, but the result has shape {result.shape}",
+            fix=f"give out=np.empty({result.shape}, dtype={result.dtype.name!r})",
+        )
+    try:
+        np.copyto(out, result, casting=casting)  # type: ignore[arg-type]
+    except TypeError:
+        raise DTypeError(
+            f"out has dtype {out.dtype}, which a result of {result.dtype} does not fit",
+            fix="give out= the result's dtype, or casting='unsafe'",
+        ) from None
+    return out
+
+
+def _described(value: Any) -> str:
+    return f"of shape {tuple(value.shape)}" if hasattr(value, "shape") else f"{value!r:.60}"
+
+
+# ---------------------------------------------------------------------------- NumPy
+
+
+def _run_numpy(
+    form: Form,
+    arrays: Sequence[np.ndarray],
+    options: PlanOptions | ContractionPlan | None,
+    dtype: str | None,
+) -> np.ndarray:
+    shapes = tuple([array.shape for array in arrays])
+    dtypes = tuple([array.dtype for array in arrays])
+    executable = _numpy_executable(form, shapes, dtypes, options, dtype)
+    if executable is None:
+        return _delegated(form, arrays, dtype)
+    (result,) = executable.loaded.run(*arrays)
+    # a new array object, as NumPy gives
+    return result if executable.program.steps else result.view()  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=_CACHED)
+def _numpy_executable(
+    form: Form,
+    shapes: tuple[tuple[int, ...], ...],
+    dtypes: tuple[np.dtype[Any], ...],
+    options: PlanOptions | ContractionPlan | None,
+    dtype: str | None,
+) -> Executable | None:
+    """The code for these shapes and dtypes; None where NumPy's own einsum must do it."""
+    equation = resolve(*terms_of(form, len(shapes)), shapes)
+    names = [_name_of(position, own) for position, own in enumerate(dtypes)]
+    if any(name is None for name in names):
+        return None
+    expr = expression_of(equation, [str(name) for name in names], dtype)
+    compilation = Compilation(expr, None, {}, options, library="numpy")
+    return compilation.inference_executable(compilation.default_dtypes("float32"), {}, "numpy")
+
+
+def _name_of(position: int, dtype: np.dtype[Any]) -> str | None:
+    """Our name of a dtype; None for numbers that only NumPy computes with."""
+    if dtype.name in DTYPES:
+        return dtype.name
+    if dtype.kind in "Ofc":
+        return None
+    raise DTypeError(
+        f"operand {position} has dtype {dtype}, which cannot be multiplied",
+        fix="convert it to numbers with .astype(…)",
+    )
+
+
+def _delegated(form: Form, arrays: Sequence[np.ndarray], dtype: str | None) -> np.ndarray:
+    """numpy.einsum, for objects and extended precision."""
+    equation = resolve(*terms_of(form, len(arrays)), [array.shape for array in arrays])
+    if len(equation.sizes) > len(string.ascii_letters):
+        raise EquationError(
+            f"{arrays[0].dtype} arrays go to numpy.einsum, which knows only 52 indices, not "
+            f"{len(equation.sizes)}",
+            fix="convert them to float64 or complex128",
+        )
+    letters = dict(zip(equation.sizes, string.ascii_letters, strict=False))
+    terms = ("".join(letters[label] for label in term) for term in equation.inputs)
+    out = "".join(letters[label] for label in equation.output)
+    given = {} if dtype is None else {"dtype": dtype, "casting": "unsafe"}
+    return np.einsum(f"{','.join(terms)}->{out}", *arrays, optimize=len(arrays) > 2, **given)  # type: ignore[no-any-return,call-overload]

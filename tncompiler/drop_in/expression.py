@@ -1,0 +1,133 @@
+"""`einsum_expression`: an equation planned once, for many calls; constants contracted ahead."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tncompiler.drop_in.einsum import BACKENDS, check_backend, compute
+from tncompiler.drop_in.optimize import read_optimize
+from tncompiler.drop_in.paths import order_of
+from tncompiler.ir.equation import Form, resolve, split_operands
+from tncompiler.ir.errors import ArgumentCountError, ArgumentError, ShapeError
+from tncompiler.ir.interchange.equations import shape_of
+from tncompiler.planning.options import PlanOptions
+from tncompiler.planning.order import intermediate_labels, ssa_to_linear
+from tncompiler.planning.plan import ContractionPlan
+
+
+def einsum_expression(
+    *operands: Any,
+    constants: Sequence[int] | Mapping[int, Any] | None = None,
+    backend: str = "auto",
+    optimize: Any = "auto",
+) -> EinsumExpression:
+    """A callable for arrays of given shapes: `f = einsum_expression("ij,jk->ik", (2, 3), (3, 4))`.
+
+    ``constants`` lists positions at which arrays stand instead of shapes (or maps positions to
+    arrays); what depends on them alone is computed once. Call it with the remaining arrays, NumPy's
+    or torch's.
+    """
+    if isinstance(constants, Mapping):
+        given = list(operands)
+        for position in sorted(constants):
+            given.insert(position + 1, constants[position])
+        operands, constants = tuple(given), tuple(constants)
+    return EinsumExpression(operands, tuple(constants or ()), backend, read_optimize(optimize))
+
+
+class EinsumExpression:
+    """An equation planned for its shapes, with constants contracted ahead."""
+
+    def __init__(
+        self,
+        operands: tuple[Any, ...],
+        constants: tuple[int, ...],
+        backend: str,
+        options: PlanOptions | ContractionPlan,
+    ) -> None:
+        check_backend(backend, BACKENDS, "arrays")
+        terms, output, given = split_operands(operands)
+        held = {position: self._constant(given, position) for position in constants}
+        shapes = [shape_of(position, operand) for position, operand in enumerate(given)]
+        self.shapes = [tuple(map(int, shape)) for shape in shapes]
+        self.equation = resolve(terms, output, self.shapes)
+        self.backend, self.options = backend, options
+        self.pairs = order_of(self.equation, options)
+        self._open = tuple(k for k in range(len(given)) if k not in held)
+        self._fold(held)
+
+    @staticmethod
+    def _constant(given: Sequence[Any], position: Any) -> Any:
+        if not isinstance(position, int) or not 0 <= position < len(given):
+            raise ArgumentError(
+                f"constants= names operand {position!r} of {len(given)}", fix="give positions"
+            )
+        value = given[position]
+        if not hasattr(value, "dtype"):
+            raise ArgumentError(
+                f"operand {position} is a constant, but {value!r:.60} is no array",
+                fix="give the array itself at that position",
+            )
+        return value
+
+    def _fold(self, held: dict[int, Any]) -> None:
+        """Contract pairs of constants now; what is left becomes an equation with a path."""
+        terms = intermediate_labels(self.equation.inputs, self.equation.output, self.pairs)
+        values, steps = dict(held), []
+        for made, (a, b) in enumerate(self.pairs, start=len(self.shapes)):
+            if a in values and b in values:
+                form = ((terms[a], terms[b]), terms[made])
+                values[made] = compute(form, (values.pop(a), values.pop(b)), None, self.backend)
+            else:
+                steps.append((made, a, b))
+        order = [*self._open, *sorted(values)]
+        numbers = {k: position for position, k in enumerate(order)}
+        numbers.update({made: len(order) + k for k, (made, _, _) in enumerate(steps)})
+        path = ssa_to_linear([(numbers[a], numbers[b]) for _, a, b in steps], len(order))
+        self._form: Form = (tuple(terms[k] for k in order), self.equation.output)
+        self._values = [values[k] for k in sorted(values)]
+        self._converted: dict[object, list[Any]] = {}
+        self._options = PlanOptions(path=path) if len(path) > 1 else None
+
+    def __call__(self, *arrays: Any, out: Any = None, backend: str | None = None) -> Any:
+        """The result for arrays of the shapes that were given, constants left out."""
+        if len(arrays) != len(self._open):
+            raise ArgumentCountError(
+                f"the expression takes {len(self._open)} arrays, but {len(arrays)} are given",
+                where=str(self),
+                fix="give one array for each shape; constants are held already",
+            )
+        for position, array in zip(self._open, arrays, strict=True):
+            shape = tuple(getattr(array, "shape", np.shape(array)))
+            if shape != self.shapes[position]:
+                raise ShapeError(
+                    f"operand {position} has shape {shape}, not {self.shapes[position]}",
+                    where=str(self),
+                    fix="make an expression for other shapes",
+                )
+        chosen = self.backend if backend is None else backend
+        given = (*arrays, *self._constants_like(arrays))
+        return compute(self._form, given, self._options, chosen, out)
+
+    def _constants_like(self, arrays: Sequence[Any]) -> list[Any]:
+        """The folded constants as the kind of array that a call gives."""
+        torch: Any = sys.modules.get("torch")
+        tensor = next((a for a in arrays if torch and isinstance(a, torch.Tensor)), None)
+        key = None if tensor is None else tensor.device
+        if not arrays:
+            return self._values
+        if key not in self._converted:
+            self._converted[key] = [
+                np.asarray(value) if tensor is None else torch.as_tensor(value, device=key)
+                for value in self._values
+            ]
+        return self._converted[key]
+
+    def __str__(self) -> str:
+        return f"einsum_expression of {len(self.equation.inputs)} operands {self.shapes}"
+
+    __repr__ = __str__

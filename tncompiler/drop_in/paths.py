@@ -1,0 +1,57 @@
+"""`contract_path`: the order of an equation's contraction, and what it costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tncompiler.drop_in.optimize import read_optimize
+from tncompiler.ir.equation import Equation, resolve, split_operands
+from tncompiler.ir.errors import PlanError
+from tncompiler.ir.interchange.equations import shape_of
+from tncompiler.planning.options import PlanOptions
+from tncompiler.planning.order import Pair, contraction_order, order_of_path, ssa_to_linear
+from tncompiler.planning.plan import ContractionPlan
+from tncompiler.planning.report import PathInfo, path_info
+
+
+def contract_path(
+    *operands: Any, optimize: Any = "auto", memory_limit: Any = None
+) -> tuple[list[tuple[int, ...]], PathInfo]:
+    """The order in which `einsum` contracts, and a report that prints as a table.
+
+    Operands are shapes or arrays: `contract_path("ij,jk,kl->il", (8, 2), (2, 9), (9, 3))`. The path
+    is linear, as opt_einsum's: positions in the list of what is left, results go to its end.
+    """
+    terms, output, given = split_operands(operands)
+    shapes = [shape_of(position, operand) for position, operand in enumerate(given)]
+    equation = resolve(terms, output, [tuple(map(int, shape)) for shape in shapes])
+    options = read_optimize(optimize)
+    if memory_limit is not None:
+        raise PlanError("memory_limit is not built yet", fix="leave it out")
+    pairs = order_of(equation, options)
+    return list(ssa_to_linear(pairs, len(given))) or [(0,)], path_info(equation, pairs)
+
+
+def order_of(equation: Equation, options: PlanOptions | ContractionPlan) -> tuple[Pair, ...]:
+    """SSA pairs over all operands; those without indices are multiplied last."""
+    count = len(equation.inputs)
+    numbers = {label: k for k, label in enumerate(equation.sizes)}
+    wires = [tuple(numbers[label] for label in term) for term in equation.inputs]
+    tensors = [k for k in range(count) if wires[k]]
+    sizes = {numbers[label]: size for label, size in equation.sizes.items()}
+    output = tuple(numbers[label] for label in equation.output)
+    if isinstance(options, ContractionPlan):
+        found = options.ssa_path
+    elif options.path is not None:
+        return order_of_path(options.path, count, ())
+    else:
+        found = contraction_order([wires[k] for k in tensors], output, sizes, options)
+    names = [*tensors, *range(count, count + len(found))]
+    pairs = [(names[a], names[b]) for a, b in found]
+    left = [k for k in range(count) if not wires[k]]
+    if tensors:
+        left.append(count + len(pairs) - 1 if pairs else tensors[0])
+    while len(left) > 1:
+        pairs.append((left.pop(0), left.pop(0)))
+        left.append(count + len(pairs) - 1)
+    return tuple(pairs)

@@ -1,0 +1,84 @@
+"""einsum on torch tensors: one compiled module for each equation, shapes and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tncompiler.compiler import Compilation
+from tncompiler.ir.dtypes import dtype_name, kind
+from tncompiler.ir.equation import Form, resolve, terms_of
+from tncompiler.ir.errors import ShapeError
+from tncompiler.ir.interchange.equations import expression_of
+from tncompiler.module import CompiledModule
+from tncompiler.planning.options import PlanOptions
+from tncompiler.planning.plan import ContractionPlan
+
+CACHED = 1024
+
+
+def run(
+    form: Form,
+    tensors: Sequence[Tensor],
+    options: PlanOptions | ContractionPlan | None,
+    backend: str,
+    out: Tensor | None,
+    dtype: Any,
+) -> Tensor:
+    """The result, differentiable. Raises what `tncompiler.einsum` lists."""
+    target = None if dtype is None else dtype_name(dtype)
+    shapes = tuple([tensor.shape for tensor in tensors])
+    dtypes = tuple([tensor.dtype for tensor in tensors])
+    module, flat = _compiled(form, shapes, dtypes, options, backend, target)
+    devices = {tensor.device for tensor in tensors}
+    if flat is not None and len(devices) == 1 and not torch.is_autocast_enabled(devices.pop().type):
+        (result,) = flat(*tensors)
+    else:
+        result = module.forward(*tensors)
+    return result if out is None else _copied(result, out)
+
+
+def _copied(result: Tensor, out: Any) -> Tensor:
+    if not isinstance(out, Tensor) or out.shape != result.shape:
+        raise ShapeError(
+            f"out= is {getattr(out, 'shape', type(out).__name__)}, but the result has shape "
+            f"{tuple(result.shape)}",
+            fix="give a tensor of the result's shape",
+        )
+    return out.copy_(result)
+
+
+@lru_cache(maxsize=CACHED)
+def _compiled(
+    form: Form,
+    shapes: tuple[torch.Size, ...],
+    dtypes: tuple[torch.dtype, ...],
+    options: PlanOptions | ContractionPlan | None,
+    backend: str,
+    dtype: str | None,
+) -> tuple[CompiledModule, Any]:
+    """The module, and its flat aten function where that is what a call should run anyway."""
+    equation = resolve(*terms_of(form, len(shapes)), [tuple(shape) for shape in shapes])
+    if dtype is None and len(set(dtypes)) > 1:
+        dtype = dtype_name(promoted(shapes, dtypes))
+    expr = expression_of(equation, [dtype_name(own) for own in dtypes], dtype)
+    module = CompiledModule(Compilation(expr, None, {}, options), backend=backend)
+    return module, module.flat_if_small(dtypes)
+
+
+def promoted(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    """torch.result_type of several tensors: those without axes only decide the kind of number."""
+    groups: dict[bool, torch.dtype] = {}
+    for shape, own in zip(shapes, dtypes, strict=True):
+        has_axes = len(shape) > 0
+        groups[has_axes] = torch.promote_types(groups.get(has_axes, own), own)
+    if len(groups) == 1:
+        return groups.popitem()[1]
+    scalar, full = groups[False], groups[True]
+    order = ("bool", "int", "float", "complex")
+    ranks = [order.index(kind(dtype_name(own))) for own in (scalar, full)]
+    return torch.promote_types(scalar, full) if ranks[0] > ranks[1] else full

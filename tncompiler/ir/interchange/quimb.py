@@ -1,0 +1,64 @@
+"""quimb tensor networks as expressions; quimb itself is never imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tncompiler.ir import algebra
+from tncompiler.ir.errors import ArgumentError
+from tncompiler.ir.expressions import Expr
+from tncompiler.ir.index import Index
+from tncompiler.ir.interchange.graphs import KINDS, graph_leaf
+from tncompiler.ir.names import is_plain_identifier
+
+
+def from_quimb(tn: Any, *, kind: str = "param", output: Sequence[str] | None = None) -> Expr:
+    """A quimb TensorNetwork (or Tensor) as an expression; its data goes with it.
+
+    ``kind`` "param" makes trainable tensors that start as quimb's, "constant" fixed ones, "input"
+    takes only shapes. A tensor is called by its first tag that can name it and no other, else t0,
+    t1, …. ``output`` orders the open indices (all outer ones, as quimb orders them); a network's
+    `exponent` becomes a factor.
+    """
+    tensors = list(getattr(tn, "tensors", ())) or [tn]
+    if kind not in KINDS or not all(hasattr(t, "inds") and hasattr(t, "data") for t in tensors):
+        raise ArgumentError(
+            f"from_quimb takes a quimb TensorNetwork and one of {KINDS}, not a "
+            f"{type(tn).__name__} and {kind!r}",
+            fix="build it with quimb.tensor",
+        )
+    names = _quimb_names(tensors)
+    terms: list[Any] = []
+    indices: dict[str, Index] = {}
+    for name, tensor in zip(names, tensors, strict=True):
+        array = np.asarray(tensor.data)
+        own = [Index(ind, size) for ind, size in zip(tensor.inds, array.shape, strict=True)]
+        indices.update({index.name: index for index in own})
+        data = {"name": name, "kind": kind, "dtype": array.dtype}
+        held = {"param": {"init": array}, "constant": {"value": array}}.get(kind, {})
+        terms.append(graph_leaf({**data, **held}, own))
+    wanted = tn.outer_inds() if output is None and hasattr(tn, "outer_inds") else output
+    out = tensors[0].inds if wanted is None else wanted
+    unknown = [name for name in out if name not in indices]
+    if unknown:
+        raise ArgumentError(f"output names {unknown[0]!r}", fix=f"choose of {sorted(indices)}")
+    result = algebra.contract(*terms, out=[indices[name] for name in out])
+    exponent = float(getattr(tn, "exponent", 0.0))
+    return result * 10.0**exponent if exponent else result
+
+
+def _quimb_names(tensors: Sequence[Any]) -> list[str]:
+    """A name for each tensor: its first tag that is its own and can be a name."""
+    tags = [tag for tensor in tensors for tag in getattr(tensor, "tags", ())]
+    names: list[str] = []
+    for k, tensor in enumerate(tensors):
+        own = [
+            tag
+            for tag in getattr(tensor, "tags", ())
+            if is_plain_identifier(tag) and not tag.startswith("__") and tags.count(tag) == 1
+        ]
+        names.append(own[0] if own else f"t{k}")
+    return names
