@@ -33,16 +33,25 @@ def contraction_order(
     """Which two tensors to contract next, as SSA pairs; tensor n + k is the result of pair k."""
     if len(inputs) < 3:
         return ((0, 1),) if len(inputs) == 2 else ()
-    terms = [[_letter(label) for label in labels] for labels in inputs]
-    known = {_letter(label): float(max(size, 1)) for label, size in sizes.items()}
-    out = [_letter(label) for label in dict.fromkeys(output)]
+    terms: list[list[str]] = [[_letter(label) for label in labels] for labels in inputs]
+    known: dict[str, float] = {_letter(k): float(max(size, 1)) for k, size in sizes.items()}
+    out: list[str] = [_letter(label) for label in dict.fromkeys(output)]
     return _pairs(_search(terms, out, known, options), len(inputs))
 
 
-def _letter(label: int) -> str:
+class _Letter(str):
+    """A character that hashes to its code: cotengra's sets then have one order in every process."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return ord(self)
+
+
+def _letter(label: int) -> _Letter:
     """One character per label, as cotengra's Rust half wants; surrogates are left out."""
     code = 0xC0 + label
-    return chr(code if code < 0xD800 else code + 0x800)
+    return _Letter(chr(code if code < 0xD800 else code + 0x800))
 
 
 def _search(
@@ -59,7 +68,17 @@ def _search(
         objective = _OBJECTIVES[options.minimize]
         return cotengrust.optimize_optimal(terms, out, sizes, minimize=objective, use_ssa=True)
     if search == "hyper":
-        return _hyper(terms, out, sizes, options)
+        from tncompiler.planning.hyper import hyper_order  # cotengra takes a second to import
+
+        return hyper_order(
+            terms,
+            out,
+            {name: int(size) for name, size in sizes.items()},
+            minimize=_OBJECTIVES[options.minimize],
+            trials=options.trials,
+            seed=options.seed,
+            progress=options.progress,
+        )
     if len(terms) > _RANDOM_UP_TO:
         return cotengrust.optimize_greedy(terms, out, sizes, seed=options.seed, use_ssa=True)
     path, _ = cotengrust.optimize_random_greedy_track_flops(
@@ -113,26 +132,6 @@ def order_of_path(
         else:
             alias[old] = b if a is None else a
     return tuple(pairs)
-
-
-def _hyper(
-    terms: list[list[str]], out: list[str], sizes: dict[str, float], options: PlanOptions
-) -> Sequence[Sequence[int]]:
-    import cotengra
-
-    optimizer = cotengra.HyperOptimizer(
-        methods=["greedy", "labels"],
-        minimize=_OBJECTIVES[options.minimize],
-        max_repeats=options.trials,
-        parallel=False,
-        seed=options.seed,
-        progbar=options.progress,
-        optlib="random",
-    )
-    integers = {name: int(size) for name, size in sizes.items()}
-    tree = optimizer.search(terms, out, integers)
-    path: Sequence[Sequence[int]] = tree.get_ssa_path()
-    return path
 
 
 def _pairs(path: Sequence[Sequence[int]], count: int) -> tuple[Pair, ...]:
