@@ -127,6 +127,10 @@ class GradientError(TncError):
     """A derivative is asked for that does not exist or is not unique."""
 
 
+class FormatError(TncError):
+    """Shapes, ranks or weights do not fit a format."""
+
+
 class PlanError(TncError):
     """Plan options or a plan do not fit."""
 
