@@ -7,7 +7,7 @@ costs little; one index name has one size everywhere, except where a scope of it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 import tncompiler as tnc
 from tncompiler.ir.expressions import Expr, Leaf, walk
 from tncompiler.ir.index import Index
-from tncompiler.ir.sizes import symbols_of
+from tncompiler.ir.sizes import evaluate, symbols_of
 
 MAX_AXES = 5
 MAX_ELEMENTS = 400
@@ -25,9 +25,10 @@ MAX_ELEMENTS = 400
 class Case:
     """A network with arrays for its leaves.
 
-    ``arrays`` are in the dtype they run in; ``sizes`` binds every size symbol, ``given`` those that
-    compile must be told; ``cotangents`` has one array per output; ``wrt`` names the leaves to
-    differentiate by.
+    ``arrays`` are in the dtype they run in (bfloat16 rounded, in float32); ``sizes`` binds every
+    size symbol, ``given`` those that compile must be told; ``cotangents`` has one array per output;
+    ``wrt`` names the leaves to differentiate by. ``other`` is the network with another batch size,
+    for the same compiled callable; ``kind`` is one of KINDS.
     """
 
     seed: int
@@ -38,6 +39,26 @@ class Case:
     wrt: tuple[str, ...]
     sizes: dict[Any, int] = field(default_factory=dict)
     given: dict[Any, int] = field(default_factory=dict)
+    other: Case | None = None
+    kind: str = "plain"
+
+    @property
+    def longest(self) -> int:
+        """The largest size of an axis of a leaf."""
+        return max((n for array in self.arrays.values() for n in array.shape), default=0)
+
+
+def round_to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16 numbers, ties to even, held in float32."""
+    bits = np.asarray(array, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def as_dtype(values: Any, dtype: str) -> np.ndarray:
+    """An array of the dtype; bfloat16 in float32."""
+    array = np.asarray(values)
+    return round_to_bfloat16(array) if dtype == "bfloat16" else array.astype(dtype)
 
 
 @dataclass(frozen=True)
@@ -52,18 +73,23 @@ class _Item:
         return self.expr.indices
 
 
-def random_network(seed: int, size: int = 8, *, smooth: bool = False, dtype: str = "") -> Case:
+def random_network(
+    seed: int, size: int = 8, *, smooth: bool = False, dtype: str = "", positive: bool = False
+) -> Case:
     """The network of a seed, of at most `size` leaves.
 
-    ``smooth`` leaves out what has corners; ``dtype`` overrides the random choice of one.
+    ``smooth`` leaves out what has corners; ``dtype`` overrides the random choice of one;
+    ``positive`` makes all numbers positive, so that nothing cancels.
     """
-    return _Maker(seed, size, smooth, dtype).case()
+    return _Maker(seed, size, smooth, dtype, positive).case()
 
 
 class _Maker:
-    def __init__(self, seed: int, size: int, smooth: bool, dtype: str) -> None:
+    def __init__(
+        self, seed: int, size: int, smooth: bool, dtype: str, positive: bool = False
+    ) -> None:
         self.rng = np.random.default_rng([seed, size])
-        self.seed, self.smooth, self.limit = seed, smooth, size
+        self.seed, self.smooth, self.limit, self.positive = seed, smooth, size, positive
         drawn = self.pick(
             ["float32"] * 6 + ["float64"] * 2 + ["complex64"] * 2 + ["complex128"] * 2
         )
@@ -152,7 +178,11 @@ class _Maker:
             values = np.round(values)  # ties and exact zeros
         if self.is_complex and not real:
             values = values + 1j * self.rng.standard_normal(tuple(shape))
-        return np.asarray(values).astype(self.real_dtype if real else self.dtype)
+        if self.positive:
+            values = np.abs(values.real) + (
+                1j * np.abs(values.imag) if np.iscomplexobj(values) else 0.0
+            )
+        return as_dtype(values, self.real_dtype if real else self.dtype)
 
     def reuse(self, leaf: Leaf) -> _Item | None:
         """The leaf with each axis called by some index of the same size."""
@@ -205,7 +235,31 @@ class _Maker:
         )
         sizes = {tnc.size("b"): self.actual["b"]} if "b" in self.actual else {}
         given = sizes if self.needs_sizes(outputs) else {}
-        return Case(self.seed, outputs, arrays, self.dtype, cotangents, wrt, sizes, given)
+        case = Case(self.seed, outputs, arrays, self.dtype, cotangents, wrt, sizes, given)
+        return replace(case, other=self.resized(case)) if sizes and not given else case
+
+    def resized(self, case: Case) -> Case | None:
+        """The case with another batch size and new numbers; None if no leaf has that axis."""
+        batch = self.pick([n for n in (1, 2, 3, 5) if n != self.actual["b"]])
+        sizes = {tnc.size("b"): batch}
+
+        def renewed(array: np.ndarray, indices: Sequence[Index]) -> np.ndarray:
+            shape = [evaluate(index.size, sizes) for index in indices]
+            return self.array(shape, array.dtype.kind != "c")
+
+        free = [
+            leaf
+            for leaf in self.leaves
+            if leaf.name in case.arrays and any(symbols_of(size) for size in leaf.shape)
+        ]
+        if not free:
+            return None
+        arrays = {leaf.name: renewed(case.arrays[leaf.name], leaf.indices) for leaf in free}
+        cotangents = tuple(
+            renewed(cotangent, output.indices)
+            for cotangent, output in zip(case.cotangents, case.outputs, strict=True)
+        )
+        return replace(case, arrays={**case.arrays, **arrays}, cotangents=cotangents, sizes=sizes)
 
     def needs_sizes(self, outputs: Sequence[Expr]) -> bool:
         """Whether the free batch size stands on no leaf, so that no array tells it."""
@@ -564,4 +618,88 @@ OPERATIONS: tuple[Callable[[_Maker], _Item | None], ...] = (
     _compared,
     _compared,
     _extreme,
+)
+
+
+# ---------------------------------------------------------------------------- what is fuzzed
+
+KINDS = ("plain",) * 34 + ("low",) * 6 + ("positive",) * 4 + ("integer",) * 4 + ("long",) * 2
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "bool")
+LONGEST = 10**6
+
+
+def fuzzed_network(seed: int) -> Case:
+    """The network of a seed, of a kind that the seed chooses too."""
+    rng = np.random.default_rng([seed, 2])
+    kind = KINDS[int(rng.integers(len(KINDS)))]
+    if kind == "integer":
+        return integer_network(seed)
+    if kind == "long":
+        return long_network(seed)
+    low = ("float16", "bfloat16")[int(rng.integers(2))] if kind == "low" else ""
+    case = random_network(seed, dtype=low, positive=kind == "positive")
+    return replace(case, kind=kind)
+
+
+def integer_network(seed: int) -> Case:
+    """Contractions of integers or booleans, of one dtype; values wrap around. Forward only."""
+    make = _Maker(seed, 6, False, "float32")
+    dtype = make.pick(INTEGERS)
+    names = [index for index in make.names if isinstance(index.size, int)]
+    highest = 2 if dtype == "bool" else 1 + int(np.iinfo(dtype).max)
+    make.pool = []
+    for k in range(make.pick([1, 2, 3, 4])):
+        indices = make.some(names, make.pick([0, 1, 2, 2, 3]))
+        values = make.rng.integers(0, highest, [make.extent(i) for i in indices])
+        make.arrays[f"A{k}"] = np.asarray(values).astype(dtype)
+        make.pool.append(_Item(tnc.input(f"A{k}", *indices, dtype=dtype), False))
+    while len(make.pool) > 1:
+        make.pool.append(_network(make, [make.pool.pop() for _ in make.pool[:2]]))
+    made = _network(make, make.pool)
+    return Case(seed, (made.expr,), make.arrays, dtype, (), (), kind="integer")
+
+
+def long_network(seed: int) -> Case:
+    """One index of up to LONGEST terms, summed; few tensors with tiny other axes."""
+    make = _Maker(seed, 3, True, "", bool(seed % 2))
+    length = int(np.exp(make.rng.uniform(np.log(64), np.log(LONGEST))))
+    few = 5 if length < 20_000 else 3 if length < 200_000 else 2
+    free = make.chance(0.25)  # only known at run time
+    make.actual = {}
+    long = Index("b") if free else Index("k", length)
+    make.actual[long.name] = length
+    make.names = [make.index(name, int(make.rng.integers(1, few + 1))) for name in "ij"]
+    i, j = make.names
+    shapes = make.pick(_LONG_SHAPES)
+    operands = [
+        make.leaf(make.some([{"k": long, "i": i, "j": j}[c] for c in t], len(t))) for t in shapes
+    ]
+    kept = [n for n in (i, j) if any(n in item.indices for item in operands)]
+    out = make.some(kept, make.pick([0, 1, 2, 2]))
+    terms = [item.expr for item in operands]
+    if make.chance(0.3):
+        terms[0] = tnc.tanh(terms[0].real) if operands[0].complex else tnc.tanh(terms[0])
+    is_complex = any(item.complex for item in operands[1:]) or (
+        operands[0].complex and terms[0] is operands[0].expr
+    )
+    made = tnc.contract(*terms, out=out)
+    arrays = {leaf.name: make.arrays[leaf.name] for leaf in make.leaves}
+    wrt = tuple(leaf.name for leaf in make.leaves if leaf.kind != "constant")
+    cotangent = make.array([make.extent(n) for n in out], not is_complex)
+    sizes = {tnc.size("b"): length} if free else {}
+    return Case(seed, (made,), arrays, make.dtype, (cotangent,), wrt, sizes, kind="long")
+
+
+_LONG_SHAPES = (
+    ("k",),
+    ("ki",),
+    ("kij",),
+    ("k", "k"),
+    ("ki", "k"),
+    ("ki", "kj"),
+    ("ki", "kj"),
+    ("kij", "kj"),
+    ("kij", "kij"),
+    ("k", "ki", "kj"),
+    ("ki", "j", "kj"),
 )

@@ -14,7 +14,7 @@ from hashlib import sha256
 sys.path.insert(0, ROOT)
 import tncompiler as tnc
 from tests.networks import random_network
-from tncompiler.backends import emitter
+from tncompiler.backends import emitter_of
 from tncompiler.compiler import Compilation
 from tncompiler.planning.options import PlanOptions
 
@@ -27,7 +27,7 @@ def texts(compilation):
     for program in (cut.forward, cut.backward):
         yield program.to_text()
         for backend in ("numpy", "torch"):
-            yield emitter(backend)(program, "run").text
+            yield emitter_of(backend)(program, "run").text
 
 def large(search):
     # nine letters and a hyperedge on a ring of 14 tensors

@@ -1,12 +1,15 @@
 """Bad inputs: each gets its own error class and a message that says what, where and how to mend it.
 
-All messages together are a golden file. Lines of this file in messages are replaced by LINE.
+All messages together are a golden file: a catalogue by class, each with the code that provokes it.
+Lines of this file in messages are replaced by LINE.
 """
 
+import ast
 import copy
 import pickle
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ B = tnc.Index("b")
 I, J, K, R = tnc.indices("i j k r", i=2, j=3, k=4, r=5)
 A, C, X = tnc.input("A", I, J), tnc.input("C", J, K), tnc.input("x", B, I)
 W, S = tnc.param("W", I, J), tnc.param("S", J, tnc.Index("j2", 3))
-Z = tnc.input("z", dtype="complex64")
+Z, N = tnc.input("z", dtype="complex64"), tnc.input("n", I, dtype="int64")
 
 
 def numpy_of(expr, **options):
@@ -39,18 +42,34 @@ def set_parameter(name, value):
 CASES: dict[str, tuple[type[TncError], Callable[[], object]]] = {
     # names
     "leaf name with a blank": (er.BadName, lambda: tnc.input("my tensor", I)),
-    "leaf name that is a keyword": (er.BadName, lambda: tnc.param("lambda", I)),
+    "leaf name that is code": (er.BadName, lambda: tnc.input("a\nimport os", I)),
+    "leaf name of look-alikes": (er.BadName, lambda: tnc.input("ﬁlter", I)),
+    "leaf name of too many parts": (er.BadName, lambda: tnc.input(".".join("a" * 200), I)),
+    "leaf name that is too long": (er.BadName, lambda: tnc.input("a" * 2000, I)),
+    "leaf name that is a keyword": (er.ReservedName, lambda: tnc.param("lambda", I)),
+    "leaf name with a keyword": (er.ReservedName, lambda: tnc.param("fc1.class", I)),
+    "leaf name of Python's own": (er.ReservedName, lambda: tnc.param("__class__", I)),
+    "scope name that is a keyword": (er.ReservedName, lambda: tnc.scope("import")),
+    "index name that changes direction": (er.BadName, lambda: tnc.Index("a\u202eb", 3)),
     "leaf name that is long": (er.BadName, lambda: tnc.param("é" * 200, I)),
     "leaf name that is no text": (er.BadName, lambda: tnc.param(7, I)),
     "index name that is empty": (er.BadName, lambda: tnc.Index("", 3)),
     "index name with a newline": (er.BadName, lambda: tnc.Index("a\nb", 3)),
     "no index names": (er.BadName, lambda: tnc.indices("")),
-    "scope name": (er.BadName, lambda: tnc.scope("1st layer").__enter__()),
+    "scope name": (er.BadName, lambda: tnc.scope("1st layer")),
     "size name": (er.BadName, lambda: tnc.size("2D")),
     # sizes
     "negative size": (er.BadSize, lambda: tnc.Index("i", -3)),
     "fractional size": (er.BadSize, lambda: tnc.Index("i", 2.5)),
     "size that is code": (er.BadSize, lambda: tnc.Index("i", "__import__('os')")),
+    "size that takes for ever": (er.BadSize, lambda: tnc.Index("i", "9**9**9**9")),
+    "size without end": (er.BadSize, lambda: tnc.Index("i", 10**5000)),
+    "power of a power": (er.BadSize, lambda: tnc.Index("i", "(D**64)**64")),
+    "parameter that no memory holds": (
+        er.BadSize,
+        lambda: numpy_of(tnc.param("G", tnc.Index("i", 2**62))),
+    ),
+    "size given twice": (er.SizeClash, lambda: numpy_of(X, sizes={"b": 3, B: 4})),
     "size for no index": (er.UnknownIndex, lambda: tnc.indices("i j", k=3)),
     "size of a known index": (er.SizeClash, lambda: numpy_of(A, sizes={"i": 3})),
     "size of an unknown index": (er.UnknownIndex, lambda: numpy_of(A, sizes={"q": 3})),
@@ -68,10 +87,10 @@ CASES: dict[str, tuple[type[TncError], Callable[[], object]]] = {
     # indices
     "index twice": (er.RepeatedIndex, lambda: tnc.input("T", I, I)),
     "index that is a name": (er.ArgumentError, lambda: tnc.input("T", "i")),
-    "out twice": (er.RepeatedIndex, lambda: tnc.contract(A, C, out=(I, I))),
-    "out unknown": (er.UnknownIndex, lambda: tnc.contract(A, C, out=(I, R))),
-    "matmul without a common index": (er.UnknownIndex, lambda: A @ tnc.input("D", K)),
-    "sum of two index sets": (er.UnknownIndex, lambda: A + C),
+    "out twice": (er.RepeatedOutputIndex, lambda: tnc.contract(A, C, out=(I, I))),
+    "out unknown": (er.UnknownOutputIndex, lambda: tnc.contract(A, C, out=(I, R))),
+    "matmul without a common index": (er.NoCommonIndex, lambda: A @ tnc.input("D", K)),
+    "sum of two index sets": (er.IndexMismatch, lambda: A + C),
     "reduce over an unknown index": (er.UnknownIndex, lambda: A.sum(K)),
     "max over an unknown name": (er.UnknownIndex, lambda: A.max("zz")),
     "softmax over an unknown index": (er.UnknownIndex, lambda: tnc.softmax(A, over=K)),
@@ -93,9 +112,18 @@ CASES: dict[str, tuple[type[TncError], Callable[[], object]]] = {
         er.SizeEquationError,
         lambda: numpy_of(X.split(B, (tnc.Index("p", 4), tnc.Index("q"))))(zeros(6, 2)),
     ),
-    "select beyond": (er.SizeClash, lambda: A.select(J, 3)),
-    "slice beyond": (er.SizeClash, lambda: A.slice(J, 1, 9)),
-    "slice backwards": (er.SizeClash, lambda: A.slice(J, 2, 1)),
+    "max over an index of size 0": (
+        er.EmptyReduction,
+        lambda: numpy_of(X.max(B))(zeros(0, 2)),
+    ),
+    "select beyond": (er.PositionError, lambda: A.select(J, 3)),
+    "slice beyond a free size": (
+        er.PositionError,
+        lambda: numpy_of(X.slice(B, 0, 5))(zeros(3, 2)),
+    ),
+    "slice at no integer": (er.ArgumentError, lambda: A.slice(J, 0.5, 2)),
+    "slice beyond": (er.PositionError, lambda: A.slice(J, 1, 9)),
+    "slice backwards": (er.PositionError, lambda: A.slice(J, 2, 1)),
     "concat to another size": (er.SizeClash, lambda: tnc.concat([A, A], tnc.Index("j", 5))),
     "concat of other tensors": (
         er.SizeClash,
@@ -110,9 +138,19 @@ CASES: dict[str, tuple[type[TncError], Callable[[], object]]] = {
     "replace of an expression": (er.ArgumentError, lambda: (A @ C).replace(A @ C, A)),
     "replace by other indices": (er.SizeClash, lambda: (A @ C).replace(A, C)),
     "constant of another shape": (er.ShapeError, lambda: tnc.constant("c", I, value=zeros(3))),
-    "constant of text": (er.DTypeError, lambda: tnc.constant("c", I, value=["a", "b"])),
+    "constant without a shape": (
+        er.ShapeError,
+        lambda: tnc.constant("c", I, value=[[1, 2], [3]]),
+    ),
+    "complex constant of a real dtype": (
+        er.DTypeError,
+        lambda: tnc.constant("c", I, value=[1j, 2], dtype="float32"),
+    ),
+    "constant of text": (er.UnsupportedDType, lambda: tnc.constant("c", I, value=["a", "b"])),
     "unknown init": (er.ArgumentError, lambda: tnc.param("W", I, init="xavier")),
-    "unknown dtype": (er.DTypeError, lambda: tnc.input("x", I, dtype="float8")),
+    "dtype of objects": (er.UnsupportedDType, lambda: tnc.input("x", I, dtype=object)),
+    "cast to an unknown dtype": (er.UnsupportedDType, lambda: A.astype("float8")),
+    "unknown dtype": (er.UnsupportedDType, lambda: tnc.input("x", I, dtype="float8")),
     "relu of a complex number": (er.DTypeError, lambda: numpy_of(tnc.relu(Z))(np.complex64(1))),
     # leaves
     "two parameters of one name": (
@@ -126,6 +164,15 @@ CASES: dict[str, tuple[type[TncError], Callable[[], object]]] = {
         lambda: tnc.compile(tnc.param("a", I) + tnc.param("a.b", I)),
     ),
     # compile
+    "dtype of parameters": (er.DTypeError, lambda: numpy_of(W, dtype="int32")),
+    "unknown dtype to compile": (er.UnsupportedDType, lambda: numpy_of(W, dtype="float8")),
+    "seed that is none": (er.ArgumentError, lambda: numpy_of(W, seed=-1)),
+    "share that is no network": (er.ArgumentError, lambda: tnc.compile(W, share={"W": 1})),
+    "sizes that are no dict": (er.ArgumentError, lambda: numpy_of(X, sizes=[3])),
+    "inputs that are text": (er.ArgumentError, lambda: numpy_of(A @ C, inputs="A")),
+    "plan option not built yet": (er.PlanError, lambda: tnc.PlanOptions(memory_limit="2GiB")),
+    "plan trials": (er.PlanError, lambda: tnc.PlanOptions(trials=0)),
+    "plan that is no JSON": (er.FileFormatError, lambda: tnc.ContractionPlan.from_json("{")),
     "outputs that are none": (er.ArgumentError, lambda: tnc.compile(None)),
     "outputs that are empty": (er.ArgumentError, lambda: tnc.compile({})),
     "output that is an array": (er.ArgumentError, lambda: tnc.compile((A, zeros(2)))),
@@ -150,14 +197,29 @@ CASES: dict[str, tuple[type[TncError], Callable[[], object]]] = {
         lambda: tnc.compile(W, share=tnc.compile(tnc.param("W", J, K))),
     ),
     # calls
-    "too few arguments": (er.ArgumentError, lambda: numpy_of(A @ C)(zeros(2, 3))),
-    "too many arguments": (er.ArgumentError, lambda: numpy_of(A)(zeros(2, 3), zeros(2, 3))),
+    "too few arguments": (er.ArgumentCountError, lambda: numpy_of(A @ C)(zeros(2, 3))),
+    "too few tensors": (er.ArgumentCountError, lambda: tnc.compile(A @ C)(torch.zeros(2, 3))),
+    "too many arguments": (er.ArgumentCountError, lambda: numpy_of(A)(zeros(2, 3), zeros(2, 3))),
     "argument of an unknown name": (er.ArgumentError, lambda: numpy_of(A)(B=zeros(2, 3))),
-    "argument given twice": (er.ArgumentError, lambda: numpy_of(A)(zeros(2, 3), A=zeros(2, 3))),
+    "argument given twice": (
+        er.ArgumentCountError,
+        lambda: numpy_of(A)(zeros(2, 3), A=zeros(2, 3)),
+    ),
     "array of another rank": (er.ShapeError, lambda: numpy_of(A)(zeros(2))),
-    "array of another size": (er.SizeClash, lambda: numpy_of(A)(zeros(2, 4))),
+    "tensor of another rank": (er.ShapeError, lambda: tnc.compile(A)(torch.zeros(2))),
+    "array of another size": (er.ArraySizeClash, lambda: numpy_of(A)(zeros(2, 4))),
+    "tensor of another size": (er.ArraySizeClash, lambda: tnc.compile(A)(torch.zeros(2, 4))),
+    "tensors on two devices": (
+        er.DeviceError,
+        lambda: tnc.compile(A @ C)(torch.zeros(2, 3), torch.zeros(3, 4, device="meta")),
+    ),
+    "array of objects": (er.UnsupportedDType, lambda: numpy_of(A)(np.full((2, 3), None))),
+    "integers for floats": (
+        er.DTypeError,
+        lambda: numpy_of(A @ W)(zeros(2, 3, dtype="int64")),
+    ),
     "arrays that disagree": (
-        er.SizeClash,
+        er.ArraySizeClash,
         lambda: numpy_of(X @ tnc.input("y", B))(zeros(5, 2), zeros(6)),
     ),
     "array of another dtype": (
@@ -181,7 +243,18 @@ CASES: dict[str, tuple[type[TncError], Callable[[], object]]] = {
         er.GradientError,
         lambda: numpy_of(A * 2).value_and_grad(zeros(2, 3)),
     ),
+    "complex cotangent": (
+        er.DTypeError,
+        lambda: numpy_of(A * 2).vjp(zeros(2, 3))[1](zeros(2, 3) * 1j),
+    ),
+    "cotangent for one output of two": (
+        er.ArgumentError,
+        lambda: numpy_of((A * 2, A * 3)).vjp(zeros(2, 3))[1](zeros(2, 3)),
+    ),
     # derivatives
+    "gradient of an array": (er.GradientError, lambda: tnc.grad(A.sum(), zeros(2, 3))),
+    "gradient by an integer": (er.GradientError, lambda: tnc.grad(N.sum() * 1.5, N)),
+    "tangents that are no dict": (er.ArgumentError, lambda: tnc.jvp(A.sum(), A)),
     "gradient of a matrix": (er.GradientError, lambda: tnc.grad(A @ C, A)),
     "gradient by an absent leaf": (er.GradientError, lambda: tnc.grad(A.sum(), C)),
     "gradient by an expression": (er.GradientError, lambda: tnc.grad(A.sum(), A * 1)),
@@ -196,6 +269,10 @@ CASES: dict[str, tuple[type[TncError], Callable[[], object]]] = {
         ),
     ),
     # files
+    "JSON with code for a size": (
+        er.FileFormatError,
+        lambda: tnc.from_json(X.to_json().replace('"b",\n     "b"', '"b", "exec(1)"')),
+    ),
     "text that is no JSON": (er.FileFormatError, lambda: tnc.from_json("{")),
     "JSON that is no expression": (er.FileFormatError, lambda: tnc.from_json("[]")),
     "JSON of another schema": (
@@ -240,37 +317,73 @@ def test_each_message_says_what_and_how_to_mend_it(name: str) -> None:
     assert all(len(line) < 500 for line in str(error).splitlines())
 
 
-WITH_PLACE = [
-    "two sizes on two tensors",
-    "two sizes in a sum",
-    "matmul without a common index",
-    "sum of two index sets",
-    "out unknown",
-    "rename onto an index",
-    "split that does not multiply out",
-    "select beyond",
-    "array of another size",
-    "array of another dtype",
-    "parameter without a size",
-    "gradient of a matrix",
-    "two parameters of one name",
-    "environment in a nonlinear place",
-]
+# what has no place of its own, or is raised by code outside that does not say where yet
+WITHOUT_PLACE = {
+    "share of another size",
+    "unknown backend",
+    "backend of another framework",
+    "plan that is no plan",
+    "plan of another network",
+    "part",
+    "array to a torch module",
+    "tensors on two devices",
+    "parameter that is not there",
+    "parameter of another shape",
+    "parameter of another kind",
+    "cotangent of another shape",
+    "complex cotangent",
+    "no tangents",
+    "value and grad of a matrix",
+    "relu of a complex number",
+}
 
 
-@pytest.mark.parametrize("name", WITH_PLACE)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in WITHOUT_PLACE])
 def test_each_message_says_where(name: str) -> None:
     """Errors say … where"""
     assert re.search(r"test_errors\.py:\d+", str(error_of(name))), str(error_of(name))
 
 
+def classes(kind: type = TncError) -> dict[type, None]:
+    """A class and those below it, each once."""
+    found = {kind: None}
+    for below in kind.__subclasses__():
+        found.update(classes(below))
+    return found
+
+
+PROMISED = {
+    "a clash of sizes": "two sizes on two tensors",
+    "an unknown index": "reduce over an unknown index",
+    "an output index nobody has": "out unknown",
+    "a repeated output index": "out twice",
+    "a parameter whose size is still a symbol": "parameter without a size",
+    "a wrong number of arguments": "too few arguments",
+    "a wrong shape of arguments": "array of another rank",
+    "a wrong dtype of arguments": "array of another dtype",
+    "a wrong device of arguments": "tensors on two devices",
+    "a reserved name": "leaf name that is a keyword",
+    "a hostile name": "leaf name that is code",
+    "an unsupported dtype": "unknown dtype",
+}
+
+
+def test_each_kind_has_its_own_class() -> None:
+    """each gets its OWN error class"""
+    raised = [type(error_of(name)) for name in PROMISED.values()]
+    assert len(set(raised)) == len(PROMISED), raised
+
+
 def test_there_are_enough_cases() -> None:
-    assert len(CASES) >= 40
-    raised = {kind for kind, _ in CASES.values()}
-    assert raised >= {
-        er.SizeClash, er.UnknownIndex, er.RepeatedIndex, er.NameClash, er.BadName, er.BadSize,
-        er.UnboundSize, er.SizeEquationError, er.ArgumentError, er.ShapeError, er.DTypeError,
-        er.GradientError, er.PlanError, er.BackendError, er.FileFormatError,
+    """at least 40 of these messages are golden-tested; here, of every class"""
+    assert len(CASES) >= 60
+    assert {kind for kind, _ in CASES.values()} >= {
+        er.SizeClash, er.PositionError, er.ArraySizeClash, er.UnknownIndex, er.UnknownOutputIndex,
+        er.NoCommonIndex, er.IndexMismatch, er.RepeatedIndex, er.RepeatedOutputIndex, er.NameClash,
+        er.BadName, er.ReservedName, er.BadSize, er.UnboundSize, er.SizeEquationError,
+        er.ArgumentError, er.ArgumentCountError, er.ShapeError, er.DTypeError, er.UnsupportedDType,
+        er.DeviceError, er.EmptyReduction, er.GradientError, er.PlanError, er.BackendError,
+        er.FileFormatError,
     }  # fmt: skip
 
 
@@ -286,11 +399,43 @@ def test_scrubbed_leaves_the_rest() -> None:
     )
 
 
+def codes() -> tuple[list[str], dict[str, str]]:
+    """The definitions of this file that cases use, and the code of each case."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    given = [
+        ast.unparse(node)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and "tnc." in ast.unparse(node)
+    ]
+    (table,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "CASES"
+    )
+    assert isinstance(table, ast.Dict)
+    found = {
+        ast.literal_eval(key): ast.unparse(case.elts[1].body)  # type: ignore[attr-defined,arg-type]
+        for key, case in zip(table.keys, table.values, strict=True)
+    }
+    return given, found
+
+
+def test_every_case_has_its_code() -> None:
+    assert list(codes()[1]) == list(CASES)
+
+
 def test_golden_messages(golden: Golden) -> None:
-    parts = []
-    for name in CASES:
-        error = error_of(name)
-        parts.append(f"# {name}\n{type(error).__name__}: {error}\n")
+    """One entry a case, under its class: what is done, then what is said."""
+    given, code = codes()
+    parts = ["\n".join(f">>> {line}" for line in given) + "\n"]
+    raised = {name: error_of(name) for name in CASES}
+    for kind in classes():
+        own = [name for name, error in raised.items() if type(error) is kind]
+        if own:
+            above = " < ".join(base.__name__ for base in kind.__bases__)
+            says = (kind.__doc__ or "").splitlines()[0]
+            parts.append(f"{'=' * 100}\n{kind.__name__} ({above}): {says}\n{'=' * 100}\n")
+        parts += [f"# {n}\n>>> {code[n]}\n{kind.__name__}: {raised[n]}\n" for n in own]
     golden("errors.txt", scrubbed("\n".join(parts)))
 
 

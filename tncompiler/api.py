@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tncompiler.backends import emitter
+from tncompiler.backends import emitter_of
 from tncompiler.compiler import Compilation
 from tncompiler.ir.dtypes import dtype_name, is_differentiable
 from tncompiler.ir.errors import (
@@ -13,6 +13,7 @@ from tncompiler.ir.errors import (
     BackendError,
     DTypeError,
 )
+from tncompiler.ir.origin import call_site
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.plan import ContractionPlan
 
@@ -40,23 +41,36 @@ def compile(
     network. Raises a TncError that says what, where and how to mend it.
     """
     if cuda_graph or process_group is not None:
-        raise BackendError("cuda_graph and process_group are not built yet", fix="leave them out")
+        raise BackendError(
+            "cuda_graph and process_group are not built yet",
+            where=call_site(),
+            fix="leave them out",
+        )
     if not isinstance(backend, str) or backend != "auto":
-        emitter(backend)  # raises on an unknown one
+        emitter_of(backend)  # raises on an unknown one
     name = None if dtype is None else dtype_name(dtype)
     if name is not None and not is_differentiable(name):
         raise DTypeError(
             f"dtype={name!r} cannot be that of parameters",
+            where=call_site(),
             fix="give a float or complex dtype here, and integer ones to single inputs",
         )
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise ArgumentError(f"seed is {seed!r}", fix="give an integer, 0 or more")
+        raise ArgumentError(
+            f"seed is {seed!r:.40}", where=call_site(), fix="give an integer, 0 or more"
+        )
     if share is not None and not isinstance(getattr(share, "compilation", None), Compilation):
         raise ArgumentError(
-            f"share is a {type(share).__name__}", fix="give a network made by tnc.compile"
+            f"share is a {type(share).__name__}",
+            where=call_site(),
+            fix="give a network made by tnc.compile",
         )
     if not isinstance(framework, str) or framework not in ("numpy", "torch"):
-        raise BackendError(f"there is no framework {framework!r}", fix="choose torch or numpy")
+        raise BackendError(
+            f"there is no framework {framework!r:.40}",
+            where=call_site(),
+            fix="choose torch or numpy",
+        )
     given = {} if sizes is None else sizes
     compilation = Compilation(outputs, inputs, given, plan, library=framework)
     if framework == "numpy":

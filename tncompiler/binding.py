@@ -12,12 +12,15 @@ from typing import Any
 import sympy
 
 from tncompiler.compiler import Compilation
-from tncompiler.ir.dtypes import DEFAULT, dtype_name, kind
+from tncompiler.ir.dtypes import DEFAULT, dtype_name, is_differentiable, kind
 from tncompiler.ir.errors import (
+    ArgumentCountError,
     ArgumentError,
+    ArraySizeClash,
     DTypeError,
+    EmptyReduction,
+    PositionError,
     ShapeError,
-    SizeClash,
     SizeEquationError,
     TncError,
 )
@@ -42,20 +45,32 @@ def order_inputs(
     names = [leaf.name for leaf in inputs]
     shown = ", ".join(names) or "no inputs"
     if len(args) > len(names):
-        raise ArgumentError(
-            f"{len(args)} inputs are given, but the network takes {len(names)}", fix=f"give {shown}"
+        raise ArgumentCountError(
+            f"{len(args)} inputs are given, but the network takes {len(names)}",
+            where=compilation.place(),
+            fix=f"give {shown}",
         )
     found = dict(zip(names, args, strict=False))
     for key, value in kwargs.items():
         name = key if key in names else next((n for n in names if n.replace(".", "_") == key), key)
         if name not in names:
-            raise ArgumentError(f"there is no input {key!r}", fix=f"the inputs are: {shown}")
+            raise ArgumentError(
+                f"there is no input {key!r:.80}",
+                where=compilation.place(),
+                fix=f"the inputs are: {shown}",
+            )
         if name in found:
-            raise ArgumentError(f"the input {key!r} is given twice", fix="give it once")
+            raise ArgumentCountError(
+                f"the input {key!r} is given twice", where=compilation.place(), fix="give it once"
+            )
         found[name] = value
     missing = [name for name in names if name not in found]
     if missing:
-        raise ArgumentError(f"the input {missing[0]!r} is missing", fix=f"give {shown}")
+        raise ArgumentCountError(
+            f"the input {missing[0]!r} is missing",
+            where=f"the input declared at {compilation.leaves[missing[0]].origin}",
+            fix=f"give {shown}",
+        )
     return tuple(found[name] for name in names)
 
 
@@ -68,10 +83,14 @@ def read_call(compilation: Compilation, arrays: Sequence[Any], default: str | No
     for leaf, array in zip(leaves, arrays, strict=True):
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             raise ArgumentError(
-                f"input {leaf.name!r} is a {type(array).__name__}, not an array",
+                f"{leaf.kind} {leaf.name!r} is a {type(array).__name__}, not an array",
+                where=f"the {leaf.kind} declared at {leaf.origin}",
                 fix="give a NumPy array or torch tensor",
             )
-    names = [dtype_name(array.dtype) for array in arrays]
+    names = [
+        dtype_name(array.dtype, f"{leaf.kind} {leaf.name!r}", f"the {leaf.kind} at {leaf.origin}")
+        for leaf, array in zip(leaves, arrays, strict=True)
+    ]
     if default is None:
         default = next(
             (n for leaf, n in zip(leaves, names, strict=True) if leaf.dtype == DEFAULT), "float32"
@@ -90,8 +109,15 @@ def _check_dtype(leaf: Leaf, name: str, default: str) -> None:
         raise DTypeError(
             f"{leaf.kind} {leaf.name!r} has dtype {name} where {wanted} is expected",
             where=f"the {leaf.kind} declared at {leaf.origin}",
-            fix=f"convert it to {wanted}, or compile with dtype={name!r}",
+            fix=f"convert it to {wanted}, or {_accepting(leaf, name)}",
         )
+
+
+def _accepting(leaf: Leaf, name: str) -> str:
+    """How to make a network that takes the dtype."""
+    if leaf.dtype == DEFAULT and is_differentiable(name):
+        return f"compile with dtype={name!r}"
+    return f"declare the {leaf.kind} with dtype={name!r}"
 
 
 def _read_sizes(compilation: Compilation, arrays: Sequence[Any]) -> dict[sympy.Symbol, int]:
@@ -103,6 +129,7 @@ def _read_sizes(compilation: Compilation, arrays: Sequence[Any]) -> dict[sympy.S
             raise ShapeError(
                 f"{leaf.kind} {leaf.name!r} has shape {shape}, but {leaf.ndim} axes are declared: "
                 f"({', '.join(map(str, leaf.indices))})",
+                where=f"the {leaf.kind} declared at {leaf.origin}",
                 fix="give one axis per index, in this order",
             )
         pending.extend((leaf, axis, int(number)) for axis, number in enumerate(shape))
@@ -116,14 +143,18 @@ def _read_sizes(compilation: Compilation, arrays: Sequence[Any]) -> dict[sympy.S
             raise SizeEquationError(
                 f"the sizes in {render_size(leaf.shape[axis])} (axis {axis} of {leaf.name!r}) do "
                 "not follow from the inputs",
+                where=f"the {leaf.kind} declared at {leaf.origin}",
                 fix="give them with sizes=",
             )
     for symbol in compilation.free_symbols:
         if symbol not in binding:
             raise SizeEquationError(
-                f"the size {symbol} does not follow from the inputs", fix="give it with sizes="
+                f"the size {symbol} does not follow from the inputs",
+                where=compilation.place(),
+                fix="give it with sizes=",
             )
     _check_slices(compilation, binding)
+    _check_reductions(compilation, binding)
     return binding
 
 
@@ -133,10 +164,22 @@ def _check_slices(compilation: Compilation, binding: dict[sympy.Symbol, int]) ->
         start, stop = evaluate(node.start, binding), evaluate(node.stop, binding)
         if not 0 <= start <= stop <= size:
             name = node.source.indices[node.axis].name
-            raise SizeClash(
+            raise PositionError(
                 f"positions {start} to {stop} do not lie in index {name!r} of size {size}",
                 where=f"the slice at {node.origin}",
                 fix="0 <= start <= stop <= size",
+            )
+
+
+def _check_reductions(compilation: Compilation, binding: dict[sympy.Symbol, int]) -> None:
+    for node in compilation.reductions:
+        sizes = {index.name: evaluate(index.size, binding) for index in node.source.indices}
+        empty = [index.name for index in node.over if not sizes[index.name]]
+        if empty and all(sizes[index.name] for index in node.indices):
+            raise EmptyReduction(
+                f"the {node.function} over index {empty[0]!r} of size 0 has no value",
+                where=f"the expression at {node.origin}",
+                fix="give at least one position, or take a sum",
             )
 
 
@@ -147,7 +190,7 @@ def _match(item: tuple[Leaf, int, int], binding: dict[sympy.Symbol, int]) -> boo
     except TncError:
         index = leaf.indices[axis]
         wanted = render_size(substitute(index.size, binding))
-        raise SizeClash(
+        raise ArraySizeClash(
             f"index {index.name!r} has size {wanted} but axis {axis} of {leaf.kind} "
             f"{leaf.name!r} has {number} positions",
             where=f"the {leaf.kind} declared at {leaf.origin}",

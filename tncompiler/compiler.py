@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tncompiler.backends import emitter
+from tncompiler.backends import emitter_of
 from tncompiler.backends.source import Loaded, Source, load
 from tncompiler.debug import show, watcher
 from tncompiler.ir.errors import (
@@ -129,9 +129,13 @@ class Compilation(Problem):
                 fix="make one with tnc.plan(expr, sizes=…)",
             )
         steps = [s.out.name for s in logical.steps if isinstance(s.op, Contract) and s.operands]
-        return dict(
-            zip(steps, (network.pairs for network in self.fixed_plan.networks), strict=True)
-        )
+        networks = self.fixed_plan.networks
+        if len(steps) != len(networks):
+            raise PlanError(
+                f"the plan orders {len(networks)} networks, the expression has {len(steps)}",
+                fix="make one with tnc.plan(expr, sizes=…)",
+            )
+        return {name: network.pairs for name, network in zip(steps, networks, strict=True)}
 
     @staticmethod
     def _given_order(logical: Program, path: Path) -> dict[str, tuple[Pair, ...]]:
@@ -197,7 +201,7 @@ class Compilation(Problem):
         """The program as a callable; the same source is loaded once."""
 
         def make() -> Executable:
-            source = emitter(backend)(program, entry)
+            source = emitter_of(backend)(program, entry)
             show(4, f"{entry} source", source.text)
             return Executable(program, source, load(source))
 

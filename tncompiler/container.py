@@ -8,6 +8,7 @@ from typing import Any
 
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.expressions import Expr
+from tncompiler.ir.origin import call_site
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Container:
             "the outputs are empty"
             if empty
             else f"the outputs are a {type(outputs).__name__}, not expressions",
+            where=call_site(),
             fix="give an expression, a non-empty tuple, or a dict of name → expression",
         )
 
@@ -55,6 +57,7 @@ class Container:
             return tuple(values)
         raise ArgumentError(
             f"{count} values are needed, in a {self.kind} as the outputs were given",
+            where=f"the network defined at {self.expressions[0].origin}",
             fix=f"give them for {', '.join(self.keys)}" if self.keys else "give one per output",
         )
 
@@ -64,6 +67,7 @@ def _checked(outputs: tuple[Any, ...]) -> tuple[Expr, ...]:
         if not isinstance(output, Expr):
             raise ArgumentError(
                 f"an output is a {type(output).__name__}, not an expression",
+                where=call_site(),
                 fix="outputs are made with tnc.input, tnc.param and the operations on them",
             )
     return outputs

@@ -16,6 +16,7 @@ from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.expressions import INITIALIZERS, Expr, Initializer, Leaf
 from tncompiler.ir.index import Index, indices
 from tncompiler.ir.names import check_leaf_name
+from tncompiler.ir.origin import call_site
 from tncompiler.ir.serialize import from_json
 from tncompiler.ir.sizes import size_symbol
 
@@ -73,10 +74,14 @@ __all__ = [
 _prefix: ContextVar[str] = ContextVar("tncompiler_scope", default="")
 
 
-@contextlib.contextmanager
-def scope(name: str) -> Iterator[None]:
+def scope(name: str) -> contextlib.AbstractContextManager[None]:
     """Prefix the names of leaves declared inside: `with tnc.scope("fc1"):` makes `fc1.G1`."""
-    token = _prefix.set(f"{_prefix.get()}{check_leaf_name(name)}.")
+    return _scope(check_leaf_name(name, "a scope"))
+
+
+@contextlib.contextmanager
+def _scope(name: str) -> Iterator[None]:
+    token = _prefix.set(f"{_prefix.get()}{name}.")
     try:
         yield
     finally:
@@ -89,7 +94,7 @@ def _scoped(name: str) -> str:
 
 def size(name: str) -> sympy.Symbol:
     """An unknown size to share between indices: `D = tnc.size("D")`."""
-    return size_symbol(check_leaf_name(name))
+    return size_symbol(check_leaf_name(name, "a size"))
 
 
 def input(name: str, *axes: Index, dtype: object = None) -> Leaf:
@@ -108,7 +113,8 @@ def param(name: str, *axes: Index, init: Initializer | None = None, dtype: objec
     known = init is None or callable(init) or isinstance(init, np.ndarray)
     if not known and not (isinstance(init, str) and init in INITIALIZERS):
         raise ArgumentError(
-            f"param {name!r}: there is no initialization {init!r}",
+            f"param {name!r}: there is no initialization {init!r:.40}",
+            where=call_site(),
             fix=f"choose one of {', '.join(INITIALIZERS)}, or give a callable or an array",
         )
     return algebra.leaf(_scoped(name), axes, kind="param", dtype=dtype, init=init)
@@ -276,10 +282,13 @@ def _over(t: Expr, over: Any) -> tuple[Any, ...]:
     if not isinstance(t, Expr):
         raise ArgumentError(
             f"this takes an expression, not a {type(t).__name__}",
+            where=call_site(),
             fix="declare arrays with tnc.input, tnc.param or tnc.constant",
         )
     if not isinstance(over, Index | str | tuple | list):
-        raise ArgumentError(f"over= is {over!r}", fix="give an index or a tuple of indices")
+        raise ArgumentError(
+            f"over= is {over!r:.40}", where=call_site(), fix="give an index or a tuple of indices"
+        )
     return (over,) if isinstance(over, Index | str) else tuple(over)
 
 

@@ -79,6 +79,15 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise ArgumentError(
+            f"input {name!r} is no array: {error}", fix="give an array, or lists of equal lengths"
+        ) from None
+
+
 class NumpyFunction(Inspection):
     """`f(x)` computes the outputs; see also `vjp`, `value_and_grad` and `jvp`.
 
@@ -141,7 +150,10 @@ class NumpyFunction(Inspection):
     def _arrays(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Mapping[str, Any] | None
     ) -> list[np.ndarray]:
-        given = [np.asarray(value) for value in order_inputs(self.compilation, args, kwargs)]
+        values = order_inputs(self.compilation, args, kwargs)
+        given = [
+            _array(leaf.name, v) for leaf, v in zip(self.compilation.inputs, values, strict=True)
+        ]
         held: Mapping[str, Any] = self.parameters
         if parameters is not None:
             if not isinstance(parameters, Mapping):

@@ -165,7 +165,7 @@ class CompiledModule(Inspection, nn.Module):
                 fix="use torch.as_tensor(…), or compile with framework='numpy'",
             )
         device = tensors[0].device.type if tensors else "cpu"
-        if not torch.is_autocast_enabled(device):
+        if not _autocasts(device):
             return self._run(tensors, cast=False)
         tensors = _autocast(self.compilation.ordered, tensors, device)
         with torch.autocast(device, enabled=False):  # the programs cast for themselves
@@ -320,6 +320,11 @@ class CompiledModule(Inspection, nn.Module):
             f"({', '.join(map(str, output.indices))})" for output in self.compilation.outputs
         )
         return f"inputs={', '.join(self.inputs)} → {outs}, backend={self.backend}"
+
+
+def _autocasts(device: str) -> bool:
+    """Whether autocast is on; some devices (meta) do not know it."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _reconciled(

@@ -7,6 +7,7 @@ refuses what does not fit.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -22,9 +23,10 @@ from tncompiler.ir.errors import (
     UnboundSize,
     UnknownIndex,
 )
-from tncompiler.ir.expressions import Expr, Leaf, Merge, Slice, Split, walk
+from tncompiler.ir.expressions import Expr, Leaf, Merge, Reduce, Slice, Split, walk
 from tncompiler.ir.index import Index
 from tncompiler.ir.lower import collect_leaves
+from tncompiler.ir.origin import call_site
 from tncompiler.ir.sizes import (
     Size,
     SizeEquation,
@@ -39,6 +41,7 @@ from tncompiler.ir.sizes import (
 )
 
 NOMINAL = 128  # stands for a free size until one is given
+_MAX_ELEMENTS = 2**58  # of an array: 2**63 bytes hold no more of the largest dtype
 
 Nominal = Mapping[sympy.Symbol, int]
 
@@ -59,17 +62,26 @@ class Problem:
         self.ordered = (*self.inputs, *self.params, *self.constants)
         self.binding = self._bind_sizes(sizes)
 
+    def place(self) -> str:
+        """Where the network was written, for errors."""
+        return f"the network defined at {self.outputs[0].origin}"
+
     def _input_order(self, wanted: Sequence[Any] | None) -> tuple[Leaf, ...]:
         own = tuple(leaf for leaf in self.all_leaves if leaf.kind == "input")
         if wanted is None:
             return own
         if not isinstance(wanted, list | tuple):
-            raise ArgumentError(f"inputs= is {wanted!r}", fix="give a list of names or leaves")
+            raise ArgumentError(
+                f"inputs= is {wanted!r:.40}",
+                where=call_site(),
+                fix="give a list of names or leaves",
+            )
         names = [item.name if isinstance(item, Leaf) else str(item) for item in wanted]
         have = [leaf.name for leaf in own]
         if sorted(names) != sorted(have):
             raise ArgumentError(
                 f"inputs= names {names}, but the network's inputs are {have}",
+                where=call_site(),
                 fix="name each input once",
             )
         return tuple(self.leaves[name] for name in names)
@@ -99,6 +111,7 @@ class Problem:
         shown = key.name if isinstance(key, Index) else str(key)
         raise UnknownIndex(
             f"sizes= names {shown!r}, which no index or size of the network is called",
+            where=self.place(),
             fix=f"the indices are: {names}",
         )
 
@@ -111,7 +124,9 @@ class Problem:
     def _bind_given(self, sizes: Mapping[Any, Any], binding: dict[sympy.Symbol, int]) -> None:
         if not isinstance(sizes, Mapping):
             raise ArgumentError(
-                f"sizes= is a {type(sizes).__name__}", fix="give a dict of index or name → integer"
+                f"sizes= is a {type(sizes).__name__}",
+                where=call_site(),
+                fix="give a dict of index or name → integer",
             )
         for key, value in sizes.items():
             self._bind_one(key, value, binding)
@@ -126,17 +141,24 @@ class Problem:
         size, shown = self.symbol_of(key)
         number = as_size(value, shown)
         if not isinstance(number, int):
-            raise BadSize(f"sizes= gives {shown} the value {value!r}", fix="give an integer")
+            raise BadSize(
+                f"sizes= gives {shown} the value {value!r:.40}",
+                where=self.place(),
+                fix="give an integer",
+            )
+        size = substitute(size, binding)
         if isinstance(size, int):
             if size != number:
                 raise SizeClash(
                     f"sizes= gives {shown} the size {number}, but it has size {size}",
+                    where=self.place(),
                     fix="leave it out, or declare the index without a size",
                 )
             return
         solve_for(size, number, binding, f"sizes={{{shown}: {number}}}")
 
     def check_parameters(self) -> None:
+        """Refuse parameters that have no size yet, or more elements than an array can hold."""
         for leaf in self.params:
             for axis, size in enumerate(leaf.shape):
                 left = symbols_of(substitute(size, self.binding))
@@ -148,6 +170,13 @@ class Problem:
                         where=f"the parameter declared at {leaf.origin}",
                         fix=f"compile(…, sizes={{{index!r}: …}})",
                     )
+            if math.prod(max(n, 1) for n in self.parameter_shape(leaf)) >= _MAX_ELEMENTS:
+                raise BadSize(
+                    f"parameter {leaf.name!r} has shape {self.parameter_shape(leaf)}, "
+                    "which no array can have",
+                    where=f"the parameter declared at {leaf.origin}",
+                    fix="give smaller sizes",
+                )
 
     def parameter_shape(self, leaf: Leaf) -> tuple[int, ...]:
         return tuple(evaluate(size, self.binding) for size in leaf.shape)
@@ -161,6 +190,11 @@ class Problem:
             if isinstance(node, Slice)
             and any(symbols_of(s) for s in (node.source.shape[node.axis], node.start, node.stop))
         ]
+
+    @cached_property
+    def reductions(self) -> list[Reduce]:
+        """Maxima and minima, which have no value over an index of size 0."""
+        return [node for node in walk(*self.outputs) if isinstance(node, Reduce)]
 
     @cached_property
     def free_symbols(self) -> tuple[sympy.Symbol, ...]:

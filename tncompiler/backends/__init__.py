@@ -23,7 +23,7 @@ BACKENDS: dict[str, str] = {
 Emit = Callable[[Program, str], Source]
 
 
-def emitter(name: str) -> Emit:
+def emitter_of(name: str) -> Emit:
     """The function (program, entry name) → Source of a backend. Raises BackendError."""
     if not isinstance(name, str) or name not in BACKENDS:
         known = ", ".join(("auto", *BACKENDS))

@@ -45,12 +45,31 @@ _OPERATORS |= {"equal", "not_equal"}
 _NOMINAL = 128
 
 
+def is_inexact(dtype: str) -> bool:
+    """Whether sums of this dtype round."""
+    return dtype.startswith(("float", "bfloat", "complex"))
+
+
+def count(sizes: Sequence[Size], unknown: float) -> float:
+    """The product of sizes; `unknown` if one of them is known only at run time."""
+    known = [size for size in sizes if isinstance(size, int)]
+    return math.prod(known) if 0 in known or len(known) == len(sizes) else unknown
+
+
 class Emitter(ABC):
-    """Writes one program as one function."""
+    """Writes one program as one function.
+
+    ``long_sum``: a sum of more terms goes to a helper that splits it, as the library may add the
+    terms one after the other; for positive terms that leaves the agreed error bound.
+    """
+
+    long_sum: int
+    helpers: tuple[str, ...]  # what the runtime module offers: no variable is called so
 
     def __init__(self, program: Program, entry: str) -> None:
         self.program, self.entry = program, entry
         self.names = Names()
+        self.names.reserve(self.helpers)
         self.symbols: dict[sympy.Symbol, str] = {}
         self.imports: set[str] = set()
         self.lines: list[str] = []
@@ -248,7 +267,9 @@ class Emitter(ABC):
             if all(sizes[labels[k]] == 1 for k in summed):
                 text = self.reshape(text, self.dims([(sizes[k],) for k in labels_left]))
             else:
-                text = self.sum(text, summed, operand.dtype)
+                length = count([sizes[labels[k]] for k in summed], math.inf)
+                long = is_inexact(operand.dtype) and length > self.long_sum
+                text = self.sum(text, summed, operand.dtype, long=long)
             labels = labels_left
         wanted = tuple(dict.fromkeys(op.output))
         present = tuple(label for label in wanted if label in labels)
@@ -275,10 +296,13 @@ class Emitter(ABC):
             len(set(labels)) < len(labels) for labels in (*op.inputs, op.output)
         ):
             raise InvalidProgram(f"the step '{step.text()}' was not scheduled")
-        texts = [
-            self._aligned(value, labels, op.output)
-            for value, labels in zip(operands, op.inputs, strict=True)
-        ]
+        if all(value.name in self.literals for value in operands):  # a number would lose its dtype
+            texts = [self.ref(value) for value in operands]
+        else:
+            texts = [
+                self._aligned(value, labels, op.output)
+                for value, labels in zip(operands, op.inputs, strict=True)
+            ]
         self.assign(step, " * ".join(texts), self._equation(op, names))
 
     def _aligned(self, value: Value, labels: Labels, wanted: Labels) -> str:
@@ -301,7 +325,10 @@ class Emitter(ABC):
         rows, columns = (form.n, form.m) if swapped else (form.m, form.n)
         if swapped:
             a, b = self._swapped(b, bool(form.batch)), self._swapped(a, bool(form.batch))
-        text = self.matmul(a, b, bool(form.batch), long_k=False)
+        length = count([sizes[label] for label in form.k], math.inf)
+        least = [count([sizes[label] for label in group], 1) for group in (rows, columns)]
+        long_k = is_inexact(step.out.dtype) and self.is_long(length, *least)
+        text = self.matmul(a, b, bool(form.batch), long_k=long_k)
         natural = (*form.batch, *rows, *columns)
         plain = [form.batch] if form.batch else []
         blocks = [tuple(sizes[k] for k in g) for g in (*plain, rows, columns)]
@@ -395,10 +422,17 @@ class Emitter(ABC):
     def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str: ...
 
     @abstractmethod
+    def is_long(self, length: float, rows: float, columns: float) -> bool:
+        """Whether the library may add the terms of a product one after the other.
+
+        ``length`` is the most it may sum, ``rows`` and ``columns`` the least it may give.
+        """
+
+    @abstractmethod
     def swap(self, text: str, batched: bool) -> str: ...
 
     @abstractmethod
-    def sum(self, text: str, axes: Sequence[int], dtype: str) -> str: ...
+    def sum(self, text: str, axes: Sequence[int], dtype: str, *, long: bool) -> str: ...
 
     @abstractmethod
     def reduce(self, text: str, name: str, axes: Sequence[int]) -> str: ...

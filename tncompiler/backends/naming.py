@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from tncompiler.ir.names import is_plain_identifier
 
-_RESERVED = frozenset(dir(builtins)) | {"np", "torch", "math", "erf", "expit", "gate", "self"}
+_RESERVED = frozenset(dir(builtins)) | {"np", "torch", "math", "erf", "expit", "self"}
 
 
 class Names:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tncompiler.compiler import Compilation, Executable
 from tncompiler.drop_in.optimize import read_optimize
-from tncompiler.ir.dtypes import DTYPES, dtype_name
+from tncompiler.ir.dtypes import DEFAULT, DTYPES, dtype_name
 from tncompiler.ir.equation import Form, resolve, split_operands, terms_of
 from tncompiler.ir.errors import (
     ArgumentError,
@@ -27,10 +27,11 @@ from tncompiler.ir.errors import (
 )
 from tncompiler.ir.interchange.equations import expression_of
 from tncompiler.planning.options import PlanOptions
-from tncompiler.planning.plan import ContractionPlan
 
 BACKENDS = ("auto", "numpy", "torch")
 _CACHED = 1024  # compiled equations that are kept
+_NUMPYS_OWN = "Ofc"  # kinds of objects and extended precision, where they are none of our dtypes
+_NOT_NUMPYS = ("bfloat16", DEFAULT)
 
 
 def einsum(
@@ -41,6 +42,8 @@ def einsum(
     dtype: Any = None,
     order: str = "K",
     casting: str = "safe",
+    memory_limit: Any = None,
+    use_blas: bool = True,
 ) -> Any:
     """The sum of products that an equation says: `einsum("ij,jk->ik", a, b)`.
 
@@ -52,11 +55,13 @@ def einsum(
     numpy.einsum. As numpy.einsum's, a result that only rearranges its operand is a view of it.
 
     ``backend``: "auto", or for torch tensors also "numpy" or "torch". ``optimize``: a name that
-    NumPy or opt_einsum knows, a path, a function that finds one, or a `PlanOptions`. ``out``,
-    ``dtype``, ``order`` and ``casting`` are NumPy's.
+    NumPy or opt_einsum knows, a path, a function that finds one, a plan, or a `PlanOptions`.
+    ``out`` and ``dtype`` are as NumPy's; ``order`` and ``casting`` are NumPy's and for its arrays
+    only; ``memory_limit`` (so far only None or -1) and ``use_blas`` (no effect) are opt_einsum's.
 
-    Raises: EquationError, ArgumentCountError, ShapeError, SizeClash, UnknownOutputIndex,
-    RepeatedOutputIndex, DTypeError, DeviceError, PlanError; each says where and how to mend it.
+    Raises: EquationError, ArgumentError, ArgumentCountError, ShapeError, SizeClash,
+    UnknownOutputIndex, RepeatedOutputIndex, DTypeError, DeviceError, BackendError, PlanError; each
+    says where and how to mend it.
     """
     form: Form
     if operands and type(operands[0]) is str:
@@ -64,8 +69,10 @@ def einsum(
     else:
         terms, output, arrays = split_operands(operands)
         form = (terms, output)
-    options = None if isinstance(optimize, str) and optimize == "auto" else read_optimize(optimize)
-    if out is None and dtype is None and order == "K":
+    options = None
+    if memory_limit is not None or not isinstance(optimize, str) or optimize != "auto":
+        options = read_optimize(optimize, memory_limit)
+    if out is None and dtype is None and order == "K" and casting == "safe":
         return compute(form, arrays, options, backend)
     return compute(form, arrays, options, backend, out, dtype, order, casting)
 
@@ -73,7 +80,7 @@ def einsum(
 def compute(
     form: Form,
     arrays: Sequence[Any],
-    options: PlanOptions | ContractionPlan | None,
+    options: PlanOptions | None,
     backend: str,
     out: Any = None,
     dtype: Any = None,
@@ -82,18 +89,30 @@ def compute(
 ) -> Any:
     """`einsum` of an equation that is parsed, with options that are read."""
     kinds = set(map(type, arrays))
-    plain = out is None and dtype is None and order == "K" and backend in ("auto", "numpy")
+    as_is = order == "K" and casting == "safe"
+    plain = as_is and out is None and dtype is None and backend in ("auto", "numpy")
     if plain and kinds == {np.ndarray}:
         return _run_numpy(form, arrays, options, None)
     if (torch := sys.modules.get("torch")) is not None and _all_of(torch.Tensor, kinds):
         check_backend(backend, BACKENDS, "torch tensors")
         from tncompiler.drop_in import torch_tensors
 
+        if not as_is:
+            raise ArgumentError(
+                "order= and casting= are for NumPy arrays only",
+                fix="leave them out, and use .contiguous() or .to(dtype) on the tensors",
+            )
         return torch_tensors.run(form, arrays, options, backend, out, dtype)
     check_backend(backend, ("auto", "numpy"), "NumPy arrays")
     arrays = tuple(_as_array(position, array) for position, array in enumerate(arrays))
-    target = None if dtype is None else _checked_cast(arrays, dtype, casting)
-    return _finished(_run_numpy(form, arrays, options, target), out, order, casting)
+    _check_order(order)
+    target = None
+    if dtype is not None or casting != "safe":
+        target = _checked_cast(arrays, dtype, casting)
+    result = _run_numpy(form, arrays, options, target)
+    if out is not None:
+        return _written(result, out, casting)
+    return result if np.ndim(result) == 0 else _laid_out(result, arrays, order)
 
 
 def _all_of(kind: type, kinds: set[type]) -> bool:
@@ -124,44 +143,76 @@ def check_backend(backend: Any, valid: tuple[str, ...], what: str) -> None:
 
 
 def _checked_cast(arrays: Sequence[np.ndarray], dtype: Any, casting: str) -> str:
-    name = dtype_name(dtype)
+    """The dtype to compute in, which the operands may be cast to."""
+    try:
+        np.can_cast("f4", "f8", casting)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        rules = "'no', 'equiv', 'safe', 'same_kind' or 'unsafe'"
+        raise ArgumentError(f"casting is {casting!r:.40}", fix=f"choose {rules}") from None
     for position, array in enumerate(arrays):
-        try:
-            fits = np.can_cast(array.dtype, np.dtype(name), casting)  # type: ignore[arg-type]
-        except ValueError:
-            rules = "'no', 'equiv', 'safe', 'same_kind' or 'unsafe'"
-            raise ArgumentError(f"casting is {casting!r}", fix=f"choose {rules}") from None
-        if not fits:
+        _name_of(position, array.dtype)
+    target = np.result_type(*arrays) if dtype is None else _numpy_dtype(dtype)
+    for position, array in enumerate(arrays):
+        if not np.can_cast(array.dtype, target, casting):  # type: ignore[arg-type]
             raise DTypeError(
                 f"operand {position} has dtype {array.dtype}, which {casting!r} casting does not "
-                f"make {name}",
+                f"make {target.name}",
                 fix="choose a wider dtype=, or casting='unsafe'",
             )
-    return name
+    return target.name
 
 
-def _finished(result: np.ndarray, out: Any, order: str, casting: str) -> np.ndarray:
-    if order not in ("K", "A", "C", "F"):
-        raise ArgumentError(f"order is {order!r}", fix="choose 'C', 'F', 'A' or 'K'")
-    if out is None:
-        return result if order in "KA" else np.asarray(result, order=order)  # type: ignore[call-overload]
-    if not isinstance(out, np.ndarray) or out.shape != result.shape:
+def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
+    """What `dtype=` names: a dtype of ours that NumPy has, or one that only it computes with."""
+    try:
+        own = np.dtype(dtype)
+    except Exception:  # whatever NumPy makes of it, and it parses text: torch's, or no dtype
+        own = None
+    if own is not None and (own.name in DTYPES or own.kind in _NUMPYS_OWN):
+        return own
+    name = dtype_name(dtype)
+    if name in _NOT_NUMPYS:
+        raise DTypeError(f"NumPy has no dtype {name!r}", fix="choose float32, or use torch tensors")
+    return np.dtype(name)
+
+
+def _check_order(order: Any) -> None:
+    if not isinstance(order, str) or order.upper() not in ("K", "A", "C", "F"):
+        raise ArgumentError(f"order is {order!r:.40}", fix="choose 'C', 'F', 'A' or 'K'")
+
+
+def _laid_out(result: np.ndarray, arrays: Sequence[np.ndarray], order: str) -> np.ndarray:
+    """The result in the memory order that is asked for; any is "K"."""
+    wanted = order.upper()
+    if wanted == "A":
+        wanted = "F" if all(array.flags.f_contiguous for array in arrays) else "C"
+    return result if wanted == "K" else np.asarray(result, order=wanted)  # type: ignore[call-overload]
+
+
+def _written(result: np.ndarray, out: Any, casting: str) -> np.ndarray:
+    """`out`, holding the result."""
+    if not isinstance(out, np.ndarray) or out.shape != np.shape(result):
+        shape, name = np.shape(result), np.asarray(result).dtype.name
         raise ShapeError(
-            f"out is {_described(out)}, but the result has shape {result.shape}",
-            fix=f"give out=np.empty({result.shape}, dtype={result.dtype.name!r})",
+            f"out is {described(out)}, but the result has shape {shape}",
+            fix=f"give out=np.empty({shape}, dtype={name!r})",
         )
+    if not out.flags.writeable:
+        raise ArgumentError("out is read-only", fix="give an array that can be written")
     try:
         np.copyto(out, result, casting=casting)  # type: ignore[arg-type]
     except TypeError:
         raise DTypeError(
-            f"out has dtype {out.dtype}, which a result of {result.dtype} does not fit",
+            f"out has dtype {out.dtype}, which a result of {np.asarray(result).dtype} does not fit",
             fix="give out= the result's dtype, or casting='unsafe'",
         ) from None
     return out
 
 
-def _described(value: Any) -> str:
-    return f"of shape {tuple(value.shape)}" if hasattr(value, "shape") else f"{value!r:.60}"
+def described(value: Any) -> str:
+    """What was given as out=, in a few words."""
+    kind = type(value).__name__
+    return f"a {kind} of shape {tuple(value.shape)}" if hasattr(value, "shape") else f"a {kind}"
 
 
 # ---------------------------------------------------------------------------- NumPy
@@ -170,7 +221,7 @@ def _described(value: Any) -> str:
 def _run_numpy(
     form: Form,
     arrays: Sequence[np.ndarray],
-    options: PlanOptions | ContractionPlan | None,
+    options: PlanOptions | None,
     dtype: str | None,
 ) -> np.ndarray:
     shapes = tuple([array.shape for array in arrays])
@@ -179,6 +230,8 @@ def _run_numpy(
     if executable is None:
         return _delegated(form, arrays, dtype)
     (result,) = executable.loaded.run(*arrays)
+    if not result.ndim:
+        return result[()]  # type: ignore[no-any-return]  # a scalar, as NumPy gives
     # a new array object, as NumPy gives
     return result if executable.program.steps else result.view()  # type: ignore[no-any-return]
 
@@ -188,13 +241,13 @@ def _numpy_executable(
     form: Form,
     shapes: tuple[tuple[int, ...], ...],
     dtypes: tuple[np.dtype[Any], ...],
-    options: PlanOptions | ContractionPlan | None,
+    options: PlanOptions | None,
     dtype: str | None,
 ) -> Executable | None:
     """The code for these shapes and dtypes; None where NumPy's own einsum must do it."""
     equation = resolve(*terms_of(form, len(shapes)), shapes)
     names = [_name_of(position, own) for position, own in enumerate(dtypes)]
-    if any(name is None for name in names):
+    if any(name is None for name in names) or not (dtype is None or dtype in DTYPES):
         return None
     expr = expression_of(equation, [str(name) for name in names], dtype)
     compilation = Compilation(expr, None, {}, options, library="numpy")
@@ -205,7 +258,7 @@ def _name_of(position: int, dtype: np.dtype[Any]) -> str | None:
     """Our name of a dtype; None for numbers that only NumPy computes with."""
     if dtype.name in DTYPES:
         return dtype.name
-    if dtype.kind in "Ofc":
+    if dtype.kind in _NUMPYS_OWN:
         return None
     raise DTypeError(
         f"operand {position} has dtype {dtype}, which cannot be multiplied",
@@ -225,5 +278,5 @@ def _delegated(form: Form, arrays: Sequence[np.ndarray], dtype: str | None) -> n
     letters = dict(zip(equation.sizes, string.ascii_letters, strict=False))
     terms = ("".join(letters[label] for label in term) for term in equation.inputs)
     out = "".join(letters[label] for label in equation.output)
-    given = {} if dtype is None else {"dtype": dtype, "casting": "unsafe"}
-    return np.einsum(f"{','.join(terms)}->{out}", *arrays, optimize=len(arrays) > 2, **given)  # type: ignore[no-any-return,call-overload]
+    given = arrays if dtype is None else [array.astype(dtype) for array in arrays]
+    return np.einsum(f"{','.join(terms)}->{out}", *given, optimize=len(given) > 2)  # type: ignore[no-any-return]

@@ -10,13 +10,11 @@ import numpy as np
 
 from tncompiler.drop_in.einsum import BACKENDS, check_backend, compute
 from tncompiler.drop_in.optimize import read_optimize
-from tncompiler.drop_in.paths import order_of
+from tncompiler.drop_in.paths import integer_shapes, order_of
 from tncompiler.ir.equation import Form, resolve, split_operands
 from tncompiler.ir.errors import ArgumentCountError, ArgumentError, ShapeError
-from tncompiler.ir.interchange.equations import shape_of
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import intermediate_labels, ssa_to_linear
-from tncompiler.planning.plan import ContractionPlan
 
 
 def einsum_expression(
@@ -47,13 +45,12 @@ class EinsumExpression:
         operands: tuple[Any, ...],
         constants: tuple[int, ...],
         backend: str,
-        options: PlanOptions | ContractionPlan,
+        options: PlanOptions,
     ) -> None:
         check_backend(backend, BACKENDS, "arrays")
         terms, output, given = split_operands(operands)
         held = {position: self._constant(given, position) for position in constants}
-        shapes = [shape_of(position, operand) for position, operand in enumerate(given)]
-        self.shapes = [tuple(map(int, shape)) for shape in shapes]
+        self.shapes = integer_shapes(given)
         self.equation = resolve(terms, output, self.shapes)
         self.backend, self.options = backend, options
         self.pairs = order_of(self.equation, options)

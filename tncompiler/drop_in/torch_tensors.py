@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor
 
 from tncompiler.compiler import Compilation
+from tncompiler.drop_in.einsum import described
 from tncompiler.ir.dtypes import dtype_name, kind
 from tncompiler.ir.equation import Form, resolve, terms_of
-from tncompiler.ir.errors import ShapeError
+from tncompiler.ir.errors import ArgumentError, DTypeError, ShapeError
 from tncompiler.ir.interchange.equations import expression_of
 from tncompiler.module import CompiledModule
 from tncompiler.planning.options import PlanOptions
-from tncompiler.planning.plan import ContractionPlan
 
 CACHED = 1024
 
@@ -24,32 +25,59 @@ CACHED = 1024
 def run(
     form: Form,
     tensors: Sequence[Tensor],
-    options: PlanOptions | ContractionPlan | None,
+    options: PlanOptions | None,
     backend: str,
     out: Tensor | None,
     dtype: Any,
 ) -> Tensor:
     """The result, differentiable. Raises what `tncompiler.einsum` lists."""
     target = None if dtype is None else dtype_name(dtype)
+    devices = {tensor.device for tensor in tensors}
+    autocasts = len(devices) == 1 and _autocasts(devices.pop().type)
+    if autocasts and target is None:
+        tensors = _autocast(form, tensors)
     shapes = tuple([tensor.shape for tensor in tensors])
     dtypes = tuple([tensor.dtype for tensor in tensors])
     module, flat = _compiled(form, shapes, dtypes, options, backend, target)
-    devices = {tensor.device for tensor in tensors}
-    if flat is not None and len(devices) == 1 and not torch.is_autocast_enabled(devices.pop().type):
+    if flat is not None and not autocasts and len({tensor.device for tensor in tensors}) == 1:
         (result,) = flat(*tensors)
     else:
         result = module.forward(*tensors)
     return result if out is None else _copied(result, out)
 
 
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _autocast(form: Form, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What autocast casts in a sum of products, as torch.einsum: floats, but never float64."""
+    terms, output = terms_of(form, len(tensors))
+    counts = Counter(label for term in terms for label in term if label is not ...)
+    kept = {k for k, n in counts.items() if n == 1} if output is None else set(output)
+    if len(tensors) == 1 or set(counts) <= kept:
+        return tensors
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return [
+        t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+    ]
+
+
 def _copied(result: Tensor, out: Any) -> Tensor:
     if not isinstance(out, Tensor) or out.shape != result.shape:
         raise ShapeError(
-            f"out= is {getattr(out, 'shape', type(out).__name__)}, but the result has shape "
-            f"{tuple(result.shape)}",
+            f"out is {described(out)}, but the result has shape {tuple(result.shape)}",
             fix="give a tensor of the result's shape",
         )
-    return out.copy_(result)
+    if not torch.can_cast(result.dtype, out.dtype):
+        raise DTypeError(
+            f"out has dtype {out.dtype}, which a result of {result.dtype} does not fit",
+            fix="give out= the result's dtype",
+        )
+    try:
+        return out.copy_(result)
+    except RuntimeError as error:  # a leaf of autograd, or several elements in one place
+        raise ArgumentError(f"out cannot be written: {error}", fix="give a new tensor") from None
 
 
 @lru_cache(maxsize=CACHED)
@@ -57,7 +85,7 @@ def _compiled(
     form: Form,
     shapes: tuple[torch.Size, ...],
     dtypes: tuple[torch.dtype, ...],
-    options: PlanOptions | ContractionPlan | None,
+    options: PlanOptions | None,
     backend: str,
     dtype: str | None,
 ) -> tuple[CompiledModule, Any]:

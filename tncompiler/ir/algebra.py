@@ -14,15 +14,19 @@ import numpy as np
 import sympy
 
 from tncompiler.ir import expressions as ex
-from tncompiler.ir.dtypes import DEFAULT, dtype_name
+from tncompiler.ir.dtypes import DEFAULT, dtype_name, is_real
 from tncompiler.ir.errors import (
     ArgumentError,
     BadSize,
     DTypeError,
+    IndexMismatch,
+    NoCommonIndex,
+    PositionError,
+    RepeatedOutputIndex,
     ShapeError,
     SizeClash,
     SizeEquationError,
-    UnknownIndex,
+    UnknownOutputIndex,
 )
 from tncompiler.ir.expressions import Expr, Initializer, Leaf
 from tncompiler.ir.functions import function
@@ -63,13 +67,26 @@ def leaf(
             dtype = value.dtype
     if isinstance(init, np.ndarray):
         init = _frozen_value(name, init, axes)
-    return Leaf(
-        tuple(axes), name, kind, dtype_name(DEFAULT if dtype is None else dtype), init, value
-    )
+    own = dtype_name(DEFAULT if dtype is None else dtype, f"{kind} {name!r}")
+    for array in (value, init):
+        if isinstance(array, np.ndarray) and array.dtype.kind == "c" and is_real(own):
+            raise DTypeError(
+                f"{kind} {name!r} is {own}, but its value is complex",
+                where=call_site(),
+                fix="declare a complex dtype, or take the real part",
+            )
+    return Leaf(tuple(axes), name, kind, own, init, value)
 
 
 def _frozen_value(name: str, value: Any, axes: Sequence[Index]) -> np.ndarray:
-    array = np.array(value)  # a copy: nobody can change the expression from outside
+    try:
+        array = np.array(value)  # a copy: nobody can change the expression from outside
+    except ValueError as error:
+        raise ShapeError(
+            f"the value of {name!r} is no array: {str(error)[:80]}",
+            where=call_site(),
+            fix="give rows of one length",
+        ) from None
     sizes = tuple(index.size for index in axes)
     if array.ndim != len(sizes) or any(
         isinstance(size, int) and size != n for size, n in zip(sizes, array.shape, strict=False)
@@ -77,9 +94,10 @@ def _frozen_value(name: str, value: Any, axes: Sequence[Index]) -> np.ndarray:
         wanted = ", ".join(map(str, axes))
         raise ShapeError(
             f"the value of {name!r} has shape {array.shape}, but its indices are ({wanted})",
+            where=call_site(),
             fix="give an array with one axis per index, of the same sizes",
         )
-    dtype_name(array.dtype)
+    dtype_name(array.dtype, f"the value of {name!r}")
     array.flags.writeable = False
     return array
 
@@ -88,11 +106,14 @@ def delta(*axes: Index) -> Expr:
     """1 where all indices are equal, else 0. One index gives ones."""
     check_indices(axes, "delta")
     if not axes:
-        raise ArgumentError("delta needs at least one index", fix="write tnc.delta(i, j)")
+        raise ArgumentError(
+            "delta needs at least one index", where=call_site(), fix="write tnc.delta(i, j)"
+        )
     for axis in axes[1:]:
         if axis.size != axes[0].size:
             raise SizeClash(
-                f"delta joins index {axes[0].name!r} and index {axis.name!r} of another size",
+                f"delta joins index {axes[0].name!r} of size {render_size(axes[0].size)} and index "
+                f"{axis.name!r} of size {render_size(axis.size)}",
                 where=call_site(),
                 fix="give both the same size",
             )
@@ -141,7 +162,7 @@ def contract(*tensors: Any, out: Iterable[Any] | None = None) -> Expr:
     """The sum of products of `tensors` over every index not in `out`.
 
     Without `out` the indices that occur exactly once are kept, in order of first appearance.
-    Raises: SizeClash, UnknownIndex or RepeatedIndex for `out`.
+    Raises: SizeClash; UnknownOutputIndex or RepeatedOutputIndex for `out`.
     """
     terms = _operands(tensors)
     union = _union(terms)
@@ -154,7 +175,7 @@ def contract(*tensors: Any, out: Iterable[Any] | None = None) -> Expr:
     else:
         keys = (out,) if isinstance(out, Index | str) else out
         kept = tuple(_output_index(key, union) for key in keys)
-        check_unique(kept, "out")
+        check_unique(kept, "out", RepeatedOutputIndex)
     return _contraction(terms, kept)
 
 
@@ -164,7 +185,7 @@ def _output_index(key: Any, union: Sequence[Index]) -> Index:
         if index == key or index.name == key:
             return index
     have = ", ".join(index.name for index in union) or "none"
-    raise UnknownIndex(
+    raise UnknownOutputIndex(
         f"no operand has the output index {shown(key)!r}",
         where=call_site(),
         fix=f"choose among {have}, or widen with a factor tnc.ones(…)",
@@ -186,11 +207,11 @@ def multiply(a: Any, b: Any) -> Expr:
 
 
 def matmul(a: Any, b: Any) -> Expr:
-    """Contract every index that both have. Raises UnknownIndex if there is none."""
+    """Contract every index that both have. Raises NoCommonIndex if there is none."""
     left, right = _operands((a, b))
     shared = set(left.indices) & set(right.indices)
     if not shared:
-        raise UnknownIndex(
+        raise NoCommonIndex(
             f"{describe(left)} and {describe(right)} have no index in common",
             where=call_site(),
             fix="use * for an outer product, or rename an index",
@@ -230,12 +251,16 @@ def elementwise(name: str, *values: Any) -> Expr:
     """
     rule = function(name)
     if len(values) != rule.arity:
-        raise ArgumentError(f"{name} takes {rule.arity} operands but got {len(values)}")
+        raise ArgumentError(
+            f"{name} takes {rule.arity} operands but got {len(values)}",
+            where=call_site(),
+            fix=f"give {rule.arity}",
+        )
     arguments = _operands(values)
     union = _union(arguments)
     if name != "div" and not any(len(arg.indices) == len(union) for arg in arguments):
         sets = " and ".join(f"({', '.join(i.name for i in a.indices)})" for a in arguments)
-        raise UnknownIndex(
+        raise IndexMismatch(
             f"{name}: no operand has all indices of the others: {sets}",
             where=call_site(),
             fix="widen one explicitly with * tnc.ones(…)",
@@ -249,7 +274,11 @@ def power(base: Expr, exponent: Any) -> Expr:
         terms = (base,) * exponent
         return _contraction(terms, base.indices) if terms else ones(*base.indices)
     if not isinstance(exponent, numbers.Real):
-        raise ArgumentError("the exponent must be a real number", fix="use tnc.exp and tnc.log")
+        raise ArgumentError(
+            f"the exponent {exponent!r:.40} is no real number",
+            where=call_site(),
+            fix="use tnc.exp and tnc.log",
+        )
     return elementwise("pow", base, exponent)
 
 
@@ -257,7 +286,9 @@ def cast(expr: Expr, dtype: object) -> Expr:
     """The same values in another dtype."""
     name = dtype_name(dtype)
     if name == DEFAULT:
-        raise DTypeError("'default' is no dtype to cast to", fix="name one, as 'float32'")
+        raise DTypeError(
+            "'default' is no dtype to cast to", where=call_site(), fix="name one, as 'float32'"
+        )
     return ex.Cast(expr.indices, expr, name)
 
 
@@ -295,7 +326,11 @@ def _relabel(expr: Expr, indices: tuple[Index, ...]) -> Expr:
 def rename(expr: Expr, names: Mapping[Any, Index]) -> Expr:
     """Call some indices otherwise. Raises RepeatedIndex onto an index already present."""
     if not isinstance(names, Mapping):
-        raise ArgumentError(f"rename takes a dict, not {names!r}", fix="write t.rename({i: j})")
+        raise ArgumentError(
+            f"rename takes a dict, not {names!r:.40}",
+            where=call_site(),
+            fix="write t.rename({i: j})",
+        )
     changes = {find(expr, old): new for old, new in names.items()}
     return reindex(expr, tuple(changes.get(index, index) for index in expr.indices))
 
@@ -323,7 +358,9 @@ def split(expr: Expr, index: Any, parts: Sequence[Index]) -> Expr:
     axis = axis_of(expr, index)
     check_indices(parts, "split")
     if not parts:
-        raise ArgumentError("split needs at least one part", fix="give a tuple of indices")
+        raise ArgumentError(
+            "split needs at least one part", where=call_site(), fix="give a tuple of indices"
+        )
     _check_product(expr.shape[axis], [p.size for p in parts], f"split of {shown(index)!r}")
     indices = (*expr.indices[:axis], *parts, *expr.indices[axis + 1 :])
     _check_free(indices, "split")
@@ -335,7 +372,9 @@ def merge(expr: Expr, parts: Sequence[Any], into: Index) -> Expr:
     merged = find_all(expr, parts)
     check_indices((into,), "merge")
     if not merged:
-        raise ArgumentError("merge needs at least one index", fix="give a tuple of indices")
+        raise ArgumentError(
+            "merge needs at least one index", where=call_site(), fix="give a tuple of indices"
+        )
     _check_product(into.size, [p.size for p in merged], f"merge into {into.name!r}")
     first = expr.indices.index(merged[0])
     before = [i for i in expr.indices[:first] if i not in merged]
@@ -370,7 +409,9 @@ def _position(size: Size, value: Any, what: str) -> Size:
     try:
         number = operator.index(value)
     except TypeError:
-        raise ArgumentError(f"{what} is {value!r}", fix="give an integer or a size") from None
+        raise ArgumentError(
+            f"{what} is {value!r:.40}", where=call_site(), fix="give an integer or a size"
+        ) from None
     return size + number if number < 0 else number
 
 
@@ -384,7 +425,7 @@ def slice_index(expr: Expr, index: Any, start: Any, stop: Any) -> Expr:
     if (numbers_known and not 0 <= first <= last) or (
         isinstance(size, int) and isinstance(last, int) and last > size
     ):
-        raise SizeClash(
+        raise PositionError(
             f"positions {render_size(first)} to {render_size(last)} do not lie in index "
             f"{shown(index)!r} of size {render_size(size)}",
             where=call_site(),
@@ -427,7 +468,9 @@ def concat(parts: Sequence[Any], index: Index) -> Expr:
     check_indices((index,), "concat")
     tensors = tuple(as_expr(part) for part in parts)
     if not tensors:
-        raise ArgumentError("concat needs at least one tensor", fix="give a list of expressions")
+        raise ArgumentError(
+            "concat needs at least one tensor", where=call_site(), fix="give a list of expressions"
+        )
     axis = axis_of(tensors[0], index.name)
     rest = [i for i in tensors[0].indices if i.name != index.name]
     aligned = []
@@ -475,7 +518,11 @@ def stack(parts: Sequence[Any], index: Index) -> Expr:
 def replace(expr: Expr, old: Expr, new: Any) -> Expr:
     """The expression with one use of a leaf replaced by an expression of the same indices."""
     if not isinstance(old, Leaf):
-        raise ArgumentError("only leaves can be replaced", fix="name an input, param or constant")
+        raise ArgumentError(
+            f"only leaves can be replaced, not {old!r:.80}",
+            where=call_site(),
+            fix="name an input, param or constant",
+        )
     by = as_expr(new)
     if set(by.indices) != set(old.indices):
         raise SizeClash(

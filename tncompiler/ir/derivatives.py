@@ -14,6 +14,7 @@ from tncompiler.ir.expressions import Expr, Leaf, replace_leaves, walk
 from tncompiler.ir.index import Index
 from tncompiler.ir.lift import lift
 from tncompiler.ir.lower import collect_leaves, lower
+from tncompiler.ir.origin import call_site
 from tncompiler.ir.passes import LOGICAL_PASSES, run_passes
 from tncompiler.ir.passes.adjoint import adjoint
 from tncompiler.ir.passes.dead import drop_dead_steps
@@ -25,7 +26,9 @@ def _check_leaf(expr: Expr, leaf: object, found: Sequence[Leaf]) -> Leaf:
     names = ", ".join(leaf.name for leaf in found) or "none"
     if not isinstance(leaf, Leaf):
         raise GradientError(
-            f"{leaf!r} is no input, parameter or constant", fix=f"the leaves are: {names}"
+            f"{_shown(leaf)} is no input, parameter or constant",
+            where=call_site(),
+            fix=f"the leaves are: {names}",
         )
     for own in found:
         if own.name == leaf.name:
@@ -34,19 +37,26 @@ def _check_leaf(expr: Expr, leaf: object, found: Sequence[Leaf]) -> Leaf:
             if not is_differentiable(leaf.dtype):
                 raise GradientError(
                     f"{leaf.name!r} holds {leaf.dtype} numbers, which have no derivatives",
+                    where=f"the {leaf.kind} declared at {leaf.origin}",
                     fix="declare it with a float or complex dtype",
                 )
             return leaf
     raise GradientError(
         f"{leaf.name!r} does not appear in the expression at {expr.origin}",
+        where=call_site(),
         fix=f"the leaves are: {names}",
     )
+
+
+def _shown(leaf: object) -> str:
+    return repr(leaf) if isinstance(leaf, Expr) else f"a {type(leaf).__name__}"
 
 
 def _expect_expr(value: object, caller: str) -> None:
     if not isinstance(value, Expr):
         raise ArgumentError(
             f"{caller} takes an expression, not a {type(value).__name__}",
+            where=call_site(),
             fix="build one with tnc.input, tnc.param and operations on them",
         )
 
@@ -82,6 +92,7 @@ def _seed(expr: Expr, cotangent: Expr | None) -> Expr:
             raise GradientError(
                 f"the cotangent has the indices ({', '.join(map(str, given.indices))}) but the "
                 f"expression has ({', '.join(map(str, expr.indices))})",
+                where=call_site(),
                 fix="both need the same indices",
             )
         return algebra.transpose(given, expr.indices)
@@ -95,6 +106,7 @@ def _seed(expr: Expr, cotangent: Expr | None) -> Expr:
     if _is_complex(expr):
         raise GradientError(
             "the expression is not real, so its gradient is not unique",
+            where=f"the expression at {expr.origin}",
             fix="differentiate expr.real, or give cotangent=…",
         )
     return algebra.elementwise("unit_cotangent", expr)
@@ -112,7 +124,9 @@ def jvp(expr: Expr, tangents: Mapping[Leaf, Expr]) -> Expr:
     """
     _expect_expr(expr, "jvp")
     if not isinstance(tangents, Mapping) or not tangents:
-        raise ArgumentError("jvp takes a dict of leaf → tangent", fix="write {x: dx}")
+        raise ArgumentError(
+            "jvp takes a dict of leaf → tangent", where=call_site(), fix="write {x: dx}"
+        )
     leaves = collect_leaves((expr,))
     arguments: dict[str, Expr] = {leaf.name: leaf for leaf in leaves}
     moving = {_check_leaf(expr, leaf, leaves): t for leaf, t in tangents.items()}
@@ -124,6 +138,7 @@ def jvp(expr: Expr, tangents: Mapping[Leaf, Expr]) -> Expr:
         if set(value.indices) != set(leaf.indices):
             raise GradientError(
                 f"the tangent of {leaf.name!r} has other indices than the leaf",
+                where=call_site(),
                 fix=f"give one with the indices ({', '.join(map(str, leaf.indices))})",
             )
         arguments[name] = algebra.transpose(value, leaf.indices)
@@ -156,6 +171,7 @@ def environment(expr: Expr, leaf: Leaf) -> Expr:
         raise GradientError(
             f"the expression at {expr.origin} is not one network with {target.name!r} as a factor; "
             f"it occurs as {_occurrences(target, distinct)}",
+            where=call_site(),
             fix="take the environment of a contraction; use tnc.grad for anything else",
         )
     return _take_out(program, positions[0], expr, marked[0], leaves)
@@ -173,6 +189,7 @@ def _ambiguous(target: Leaf, uses: Sequence[Leaf]) -> GradientError:
     return GradientError(
         f"{target.name!r} occurs {len(uses)} times, so its environment is not unique: "
         f"{_occurrences(target, uses)}",
+        where=call_site(),
         fix="name the occurrence with its own indices, as A(i, j)",
     )
 
@@ -200,7 +217,9 @@ def _take_out(
     op: Contract = step.op  # type: ignore[assignment]
     wires = [labels for k, labels in enumerate(op.inputs) if k != position]
     if any(len(set(labels)) != len(labels) for labels in wires):
-        raise GradientError("the rest of the network has a diagonal", fix="use tnc.grad")
+        raise GradientError(
+            "the rest of the network has a diagonal", where=call_site(), fix="use tnc.grad"
+        )
     rest = program.with_steps(
         [s for s in program.steps if s is not step],
         tuple(name for k, name in enumerate(step.operands) if k != position),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from tncompiler.ir.errors import UnsupportedDType
 from tncompiler.ir.origin import call_site
+
+_NUMPY_NAME = re.compile(r"[<>=|]?[A-Za-z][A-Za-z0-9_]{0,20}")  # other text NumPy would parse
 
 DEFAULT = "default"  # real or complex, not known until compiled
 
@@ -18,7 +22,7 @@ _KINDS = {
 }
 _RANK = {"bool": 0, "int": 1, "float": 2, DEFAULT: 3, "complex": 4}
 LOW_PRECISION = ("float16", "bfloat16")
-NUMPY_ONLY = ("bool", "uint16", "uint32", "uint64")  # torch has no matrix products for them
+NUMPY_ONLY = ("uint16", "uint32", "uint64")  # torch has no matrix products for them
 DTYPES = frozenset(_KINDS)
 
 
@@ -29,10 +33,11 @@ def dtype_name(dtype: object, owner: str = "", where: str | None = None) -> str:
     Raises: UnsupportedDType for a dtype that tncompiler does not compute with.
     """
     name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
-    if name not in _KINDS and not name.startswith("<class 'torch"):
+    plain = not isinstance(dtype, str) or _NUMPY_NAME.fullmatch(dtype)
+    if name not in _KINDS and plain and not name.startswith("<class 'torch"):
         try:
             name = np.dtype(dtype).name  # type: ignore[call-overload]
-        except (TypeError, ValueError):
+        except Exception:  # whatever NumPy makes of it, and it parses text: no dtype
             name = str(name)
     if name not in _KINDS:
         known = ", ".join(sorted(set(_KINDS) - {DEFAULT}))

@@ -121,7 +121,8 @@ def _label_list(labels: Any) -> Term:
             f"operands and lists of labels alternate, but {type(labels).__name__} is no such list",
             fix="write einsum(a, [0, 1], b, [1, 2], [0, 2]), or begin with an equation string",
         ) from None
-    if isinstance(labels, str) or sum(label is ... for label in term) > 1:
+    is_equation = isinstance(labels, str) and any(mark in labels for mark in ",->.")
+    if is_equation or sum(label is ... for label in term) > 1:
         raise EquationError(
             f"{labels!r:.60} is no list of labels", fix="give a list with at most one Ellipsis"
         )

@@ -18,7 +18,7 @@ from tncompiler.ir.dtypes import DEFAULT
 from tncompiler.ir.index import Index
 from tncompiler.ir.operators import Operators
 from tncompiler.ir.origin import call_site
-from tncompiler.ir.sizes import Size, SizeEquation, render_size
+from tncompiler.ir.sizes import Size, SizeEquation, render_size, size_text
 
 Initializer = str | Callable[..., Any] | np.ndarray
 INITIALIZERS = ("normal", "zeros", "ones", "eye")
@@ -76,6 +76,9 @@ class Expr(Operators):
     def __hash__(self) -> int:
         return hash((self.digest, self.indices))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Expr:
+        return self  # immutable; and a copy, node in node, would recurse
+
     def __repr__(self) -> str:
         indices = ", ".join(map(str, self.indices))
         return f"<{type(self).__name__} ({indices}) at {self.origin or 'unknown'}>"
@@ -96,7 +99,7 @@ class Leaf(Expr):
     value: np.ndarray | None = None
 
     def _positional(self) -> tuple[object, ...]:
-        sizes = tuple(render_size(size) for size in self.shape)
+        sizes = tuple(size_text(size) for size in self.shape)
         return (self.name, self.kind, sizes, self.dtype, *map(_identity, (self.init, self.value)))
 
 
@@ -121,7 +124,7 @@ class Delta(Expr):
     """1 where all indices are equal, else 0."""
 
     def _positional(self) -> tuple[object, ...]:
-        return (render_size(self.indices[0].size), self.ndim)
+        return (size_text(self.indices[0].size), self.ndim)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -129,7 +132,7 @@ class Ones(Expr):
     """1 everywhere."""
 
     def _positional(self) -> tuple[object, ...]:
-        return tuple(render_size(size) for size in self.shape)
+        return tuple(size_text(size) for size in self.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -211,7 +214,7 @@ class Split(Expr):
         return SizeEquation(self.source.shape[self.axis], sizes, f"the split at {self.origin}")
 
     def _positional(self) -> tuple[object, ...]:
-        return (self.axis, *(render_size(part.size) for part in self.parts), self.source.digest)
+        return (self.axis, *(size_text(part.size) for part in self.parts), self.source.digest)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -233,7 +236,7 @@ class Merge(Expr):
         return SizeEquation(self.into.size, parts, f"the merge at {self.origin}")
 
     def _positional(self) -> tuple[object, ...]:
-        return (self.axis, self.count, render_size(self.into.size), self.source.digest)
+        return (self.axis, self.count, size_text(self.into.size), self.source.digest)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -250,7 +253,7 @@ class Slice(Expr):
         return (self.source,)
 
     def _positional(self) -> tuple[object, ...]:
-        return (self.axis, render_size(self.start), render_size(self.stop), self.source.digest)
+        return (self.axis, size_text(self.start), size_text(self.stop), self.source.digest)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -267,7 +270,7 @@ class Pad(Expr):
         return (self.source,)
 
     def _positional(self) -> tuple[object, ...]:
-        return (self.axis, render_size(self.before), render_size(self.after), self.source.digest)
+        return (self.axis, size_text(self.before), size_text(self.after), self.source.digest)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

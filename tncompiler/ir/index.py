@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tncompiler.ir.errors import BadName, UnknownIndex
 from tncompiler.ir.names import check_index_name
+from tncompiler.ir.origin import call_site
 from tncompiler.ir.sizes import Size, as_size, render_size, size_symbol
 
 
@@ -42,11 +43,14 @@ def indices(names: str, /, size: object = None, **sizes: object) -> tuple[Index,
     """
     words = names.replace(",", " ").split() if isinstance(names, str) else []
     if not words:
-        raise BadName("no index names given", fix="write tnc.indices('b i j', i=4)")
+        raise BadName(
+            "no index names given", where=call_site(), fix="write tnc.indices('b i j', i=4)"
+        )
     unknown = sorted(set(sizes) - set(words))
     if unknown:
         raise UnknownIndex(
             f"a size is given for {', '.join(map(repr, unknown))}, which is not among {words}",
+            where=call_site(),
             fix="name the index, or drop its size",
         )
     return tuple(Index(word, sizes.get(word, size)) for word in words)

@@ -20,16 +20,19 @@ def check_indices(axes: Sequence[Any], owner: str) -> None:
         if not isinstance(axis, Index):
             raise ArgumentError(
                 f"{owner}: {axis!r} is no index",
+                where=call_site(),
                 fix="make indices with tnc.indices('i j') or tnc.Index('i', 4)",
             )
     check_scope([(owner, axes)])
     check_unique(axes, owner)
 
 
-def check_unique(axes: Sequence[Index], owner: str) -> None:
+def check_unique(
+    axes: Sequence[Index], owner: str, kind: type[RepeatedIndex] = RepeatedIndex
+) -> None:
     for position, axis in enumerate(axes):
         if axis in axes[:position]:
-            raise RepeatedIndex(
+            raise kind(
                 f"{owner} names index {axis.name!r} twice",
                 where=call_site(),
                 fix="name each index once; for a diagonal or trace use "
@@ -91,6 +94,7 @@ def axis_of(expr: Expr, key: Any) -> int:
 def refuse_truth(expr: Expr) -> NoReturn:
     raise ArgumentError(
         f"{describe(expr)} has no truth value: nothing is computed until compiled",
+        where=call_site(),
         fix="use tnc.where(condition, a, b), or '==' to compare two expressions as a whole",
     )
 

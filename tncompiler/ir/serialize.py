@@ -18,7 +18,8 @@ from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.errors import FileFormatError, TncError
 from tncompiler.ir.expressions import INITIALIZERS, Expr, Leaf, walk
 from tncompiler.ir.index import Index
-from tncompiler.ir.sizes import parse_size, render_size
+from tncompiler.ir.origin import call_site
+from tncompiler.ir.sizes import parse_size, size_text
 
 SCHEMA = 1
 _REDUCTIONS = ("max", "min")
@@ -45,7 +46,7 @@ def to_data(outputs: tuple[Expr, ...]) -> dict[str, Any]:
 
 
 def _index_data(index: Index) -> list[str]:
-    return [index.name, render_size(index.size)]
+    return [index.name, size_text(index.size)]
 
 
 def _node_data(node: Expr, operands: list[int]) -> dict[str, Any]:
@@ -74,10 +75,10 @@ def _fields(node: Expr) -> dict[str, Any]:
         case ex.Merge():
             return {"axis": node.axis, "count": node.count, "into": _index_data(node.into)}
         case ex.Slice():
-            bounds = [render_size(node.start), render_size(node.stop)]
+            bounds = [size_text(node.start), size_text(node.stop)]
             return {"axis": node.axis, "bounds": bounds}
         case ex.Pad():
-            bounds = [render_size(node.before), render_size(node.after)]
+            bounds = [size_text(node.before), size_text(node.after)]
             return {"axis": node.axis, "bounds": bounds}
         case ex.Concat():
             return {"axis": node.axis}
@@ -90,6 +91,7 @@ def _leaf_data(leaf: Leaf) -> dict[str, Any]:
     if callable(leaf.init):
         raise FileFormatError(
             f"the init of {leaf.name!r} is a callable, which JSON cannot hold",
+            where=f"the {leaf.kind} declared at {leaf.origin}",
             fix="give init= a name or an array",
         )
     init = _array_data(leaf.init) if isinstance(leaf.init, np.ndarray) else leaf.init
@@ -119,7 +121,7 @@ def _number_data(value: Any) -> list[str]:
         return ["complex", value.real.hex(), value.imag.hex()]
     if isinstance(value, float):
         return ["float", value.hex()]
-    return ["size", render_size(value)]
+    return ["size", size_text(value)]
 
 
 def _number_from(data: Any) -> Any:
@@ -140,10 +142,16 @@ def from_json(text: str) -> Expr:
     try:
         data = json.loads(text)
     except (ValueError, TypeError, RecursionError):
-        raise FileFormatError("the text is no JSON", fix="give what expr.to_json() wrote") from None
+        raise FileFormatError(
+            "the text is no JSON", where=call_site(), fix="give what expr.to_json() wrote"
+        ) from None
     outputs = from_data(data)
     if len(outputs) != 1:
-        raise FileFormatError(f"the text holds {len(outputs)} expressions", fix="one is expected")
+        raise FileFormatError(
+            f"the text holds {len(outputs)} expressions",
+            where=f"the JSON read at {call_site()}",
+            fix="one is expected",
+        )
     return outputs[0]
 
 
@@ -154,26 +162,47 @@ def from_data(data: Any) -> tuple[Expr, ...]:
     for position, item in enumerate(data["nodes"]):
         try:
             nodes.append(_node_from(item, nodes))
-        except (TncError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise FileFormatError(
-                f"node {position} of the expression is not valid: {type(error).__name__}: {error}",
+                f"node {position} of the expression is not valid: {_reason(error)}",
+                where=f"the JSON read at {call_site()}",
                 fix="write the expression again with to_json()",
             ) from None
     try:
         return tuple(nodes[_natural(k)] for k in data["outputs"])
     except (IndexError, TypeError, ValueError):
-        raise FileFormatError("the outputs name no node", fix="write it anew") from None
+        raise FileFormatError(
+            "the outputs name no node", where=f"the JSON read at {call_site()}", fix="write it anew"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TncError):
+        return error.what
+    if isinstance(error, KeyError):
+        return f"{str(error)[:80]} is missing or unknown"
+    return f"{type(error).__name__}: {str(error)[:80]}"
 
 
 def _check_header(data: Any) -> None:
     if not isinstance(data, Mapping) or data.get("format") != "tncompiler expression":
-        raise FileFormatError("this is no tncompiler expression", fix="use expr.to_json()")
+        raise FileFormatError(
+            "this is no tncompiler expression",
+            where=f"the JSON read at {call_site()}",
+            fix="use expr.to_json()",
+        )
     if type(data.get("schema")) is not int or data["schema"] != SCHEMA:
         raise FileFormatError(
-            f"schema {data.get('schema')!r} is not {SCHEMA}", fix="write it with this version"
+            f"schema {data.get('schema')!r:.40} is not {SCHEMA}",
+            where=f"the JSON read at {call_site()}",
+            fix="write it with this version",
         )
     if not isinstance(data.get("nodes"), list) or not isinstance(data.get("outputs"), list):
-        raise FileFormatError("nodes or outputs are missing", fix="write it anew")
+        raise FileFormatError(
+            "nodes or outputs are missing",
+            where=f"the JSON read at {call_site()}",
+            fix="write it anew",
+        )
 
 
 def _natural(value: Any) -> int:

@@ -7,21 +7,26 @@ sympify. Costs are kept as lists of terms (`Terms`) and evaluated numerically.
 from __future__ import annotations
 
 import ast
+import keyword
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import sympy
 
 from tncompiler.ir.errors import BadSize, SizeEquationError, UnboundSize
+from tncompiler.ir.names import check_index_name
+from tncompiler.ir.origin import call_site
 
 Size: TypeAlias = int | sympy.Expr
 Binding = Mapping[sympy.Symbol, int]
 
-_MAX_TEXT = 500
+_MAX_TEXT = 10_000  # characters
 _MAX_EXPONENT = 64
+_MAX_BITS = 1024  # of a number in a size: beyond any array, and small enough to work with
 
 
 def size_symbol(name: str) -> sympy.Symbol:
@@ -38,35 +43,77 @@ def as_size(value: object, owner: str = "size") -> Size:
         not isinstance(value, bool | str | sympy.Expr) and hasattr(value, "__index__")
     ):
         value = operator.index(value)
+        if value.bit_length() > _MAX_BITS:
+            raise BadSize(
+                f"{owner} has a size of {value.bit_length()} bits",
+                where=call_site(),
+                fix=f"sizes have at most {_MAX_BITS} bits",
+            )
         if value < 0:
-            raise BadSize(f"{owner} has size {value}", fix="sizes are 0 or more")
+            raise BadSize(f"{owner} has size {value}", where=call_site(), fix="sizes are 0 or more")
         return value
     if isinstance(value, str):
         return parse_size(value, owner)
     if isinstance(value, sympy.Expr) and value.is_integer and not value.is_negative:
+        _check_magnitude(value)
         return value
     raise BadSize(
-        f"{owner} has size {value!r} of type {type(value).__name__}",
+        f"{owner} has size {_shown(value)} of type {type(value).__name__}",
+        where=call_site(),
         fix="give an int, a size made with tnc.size(…), or text such as '2*D'",
     )
 
 
 def parse_size(text: str, owner: str = "size") -> Size:
-    """Parse names, integers and + - * // ** into a size. Nothing is ever executed."""
+    """Parse names, integers and + - * // ** into a size. Nothing is ever executed.
+
+    A name that is no identifier stands in quotes: `2*'α β'`; so `size_text` writes it.
+    """
     try:
         if len(text) > _MAX_TEXT:
             raise SyntaxError("too long")
-        return as_size(_from_ast(ast.parse(text.strip(), mode="eval").body), owner)
-    except (SyntaxError, RecursionError, MemoryError, TypeError, ValueError) as error:
-        if isinstance(error, BadSize) and "size expression" not in str(error):
-            raise
+        value = _from_ast(ast.parse(text.strip(), mode="eval").body)
+    except (ArithmeticError, SyntaxError, RecursionError, MemoryError, TypeError, ValueError):
         raise BadSize(
-            f"{owner}: {text[:80]!r} is not a size expression",
+            f"{owner}: {_shown(text)} is not a size expression",
+            where=call_site(),
             fix="use names, integers and + - * // **, for example '4*D + 1'",
         ) from None
+    return as_size(value, owner)
+
+
+def _shown(value: object) -> str:
+    return repr(value[:80] if isinstance(value, str) else value)[:100]
+
+
+def _check_magnitude(size: sympy.Expr) -> None:
+    """Refuse numbers and powers that only take time."""
+    if size.is_Symbol:
+        return
+    powers = (power.exp for power in size.atoms(sympy.Pow))
+    if any(not exponent.is_Integer or exponent > _MAX_EXPONENT for exponent in powers) or any(
+        int(number.p).bit_length() > _MAX_BITS for number in size.atoms(sympy.Rational)
+    ):
+        raise BadSize(
+            "a size has an exponent or a number that is too large",
+            where=call_site(),
+            fix=f"exponents are at most {_MAX_EXPONENT}, numbers have at most {_MAX_BITS} bits",
+        )
+
+
+def _checked(a: Size, b: Size, *, apply: Callable[[Size, Size], Size]) -> Size:
+    """The result of one operation, refused as soon as it is too large to go on with."""
+    result = apply(a, b)
+    if not isinstance(result, int):
+        _check_magnitude(result)
+    elif result.bit_length() > _MAX_BITS:
+        raise SyntaxError("the number is too large")
+    return result
 
 
 def _floor_divide(a: Size, b: Size) -> Size:
+    if b == 0:
+        raise SyntaxError("division by zero")
     if isinstance(a, int) and isinstance(b, int):
         return a // b
     return sympy.floor(sympy.Integer(1) * a / b)
@@ -79,17 +126,19 @@ def _power(a: Size, b: Size) -> Size:
 
 
 _BINARY: dict[type[ast.operator], Callable[[Size, Size], Size]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: _floor_divide,
-    ast.Pow: _power,
+    ast.Add: partial(_checked, apply=operator.add),
+    ast.Sub: partial(_checked, apply=operator.sub),
+    ast.Mult: partial(_checked, apply=operator.mul),
+    ast.FloorDiv: partial(_checked, apply=_floor_divide),
+    ast.Pow: partial(_checked, apply=_power),
 }
 
 
 def _from_ast(node: ast.expr) -> Size:
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return node.value
+    if isinstance(node, ast.Constant) and type(node.value) is str:
+        return size_symbol(check_index_name(node.value))
     if isinstance(node, ast.Name):
         return size_symbol(node.id)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
@@ -100,10 +149,22 @@ def _from_ast(node: ast.expr) -> Size:
 
 
 def render_size(size: Size, names: Mapping[sympy.Symbol, str] | None = None) -> str:
-    """The size as text that `parse_size` reads, or as Python source when `names` are given."""
+    """The size as text for people, or as Python source when `names` are given."""
     if isinstance(size, int):
         return str(size)
     return _render(size, names)[0]
+
+
+def size_text(size: Size) -> str:
+    """The size as text that `parse_size` reads: names that are no identifiers are quoted."""
+    if isinstance(size, int):
+        return str(size)
+    return render_size(size, {s: _quoted(s.name) for s in symbols_of(size)})
+
+
+def _quoted(name: str) -> str:
+    plain = name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+    return name if plain else repr(name)
 
 
 def _render(expr: sympy.Expr, names: Mapping[sympy.Symbol, str] | None) -> tuple[str, int]:
@@ -169,7 +230,8 @@ def substitute(size: Size, binding: Mapping[sympy.Symbol, Size]) -> Size:
     """The size with known symbols replaced; stays symbolic in the others."""
     if isinstance(size, int) or not (size.free_symbols & binding.keys()):
         return size
-    result = size.xreplace({k: sympy.sympify(v) for k, v in binding.items()})
+    numbers = {k: sympy.Integer(v) if isinstance(v, int) else v for k, v in binding.items()}
+    result = size.xreplace(numbers)
     return int(result) if isinstance(result, sympy.Integer) else result
 
 
@@ -219,7 +281,11 @@ def solve_for(size: Size, value: int, binding: dict[sympy.Symbol, int], where: s
     size = substitute(size, binding)
     if isinstance(size, int):
         if size != value:
-            raise SizeEquationError(f"a size must be {size} but is {value}", where=where)
+            raise SizeEquationError(
+                f"a size must be {size} but is {value}",
+                where=where,
+                fix="give sizes that agree with each other",
+            )
         return True
     symbols = symbols_of(size)
     if len(symbols) > 1:
@@ -251,6 +317,8 @@ def solve_equation(equation: SizeEquation, binding: dict[sympy.Symbol, int]) -> 
         return solve_for(total, known, binding, where)
     if len(unknown) > 1 or not isinstance(total, int):
         return False
+    if known == total == 0:
+        return False  # 0 = 0 * n says nothing of n
     if known == 0 or total % known:
         raise SizeEquationError(
             f"{total} is not a multiple of {known}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tncompiler.backends.emitter import Emitter
@@ -11,6 +12,11 @@ from tncompiler.ir.functions import function
 from tncompiler.ir.program import Labels, Program, Value
 from tncompiler.ir.sizes import Size
 
+# More positive terms than this, added one by one, may leave the error bound (5 deviations).
+# OpenBLAS adds so in products of at most SMALL_PRODUCT multiplications and with vectors.
+LONG_SUM = 256
+SMALL_PRODUCT = 2**20
+
 
 def emit(program: Program, entry: str) -> Source:
     """NumPy source of a scheduled program."""
@@ -19,6 +25,9 @@ def emit(program: Program, entry: str) -> Source:
 
 class NumpyEmitter(Emitter):
     """NumPy's spelling of each operation."""
+
+    long_sum = LONG_SUM
+    helpers = ("embed_diagonal", "gate", "long_matmul", "long_sum", "take_diagonal")
 
     def __init__(self, program: Program, entry: str) -> None:
         super().__init__(program, entry)
@@ -62,12 +71,23 @@ class NumpyEmitter(Emitter):
         return f"{text}.transpose({', '.join(map(str, axes))})"
 
     def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str:
-        return f"{a} @ {b}"
+        if not long_k:
+            return f"{a} @ {b}"
+        self.imports.add("long_matmul")
+        return f"long_matmul({a}, {b})"
+
+    def is_long(self, length: float, rows: float, columns: float) -> bool:
+        terms = LONG_SUM if math.isinf(length) else length
+        small = rows * terms * columns <= SMALL_PRODUCT or min(rows, columns) == 1
+        return length > LONG_SUM and small
 
     def swap(self, text: str, batched: bool) -> str:
         return f"{text}.transpose(0, 2, 1)" if batched else f"{text}.T"
 
-    def sum(self, text: str, axes: Sequence[int], dtype: str) -> str:
+    def sum(self, text: str, axes: Sequence[int], dtype: str, *, long: bool) -> str:
+        if long:
+            self.imports.add("long_sum")
+            return f"long_sum({text}, {tuple(axes)})"
         where = str(axes[0]) if len(axes) == 1 else str(tuple(axes))
         kept = "" if dtype.startswith(("float", "complex")) else f", dtype={self.dtype(dtype)}"
         return f"{text}.sum(axis={where}{kept})"

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+from tncompiler.backends.numpy.emit import LONG_SUM, SMALL_PRODUCT
+
+_SHORT, _BLOCKS, _BLOCK = 256, 16, 4096  # blocks of so many terms; of a long sum 16, then of 4096
 
 
 def embed_diagonal(x: np.ndarray, pattern: tuple[int, ...]) -> np.ndarray:
@@ -27,3 +33,41 @@ def gate(x: np.ndarray, by: np.ndarray) -> np.ndarray:
     mask = np.asarray(by > 0).astype(integer)
     np.negative(mask, out=mask)
     return np.asarray(mask & np.asarray(x).view(integer)).view(x.dtype)
+
+
+def long_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`a @ b` of shapes (..., m, k) and (..., k, n), in blocks of k where BLAS adds term by term.
+
+    The error of a sum of positive terms is then that of one block, averaged over the blocks.
+    """
+    rows, length, columns = *a.shape[-2:], b.shape[-1]
+    work = rows * length * columns
+    if length <= LONG_SUM or (work > SMALL_PRODUCT and rows > 1 and columns > 1):
+        return a @ b  # type: ignore[no-any-return]
+    blocks, block, cut = _cut(length)
+    left = a[..., :cut].reshape(*a.shape[:-1], blocks, block)
+    right = b[..., :cut, :].reshape(*b.shape[:-2], blocks, block, columns)
+    total = (np.moveaxis(left, -2, -3) @ right).sum(axis=-3)
+    if cut < length:
+        total += a[..., cut:] @ b[..., cut:, :]
+    return total  # type: ignore[no-any-return]
+
+
+def long_sum(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """`x.sum(axes)`, in blocks: NumPy adds term by term along any axis but the innermost."""
+    innermost = len(axes) == 1 and x.strides[axes[0]] == x.itemsize
+    if innermost or math.prod(x.shape[axis] for axis in axes) <= LONG_SUM:
+        return x.sum(axis=axes)  # type: ignore[no-any-return]
+    longest = max(axes, key=x.shape.__getitem__)
+    x = np.moveaxis(x, longest, 0)
+    rest = tuple(axis + (axis < longest) for axis in axes if axis != longest)
+    blocks, block, cut = _cut(len(x))
+    parts = x[:cut].reshape(blocks, block, *x.shape[1:])
+    total = parts.sum(axis=(1, *(axis + 1 for axis in rest))).sum(axis=0)
+    return total + x[cut:].sum(axis=(0, *rest))  # type: ignore[no-any-return]
+
+
+def _cut(length: int) -> tuple[int, int, int]:
+    """Number of blocks, terms in a block, and how many terms they cover together."""
+    blocks = max(min(_BLOCKS, -(-length // _SHORT)), length // _BLOCK)
+    return blocks, length // blocks, length // blocks * blocks

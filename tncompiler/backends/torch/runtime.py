@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from tncompiler.backends.torch.emit import LONG_SUM, NARROW
+
+_PADDED = 2**14  # up to here a narrow side is repeated, which takes half the time of blocks
+_BLOCKS, _BLOCK = 16, 4096  # at least so many blocks, and of about so many terms
 
 
 def embed_diagonal(x: Tensor, pattern: tuple[int, ...]) -> Tensor:
@@ -32,3 +39,62 @@ def take_diagonal(x: Tensor, labels: tuple[int, ...], out: tuple[int, ...]) -> T
             x = x.diagonal(dim1=first, dim2=second)
             order = [k for i, k in enumerate(order) if i not in (first, second)] + [label]
     return x.permute([order.index(label) for label in out])
+
+
+def long_mm(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` of shapes (m, k) and (k, n), where the library may add k positive terms one by one.
+
+    A product with a side of NARROW or more it adds in blocks, so a narrow side is repeated; of a
+    long k the blocks are ours. The error is then that of one block, averaged over the blocks.
+    """
+    if not _loses_digits(a, b):
+        return torch.mm(a, b)
+    (rows, length), columns = a.shape, b.shape[1]
+    if length <= _PADDED:
+        if rows < NARROW:
+            return torch.mm(torch.cat([a] * NARROW), b)[:rows]
+        return torch.mm(a, torch.cat([b] * NARROW, 1))[:, :columns]
+    blocks, block, cut = _cut(length)
+    left = a[:, :cut].reshape(rows, blocks, block).transpose(0, 1)
+    total = torch.bmm(left, b[:cut].reshape(blocks, block, columns)).sum(0)
+    return total if cut == length else total + torch.mm(a[:, cut:], b[cut:])
+
+
+def long_bmm(a: Tensor, b: Tensor) -> Tensor:
+    """`long_mm` of a batch: shapes (batch, m, k) and (batch, k, n)."""
+    if not _loses_digits(a, b):
+        return torch.bmm(a, b)
+    (batch, rows, length), columns = a.shape, b.shape[2]
+    if length <= _PADDED:
+        if rows < NARROW:
+            return torch.bmm(torch.cat([a] * NARROW, 1), b)[:, :rows]
+        return torch.bmm(a, torch.cat([b] * NARROW, 2))[:, :, :columns]
+    blocks, block, cut = _cut(length)
+    left = a[:, :, :cut].reshape(batch, rows, blocks, block).transpose(1, 2)
+    right = b[:, :cut].reshape(batch * blocks, block, columns)
+    parts = torch.bmm(left.reshape(batch * blocks, rows, block), right)
+    total = parts.reshape(batch, blocks, rows, columns).sum(1)
+    return total if cut == length else total + torch.bmm(a[:, :, cut:], b[:, cut:])
+
+
+def long_sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """`x.sum(axes)`; one axis at a time, which torch cuts into blocks itself, if it is long."""
+    if not torch.compiler.is_exporting() and math.prod(x.shape[k] for k in axes) <= LONG_SUM:
+        return x.sum(axes)
+    for axis in sorted(axes, reverse=True):
+        x = x.sum(axis)
+    return x
+
+
+def _loses_digits(a: Tensor, b: Tensor) -> bool:
+    """Whether the library may add the terms of a product one by one; exports stay as they are."""
+    if torch.compiler.is_exporting():  # a choice by size would fix the exported program's sizes
+        return False
+    rows, length, columns = *a.shape[-2:], b.shape[-1]
+    return length > LONG_SUM and min(rows, columns) < NARROW
+
+
+def _cut(length: int) -> tuple[int, int, int]:
+    """Number of blocks, terms in a block, and how many terms they cover together."""
+    blocks = max(_BLOCKS, length // _BLOCK)
+    return blocks, length // blocks, length // blocks * blocks

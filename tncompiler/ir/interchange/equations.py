@@ -59,13 +59,26 @@ def _free_shapes(equation: str) -> tuple[tuple[Size, ...], ...]:
 
 def shape_of(position: int, operand: Any) -> tuple[Size, ...]:
     """The shape that an operand has, or is."""
-    shape = operand.shape if hasattr(operand, "shape") else operand
-    try:
-        return tuple(shape if isinstance(shape, tuple | list) else tuple(shape))
-    except TypeError:
-        raise ArgumentError(
-            f"operand {position} is {operand!r:.60}", fix="give an expression, a shape or an array"
-        ) from None
+    if hasattr(operand, "shape"):
+        return tuple(operand.shape)
+    if isinstance(operand, int | float | complex):
+        return ()
+    if isinstance(operand, tuple | list):
+        nested = any(isinstance(size, tuple | list) for size in operand)
+        return _nested_shape(position, operand) if nested else tuple(operand)
+    raise ArgumentError(
+        f"operand {position} is {operand!r:.60}", fix="give an expression, a shape or an array"
+    )
+
+
+def _nested_shape(position: int, values: Any) -> tuple[int, ...]:
+    """The shape of an array written as lists of lists."""
+    if not isinstance(values, tuple | list):
+        return ()
+    shapes = {_nested_shape(position, value) for value in values}
+    if len(shapes) > 1:
+        raise ArgumentError(f"operand {position} is a ragged list", fix="give an array or a shape")
+    return (len(values), *(shapes.pop() if shapes else ()))
 
 
 def _indices(sizes: Mapping[Label, Any]) -> dict[Label, Index]:

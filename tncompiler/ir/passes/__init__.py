@@ -22,6 +22,7 @@ PASSES: dict[str, str] = {
     "order_axes": "layout:order_axes",
     "copy_operands": "copies:copy_operands",
     "widen_low_precision": "widen:widen_low_precision",
+    "sum_booleans": "booleans:sum_booleans",
 }
 
 # before planning: networks as large as they can be, each value once
@@ -29,6 +30,7 @@ LOGICAL_PASSES = (
     "widen_low_precision",
     "flatten_contractions",
     "absorb_relabelings",
+    "sum_booleans",
     "merge_common_steps",
     "drop_dead_steps",
 )

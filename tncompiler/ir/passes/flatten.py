@@ -44,6 +44,8 @@ def _flatten_once(program: Program) -> Program:
         return program
     builder = Builder(like=program)
     for step in program.steps:
+        if inlined.get(step.out.name, False):
+            continue
         if isinstance(step.op, Contract) and any(name in inlined for name in step.operands):
             _Expansion(program, inlined, builder).expand(step)
         else:
@@ -51,7 +53,8 @@ def _flatten_once(program: Program) -> Program:
     return program.with_steps(builder.steps)
 
 
-def _inlinable(program: Program) -> dict[str, Step]:
+def _inlinable(program: Program) -> dict[str, bool]:
+    """The contractions to inline, and whether every use of one is a contraction: then it goes."""
     uses = program.uses()
     fed: dict[str, int] = {}
     for step in program.steps:
@@ -60,10 +63,10 @@ def _inlinable(program: Program) -> dict[str, Step]:
                 fed[name] = fed.get(name, 0) + 1
     result = {}
     for step in program.steps:
-        if isinstance(step.op, Contract) and fed.get(step.out.name):
-            once = uses[step.out.name] == 1
-            if once or _is_free(step.op):
-                result[step.out.name] = step
+        name = step.out.name
+        is_fed = isinstance(step.op, Contract) and fed.get(name, 0) > 0
+        if is_fed and (uses[name] == 1 or _is_free(step.op)):  # type: ignore[arg-type]
+            result[name] = uses[name] == fed[name]
     return result
 
 
@@ -77,7 +80,7 @@ class _Expansion:
     """The labels of one merged network, as a union-find."""
 
     program: Program
-    inlined: dict[str, Step]
+    inlined: dict[str, bool]
     builder: Builder
     parent: list[int] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
@@ -115,7 +118,7 @@ class _Expansion:
             name, labels = pending.pop()
             producer = self.program.producers.get(name)
             if name in self.inlined:
-                inner, operands = self._open(self.inlined[name])
+                inner, operands = self._open(self.program.producers[name])
                 for mine, theirs in zip(inner, labels, strict=True):
                     self.parent[self.find(mine)] = self.find(theirs)
                 pending.extend(operands)
