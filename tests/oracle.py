@@ -227,7 +227,8 @@ def gradient_bounds(
 def _added(old: Bounded | None, new: Bounded, eps: float) -> Bounded:
     if old is None:
         return new
-    rounding = eps * (np.abs(old.value) + np.abs(new.value))
+    # 4 * eps as for every addition: a program may add each part of the one to the other in turn
+    rounding = 4 * eps * (np.abs(old.value) + np.abs(new.value))
     return Bounded(old.value + new.value, old.bound + new.bound + rounding)
 
 

@@ -68,7 +68,9 @@ class Compilation(Problem):
         self.library = library  # whose rules promote mixed operands
         if plan is not None and not isinstance(plan, PlanOptions | ContractionPlan):
             raise PlanError(
-                f"plan is a {type(plan).__name__}", fix="give a tnc.PlanOptions or a saved plan"
+                f"plan is a {type(plan).__name__}",
+                where=self.place(),
+                fix="give a tnc.PlanOptions or a saved plan",
             )
         self.fixed_plan = plan if isinstance(plan, ContractionPlan) else None
         self.options = plan if isinstance(plan, PlanOptions) else PlanOptions()
@@ -126,6 +128,7 @@ class Compilation(Problem):
         if self.fixed_plan.digest != program_digest(logical):
             raise PlanError(
                 "the plan was made for another network or other sizes",
+                where=self.place(),
                 fix="make one with tnc.plan(expr, sizes=…)",
             )
         steps = [s.out.name for s in logical.steps if isinstance(s.op, Contract) and s.operands]
@@ -133,17 +136,18 @@ class Compilation(Problem):
         if len(steps) != len(networks):
             raise PlanError(
                 f"the plan orders {len(networks)} networks, the expression has {len(steps)}",
+                where=self.place(),
                 fix="make one with tnc.plan(expr, sizes=…)",
             )
         return {name: network.pairs for name, network in zip(steps, networks, strict=True)}
 
-    @staticmethod
-    def _given_order(logical: Program, path: Path) -> dict[str, tuple[Pair, ...]]:
+    def _given_order(self, logical: Program, path: Path) -> dict[str, tuple[Pair, ...]]:
         """The order that the options fix, for the one network of the program."""
         steps = [s for s in logical.steps if isinstance(s.op, Contract) and len(s.operands) > 1]
         if len(steps) != 1:
             raise PlanError(
                 f"PlanOptions.path fixes the order of one network, but there are {len(steps)}",
+                where=self.place(),
                 fix="leave path out, or pass a whole plan",
             )
         (step,) = steps

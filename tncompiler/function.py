@@ -14,6 +14,7 @@ from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import DEFAULT, is_differentiable, kind
 from tncompiler.ir.errors import ArgumentError, BackendError, DTypeError, GradientError, ShapeError
 from tncompiler.ir.expressions import Leaf
+from tncompiler.ir.origin import call_site
 
 Pull = Callable[[Any], dict[str, np.ndarray]]
 
@@ -37,12 +38,16 @@ class Parameters(MutableMapping[str, np.ndarray]):
     def __setitem__(self, name: str, value: Any) -> None:
         if name not in self._cells:
             raise ArgumentError(
-                f"there is no parameter {name!r}", fix=f"the parameters are: {sorted(self)}"
+                f"there is no parameter {name!r}",
+                where=call_site(),
+                fix=f"the parameters are: {sorted(self)}",
             )
         try:
             new = np.asarray(value)
         except ValueError as error:
-            raise ShapeError(f"parameter {name!r}: {error}", fix="give an array") from None
+            raise ShapeError(
+                f"parameter {name!r}: {error}", where=call_site(), fix="give an array"
+            ) from None
         self._check(name, new)
         self._cells[name][0] = _read_only(new.astype(self[name].dtype))
 
@@ -51,16 +56,20 @@ class Parameters(MutableMapping[str, np.ndarray]):
         if new.shape != old.shape:
             raise ShapeError(
                 f"parameter {name!r} has shape {old.shape}, not {new.shape}",
+                where=call_site(),
                 fix="assign an array of the same shape",
             )
         if not np.can_cast(new.dtype, old.dtype, "same_kind"):
             raise DTypeError(
                 f"parameter {name!r} has dtype {old.dtype}; {new.dtype} does not fit",
+                where=call_site(),
                 fix=f"convert it with .astype({old.dtype.name!r})",
             )
 
     def __delitem__(self, name: str) -> None:
-        raise ArgumentError("parameters cannot be removed", fix="assign another array instead")
+        raise ArgumentError(
+            "parameters cannot be removed", where=call_site(), fix="assign another array instead"
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._cells)
@@ -84,7 +93,9 @@ def _array(name: str, value: Any) -> np.ndarray:
         return np.asarray(value)
     except (ValueError, TypeError) as error:
         raise ArgumentError(
-            f"input {name!r} is no array: {error}", fix="give an array, or lists of equal lengths"
+            f"input {name!r} is no array: {error}",
+            where=call_site(),
+            fix="give an array, or lists of equal lengths",
         ) from None
 
 
@@ -105,10 +116,14 @@ class NumpyFunction(Inspection):
     ) -> None:
         if backend not in ("auto", "numpy"):
             raise BackendError(
-                f"framework='numpy' cannot run the {backend} backend", fix="use backend='numpy'"
+                f"framework='numpy' cannot run the {backend} backend",
+                where=call_site(),
+                fix="use backend='numpy'",
             )
         if dtype == "bfloat16":
-            raise BackendError("NumPy has no bfloat16", fix="use dtype='float32'")
+            raise BackendError(
+                "NumPy has no bfloat16", where=call_site(), fix="use dtype='float32'"
+            )
         self.compilation, self.backend, self._dtype = compilation, "numpy", dtype
         self.parameters = self._make_parameters(seed, share)
         self._constants = [self._constant(leaf) for leaf in compilation.constants]
@@ -142,7 +157,9 @@ class NumpyFunction(Inspection):
         if share is None:
             return Parameters(arrays)
         if not isinstance(share, NumpyFunction):
-            raise ArgumentError("a torch module cannot share", fix="share a NumPy function")
+            raise ArgumentError(
+                "a torch module cannot share", where=call_site(), fix="share a NumPy function"
+            )
         return Parameters(arrays, share.parameters)
 
     # ---------------------------------------------------------------- calling
@@ -157,11 +174,15 @@ class NumpyFunction(Inspection):
         held: Mapping[str, Any] = self.parameters
         if parameters is not None:
             if not isinstance(parameters, Mapping):
-                raise ArgumentError("parameters= takes a dict of name → array", fix="give a dict")
+                raise ArgumentError(
+                    "parameters= takes a dict of name → array", where=call_site(), fix="give a dict"
+                )
             unknown = sorted(set(parameters) - set(held))
             if unknown:
                 raise ArgumentError(
-                    f"there is no parameter {unknown[0]!r}", fix=f"they are: {sorted(held)}"
+                    f"there is no parameter {unknown[0]!r}",
+                    where=call_site(),
+                    fix=f"they are: {sorted(held)}",
                 )
             held = {**held, **{k: np.asarray(v) for k, v in parameters.items()}}
         return [*given, *(held[leaf.name] for leaf in self.compilation.params), *self._constants]
@@ -235,10 +256,15 @@ class NumpyFunction(Inspection):
             if array.shape != output.shape:
                 raise ShapeError(
                     f"a cotangent has shape {array.shape}, but its output has {output.shape}",
+                    where=call_site(),
                     fix="give cotangents of the shapes of the outputs",
                 )
             if kind(array.dtype.name) == "complex" and kind(output.dtype.name) != "complex":
-                raise DTypeError("a real output has a complex cotangent", fix="take its real part")
+                raise DTypeError(
+                    "a real output has a complex cotangent",
+                    where=call_site(),
+                    fix="take its real part",
+                )
             given.append(array.astype(output.dtype, copy=False))
         return given
 
@@ -250,7 +276,9 @@ class NumpyFunction(Inspection):
         scalar = self.compilation.container.kind == "one" and np.ndim(value) == 0
         if not scalar or np.iscomplexobj(value):
             raise GradientError(
-                "value_and_grad needs one real scalar output", fix="use vjp with a cotangent"
+                "value_and_grad needs one real scalar output",
+                where=call_site(),
+                fix="use vjp with a cotangent",
             )
         return value, pull(np.ones_like(value))
 
@@ -265,14 +293,18 @@ class NumpyFunction(Inspection):
             *positional, tangents = args
             args = tuple(positional)
         if not isinstance(tangents, Mapping) or not tangents:
-            raise ArgumentError("no tangents are given", fix="give tangents={name: array}")
+            raise ArgumentError(
+                "no tangents are given", where=call_site(), fix="give tangents={name: array}"
+            )
         arrays = self._arrays(args, kwargs, None)
         call, _ = self._call(arrays)
         names = tuple(sorted(tangents))
         for name in names:
             if name not in self._wrt(call):
                 raise ArgumentError(
-                    f"there is no differentiable leaf {name!r}", fix=f"{self._wrt(call)}"
+                    f"there is no differentiable leaf {name!r}",
+                    where=call_site(),
+                    fix=f"{self._wrt(call)}",
                 )
         program = self.compilation.directional(call.dtypes, call.nominal, names)
         run = self.compilation.executable(program, "numpy", "tangent").run
@@ -288,10 +320,13 @@ class NumpyFunction(Inspection):
         if given.shape != array.shape:
             raise ShapeError(
                 f"the tangent of {name!r} has shape {given.shape}, not {array.shape}",
+                where=call_site(),
                 fix="give a tangent of the shape of its leaf",
             )
         if kind(given.dtype.name) == "complex" and kind(array.dtype.name) != "complex":
-            raise DTypeError(f"the tangent of {name!r} is complex", fix="take its real part")
+            raise DTypeError(
+                f"the tangent of {name!r} is complex", where=call_site(), fix="take its real part"
+            )
         return given.astype(array.dtype, copy=False)
 
 
@@ -321,11 +356,14 @@ def initial_array(
             array = (array + 1j * rng.standard_normal(shape) * scale) / np.sqrt(2)
     if array.dtype.kind not in "biufc":
         raise DTypeError(
-            f"the init of parameter {leaf.name!r} gives {array.dtype} values", fix="give numbers"
+            f"the init of parameter {leaf.name!r} gives {array.dtype} values",
+            where=call_site(),
+            fix="give numbers",
         )
     if array.dtype.kind == "c" and dtype.kind != "c":
         raise DTypeError(
             f"the init of parameter {leaf.name!r} is complex, the parameter is {dtype}",
+            where=call_site(),
             fix="declare the parameter with a complex dtype",
         )
     check_init_shape(leaf, array.shape, shape)

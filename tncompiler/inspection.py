@@ -10,6 +10,7 @@ import sympy
 from tncompiler.compiler import Compilation
 from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import ArgumentError
+from tncompiler.ir.origin import call_site
 from tncompiler.ir.program import Program
 from tncompiler.planning.cost import Cost, peak_expression, program_cost
 from tncompiler.planning.plan import ContractionPlan
@@ -39,7 +40,9 @@ class Inspection:
         for name in wrt:
             if name not in known:
                 raise ArgumentError(
-                    f"there is no input or parameter {name!r}", fix=f"choose of {sorted(known)}"
+                    f"there is no input or parameter {name!r}",
+                    where=call_site(),
+                    fix=f"choose of {sorted(known)}",
                 )
         return tuple(wrt)
 
@@ -54,7 +57,9 @@ class Inspection:
         ``wrt`` names the leaves that require gradients; all inputs and parameters if not given.
         """
         if not isinstance(part, str) or part not in PARTS:
-            raise ArgumentError(f"there is no part {part!r}", fix=f"choose of {', '.join(PARTS)}")
+            raise ArgumentError(
+                f"there is no part {part!r}", where=call_site(), fix=f"choose of {', '.join(PARTS)}"
+            )
         nominal = self.compilation.nominal({} if sizes is None else sizes)
         if part == "forward":
             return self.compilation.scheduled(self._dtypes(), nominal)[0]

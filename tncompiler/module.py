@@ -23,6 +23,7 @@ from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, NUMPY_ONLY, dtype_name, is_differentiable
 from tncompiler.ir.errors import ArgumentError, BackendError, DeviceError, DTypeError, NameClash
 from tncompiler.ir.expressions import Leaf
+from tncompiler.ir.origin import call_site
 from tncompiler.ir.serialize import from_data, to_data
 from tncompiler.planning.machine import REFERENCE, TINY_US, faster_backend, predicted_us
 
@@ -89,7 +90,11 @@ class CompiledModule(Inspection, nn.Module):
     def _make_leaves(self, seed: int | None, share: Any) -> None:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         if share is not None and not isinstance(share, nn.Module):
-            raise ArgumentError("a NumPy function cannot share", fix="share a torch module")
+            raise ArgumentError(
+                "a NumPy function cannot share with a torch module",
+                where=call_site(),
+                fix="share a torch module",
+            )
         shared = {} if share is None else dict(share.named_parameters())
         leaves = (*self.compilation.params, *self.compilation.constants)
         for leaf, (owner, name) in zip(leaves, self._owners, strict=True):
@@ -105,10 +110,18 @@ class CompiledModule(Inspection, nn.Module):
         self.reset_parameters(generator, skip=frozenset(shared))
 
     def _shared(self, leaf: Leaf, parameter: nn.Parameter) -> nn.Parameter:
+        if leaf.dtype == DEFAULT and self._dtype not in (None, dtype_name(parameter.dtype)):
+            raise DTypeError(
+                f"the shared parameter {leaf.name!r} has dtype {dtype_name(parameter.dtype)}, not "
+                f"{self._dtype}",
+                where=f"the parameter declared at {leaf.origin}",
+                fix="leave dtype= out, or share a network of that dtype",
+            )
         if tuple(parameter.shape) != self.compilation.parameter_shape(leaf):
             raise NameClash(
                 f"the shared parameter {leaf.name!r} has shape {tuple(parameter.shape)}, not "
                 f"{self.compilation.parameter_shape(leaf)}",
+                where=f"the parameter declared at {leaf.origin}",
                 fix="share only networks that declare it with the same sizes",
             )
         return parameter
@@ -162,6 +175,7 @@ class CompiledModule(Inspection, nn.Module):
         if any(not isinstance(tensor, Tensor) for tensor in given):
             raise ArgumentError(
                 f"inputs must be torch tensors, not {[type(t).__name__ for t in given]}",
+                where=self.compilation.place(),
                 fix="use torch.as_tensor(…), or compile with framework='numpy'",
             )
         device = tensors[0].device.type if tensors else "cpu"
@@ -205,6 +219,7 @@ class CompiledModule(Inspection, nn.Module):
         if len(devices) > 1:
             raise DeviceError(
                 f"the tensors are on {len(devices)} devices: {sorted(map(str, devices))}",
+                where=self.compilation.place(),
                 fix="move module and inputs to one device with .to(device)",
             )
         call = self._call(tensors, cast)
@@ -254,6 +269,7 @@ class CompiledModule(Inspection, nn.Module):
         if torch.compiler.is_compiling():
             raise BackendError(
                 f"the module has not yet run on {key}, and cannot be prepared while compiling",
+                where=call_site(),
                 fix="call it once on tensors of these dtypes before torch.compile",
             )
         return self._prepare_flat(key)
@@ -368,7 +384,11 @@ def _initialize(
         kind = np.dtype("complex128" if parameter.is_complex() else "float64")
         value = torch.from_numpy(initial_array(leaf, shape, std, kind, rng))
     if value.is_complex() and not parameter.is_complex():
-        raise DTypeError(f"the init of {leaf.name!r} is complex", fix="give it a complex dtype")
+        raise DTypeError(
+            f"the init of {leaf.name!r} is complex",
+            where=call_site(),
+            fix="give it a complex dtype",
+        )
     parameter.copy_(value)
 
 

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from tncompiler.backends.source import Source
 from tncompiler.ir.errors import BackendError
+from tncompiler.ir.origin import call_site
 from tncompiler.ir.program import Program
 
 BACKENDS: dict[str, str] = {
@@ -27,6 +28,8 @@ def emitter_of(name: str) -> Emit:
     """The function (program, entry name) → Source of a backend. Raises BackendError."""
     if not isinstance(name, str) or name not in BACKENDS:
         known = ", ".join(("auto", *BACKENDS))
-        raise BackendError(f"there is no backend {name!r}", fix=f"choose one of {known}")
+        raise BackendError(
+            f"there is no backend {name!r}", where=call_site(), fix=f"choose one of {known}"
+        )
     module, attribute = BACKENDS[name].split(":")
     return getattr(import_module(module), attribute)  # type: ignore[no-any-return]

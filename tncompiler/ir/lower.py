@@ -13,7 +13,7 @@ import sympy
 from tncompiler.ir import expressions as ex
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import DEFAULT, kind, promote, promote_as_numpy
-from tncompiler.ir.errors import NameClash
+from tncompiler.ir.errors import NameClash, TncError
 from tncompiler.ir.expressions import Expr, Leaf
 from tncompiler.ir.functions import function as rule_of
 from tncompiler.ir.program import Labels, Program, Value
@@ -89,8 +89,15 @@ class _Lowering:
         self.leaf_values[leaf.name] = self.builder.argument(value, leaf.kind)
 
     def node(self, node: Expr) -> None:
-        if not isinstance(node, _WEAK):  # those are made where they meet their operands
+        if isinstance(node, _WEAK):  # those are made where they meet their operands
+            return
+        try:
             self.done[id(node)] = _RULES[type(node)](self, node)
+        except TncError as error:
+            if error.where is not None:
+                raise
+            where = f"the expression at {node.origin}"
+            raise type(error)(error.what, where=where, fix=error.fix) from None
 
     def operands(self, nodes: Sequence[Expr], function: str | None = None) -> list[Value]:
         """The nodes' values; those of `function` are promoted as the library promotes them."""
