@@ -147,10 +147,15 @@ def disagreement(
     grads: dict[str, np.ndarray],
     tangents: dict[str, np.ndarray],
 ) -> float:
-    """|<ct, J v> - <Jᵀ ct, v>| relative to the absolute products."""
+    """|<ct, J v> - <Jᵀ ct, v>| relative to the absolute products.
+
+    A hundredth of the cotangents counts as well: where the derivative is 0 (a centred mean, the
+    imaginary part of a square), both sides are rounding of numbers around one.
+    """
     left = [inner(c, m) for c, m in zip(cotangents, moved, strict=True)]
     right = [inner(grads[name], tangents[name]) for name in tangents]
-    scale = sum(s for _, s in (*left, *right)) + 1e-300
+    floor = 1e-2 * sum(float(np.abs(c).sum()) for c in cotangents)
+    scale = sum(s for _, s in (*left, *right)) + floor + 1e-300
     return abs(sum(v for v, _ in left) - sum(v for v, _ in right)) / scale
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -39,10 +39,15 @@ class Bond:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Mode positions on one side of a cut through the network, and the rank that crosses it."""
+    """Mode positions on one side of a cut through the network, and the rank that crosses it.
+
+    ``batch``: modes that both sides have; the rank is that of every matrix for fixed values of
+    them.
+    """
 
     modes: tuple[int, ...]
     rank: int
+    batch: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,16 +194,17 @@ class Format(ABC):
         """Cores for a weight, and the error they make: a `Decomposition`.
 
         ``weight``: an array or tensor of shape (*in_shape, *out_shape) or (inputs, outputs), which
-        may be smaller than the modes' products (it is padded with zeros); a torch.nn.Linear's
-        weight is transposed to that. One of: ``rank`` as in the constructor (default: the
-        format's own), ``tolerance`` (relative error to stay below, with the smallest ranks found),
-        ``budget`` (parameters to stay below; below 1.0, that fraction of the weight's).
-        ``moments``: second moments of the inputs from a calibration batch, (inputs, inputs) or
-        (inputs,): the error of outputs is then minimised instead of that of the weight.
-        Computed in float64.
+        may be smaller than the modes' products by less than half (it is padded with zeros); the
+        weight of a torch.nn.Linear is the transpose of that: give `linear.weight.T`. One of:
+        ``rank`` as in the constructor (default: the format's own), ``tolerance`` (relative error
+        to stay below, with the smallest ranks found; before the cores are rounded to the weight's
+        dtype), ``budget`` (parameters to stay below; a float up to 1.0 is a fraction of the
+        weight's). ``moments``: second moments of the inputs from a calibration batch,
+        (inputs, inputs) or (inputs,): the error of outputs is then minimised instead of that of
+        the weight. Computed in double precision; cores have the weight's dtype.
 
         Raises: FormatError for NaN or infinite weights, shapes that do not fit, ranks above what a
-        bond can carry, and budgets that no rank meets.
+        bond can carry, tolerances that no rank reaches and budgets that no rank meets.
         """
         from tncompiler.formats.search import decompose
 
@@ -207,5 +213,6 @@ class Format(ABC):
         )
 
     def __str__(self) -> str:
-        shown = "" if self.rank is None else f"rank={self.rank}"
+        given = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "clamp"]
+        shown = ", ".join(f"{name}={value}" for name, value in given if value is not None)
         return f"{type(self).__name__}({shown})"

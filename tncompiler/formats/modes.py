@@ -62,6 +62,10 @@ class Modes:
         count = max(len(self.ins), len(self.outs))
         return tuple((*self.ins[k : k + 1], *self.outs[k : k + 1]) for k in range(count))
 
+    def pair_positions(self) -> tuple[tuple[int, ...], ...]:
+        """The axes of the weight that `pairs` puts side by side."""
+        return tuple(tuple(self.all.index(index) for index in pair) for pair in self.pairs())
+
 
 def _indices(shape: Any, what: str, letter: str) -> tuple[Index, ...]:
     if isinstance(shape, int | sympy.Expr | Index):

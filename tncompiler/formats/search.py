@@ -7,21 +7,25 @@ where a format cannot find it itself, and measures the error on what comes out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from tncompiler.formats.bounds import error_bound, lower_bound
 from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.evaluate import evaluate
 from tncompiler.formats.format import Factored, Format
 from tncompiler.formats.modes import Modes
-from tncompiler.formats.svd import singular_values
+from tncompiler.formats.weights import Weight
 from tncompiler.formats.whitening import Whitening
 from tncompiler.ir.errors import FormatError
 
 _BISECTIONS = 24
+_WIDENINGS = 5  # of a tail that all truncations share, since together they rarely reach it
+_LARGE = 2_000_000  # elements from which a tail is not widened
 
 
 def decompose(
@@ -36,71 +40,67 @@ def decompose(
 ) -> Decomposition:
     """See Format.decompose."""
     _check_goal(rank, tolerance, budget)
-    array, dtype = checked_weight(weight, modes)
+    given = Weight.of(weight, modes)
     if rank is not None:
         format = replace(format, rank=rank)
-    white = Whitening.of(format, modes, moments)
-    tensor = white.apply(array)
+    real = given.array.dtype.kind == "f"
+    white = Whitening.of(format, modes, moments, given.inputs, real)
+    task = _Task(format, modes, given, white, white.apply(given.array), seed)
     if budget is not None:
-        factored = _within_budget(format, tensor, modes, budget, seed)
+        factored = _within_budget(task, budget)
     elif tolerance is not None:
-        factored = _within_tolerance(format, tensor, modes, tolerance, seed)
+        factored = _within_tolerance(task, tolerance)
     else:
-        factored = format.factor(tensor, modes, _integers(format, modes), 0.0, seed)
-    return _finished(format, factored, array, tensor, modes, white, dtype)
+        factored = task.factor(_integers(format, modes))
+    return _finished(task, factored)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A weight to decompose: ``given``, and ``tensor``, the same in the bases of ``white``."""
+
+    format: Format
+    modes: Modes
+    given: Weight
+    white: Whitening
+    tensor: np.ndarray
+    seed: int
+
+    def factor(self, ranks: Mapping[str, int], tail: float = 0.0) -> Factored:
+        return self.format.factor(self.tensor, self.modes, ranks, tail, self.seed)
+
+    def difference(self, cores: dict[str, np.ndarray], ranks: Mapping[str, int]) -> np.ndarray:
+        """The weight minus the network of these cores."""
+        network = self.format.with_ranks(ranks).network(self.modes.ins, self.modes.outs)
+        rest: np.ndarray = self.given.array - evaluate(network, cores)
+        return rest
+
+    def relative(self, difference: np.ndarray) -> float:
+        return self.white.norm(difference) / (self.white.norm(self.given.array) or 1.0)
+
+    def error(self, factored: Factored) -> float:
+        """The relative error, in terms of outputs where moments were given."""
+        cores = self.white.undo(factored.cores)
+        return self.relative(self.difference(cores, factored.ranks))
+
+    def count(self, ranks: Mapping[str, int]) -> int:
+        format = self.format.with_ranks(ranks)
+        return int(format.parameters(self.modes.ins, self.modes.outs))
 
 
 def _check_goal(rank: Any, tolerance: Any, budget: Any) -> None:
-    given = [
-        n
-        for n, v in (("rank", rank), ("tolerance", tolerance), ("budget", budget))
-        if v is not None
-    ]
+    goals = {"rank": rank, "tolerance": tolerance, "budget": budget}
+    given = [name for name, value in goals.items() if value is not None]
     if len(given) > 1:
         raise FormatError(f"{' and '.join(given)} are both given", fix="give one of them")
-    for name, value in (("tolerance", tolerance), ("budget", budget)):
+    for name in ("tolerance", "budget"):
+        value = goals[name]
         if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
+            isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < np.inf
         ):
             raise FormatError(f"{name} is {value!r}", fix="give a number above 0")
     if tolerance is not None and tolerance >= 1:
         raise FormatError(f"tolerance is {tolerance!r}", fix="give a relative error below 1")
-
-
-def checked_weight(weight: Any, modes: Modes) -> tuple[np.ndarray, np.dtype[Any]]:
-    """The weight in double precision with one axis a mode, padded; and its own dtype.
-
-    Raises: FormatError for shapes that do not fit, other dtypes than floats, NaN and infinity.
-    """
-    if hasattr(weight, "detach"):
-        weight = weight.detach().cpu()
-        low = str(weight.dtype) == "torch.bfloat16"
-        weight = (weight.float() if low else weight).numpy()
-    array = np.asarray(weight)
-    if array.dtype.kind not in "fc":
-        raise FormatError(f"the weight has dtype {array.dtype}", fix="convert it to a float dtype")
-    if not np.isfinite(array).all():
-        bad = int(array.size - np.isfinite(array).sum())
-        raise FormatError(
-            f"{bad} of the weight's {array.size} numbers are NaN or infinite",
-            fix="repair the weight first: a decomposition would spread them to all cores",
-        )
-    double = np.complex128 if array.dtype.kind == "c" else np.float64
-    numbers = modes.numbers()
-    if array.shape == numbers:
-        return array.astype(double), array.dtype
-    rows, columns = prod(numbers[: len(modes.ins)]), prod(numbers[len(modes.ins) :])
-    fits = array.ndim == 2 and 0 < array.shape[0] <= rows and 0 < array.shape[1] <= columns
-    if not fits:
-        turned = array.ndim == 2 and array.shape[::-1] == (rows, columns)
-        raise FormatError(
-            f"the weight has shape {array.shape}, but the modes {numbers[: len(modes.ins)]} and "
-            f"{numbers[len(modes.ins) :]} make ({rows}, {columns})",
-            fix="transpose it: inputs come first" if turned else "choose modes that multiply out",
-        )
-    padded = np.zeros((rows, columns), double)
-    padded[: array.shape[0], : array.shape[1]] = array
-    return padded.reshape(numbers), array.dtype
 
 
 def _integers(format: Format, modes: Modes) -> dict[str, int]:
@@ -111,7 +111,7 @@ def _integers(format: Format, modes: Modes) -> dict[str, int]:
     return {name: int(size) for name, size in sizes.items()}
 
 
-# ---------------------------------------------------------------------------- goals
+# ---------------------------------------------------------------------------- tolerance
 
 
 def full_ranks(format: Format, modes: Modes) -> dict[str, int]:
@@ -120,82 +120,101 @@ def full_ranks(format: Format, modes: Modes) -> dict[str, int]:
     return {bond.name: bond.capacity or largest for bond in format.bonds(modes)}
 
 
-def _within_tolerance(
-    format: Format, tensor: np.ndarray, modes: Modes, tolerance: float, seed: int
-) -> Factored:
+def _within_tolerance(task: _Task, tolerance: float) -> Factored:
     """The smallest ranks found whose relative error is below `tolerance`."""
-    norm = float(np.linalg.norm(tensor))
-    limits = full_ranks(format, modes)
-    if format.direct:
-        return format.factor(tensor, modes, limits, tolerance * norm, seed)
+    limits = full_ranks(task.format, task.modes)
+    if limits and task.format.direct:
+        return _by_tail(task, limits, tolerance)
+    return _by_rank(task, limits, tolerance)
 
-    def attempt(rank: int) -> tuple[Factored, float]:
-        ranks = {name: min(rank, limit) for name, limit in limits.items()}
-        factored = format.factor(tensor, modes, ranks, 0.0, seed)
-        return factored, error_of(format, factored, tensor, modes)
 
+def _by_tail(task: _Task, limits: Mapping[str, int], tolerance: float) -> Factored:
+    """The largest tail with which a direct format keeps the tolerance."""
+    tail = tolerance * float(np.linalg.norm(task.tensor))
+    best = task.factor(limits, tail)
+    while task.error(best) > tolerance:  # moments that do not factor: the bases only approximate
+        tail /= 2
+        if tail < 1e-14 * float(np.linalg.norm(task.tensor)):
+            raise _unreached(task, task.error(task.factor(limits)), tolerance)
+        best = task.factor(limits, tail)
+    if len(limits) < 2 or task.tensor.size > _LARGE:
+        return best
+    low, high = tail, tail * len(limits) ** 0.5
+    for _ in range(_WIDENINGS):
+        middle = (low + high) / 2
+        found = task.factor(limits, middle)
+        if task.error(found) > tolerance:
+            high = middle
+            continue
+        low = middle
+        best = min(best, found, key=_stored)
+    return best
+
+
+def _stored(factored: Factored) -> int:
+    return sum(core.size for core in factored.cores.values())
+
+
+def _by_rank(task: _Task, limits: Mapping[str, int], tolerance: float) -> Factored:
+    """The smallest common rank that bisection finds."""
+    most = max(limits.values(), default=1)
     low, high = 0, 1
-    best, error = attempt(high)
-    while error > tolerance * norm and high < max(limits.values()):
-        low, high = high, min(2 * high, max(limits.values()))
-        best, error = attempt(high)
-    if error > tolerance * norm:
-        raise FormatError(
-            f"{type(format).__name__} reaches a relative error of {error / norm:.3g}, not "
-            f"{tolerance:.3g}",
-            fix="allow a larger tolerance, or choose a format that is exact at full rank",
-        )
+    best = task.factor(_capped(limits, high))
+    while (error := task.error(best)) > tolerance:
+        if high == most:
+            raise _unreached(task, error, tolerance)
+        low, high = high, min(2 * high, most)
+        best = task.factor(_capped(limits, high))
     while high - low > 1:
         middle = (low + high) // 2
-        found, error = attempt(middle)
-        if error <= tolerance * norm:
+        found = task.factor(_capped(limits, middle))
+        if task.error(found) <= tolerance:
             best, high = found, middle
         else:
             low = middle
     return best
 
 
-def _within_budget(
-    format: Format, tensor: np.ndarray, modes: Modes, budget: float, seed: int
-) -> Factored:
-    """The best ranks found with at most so many parameters."""
-    allowed = int(budget * tensor.size) if budget < 1 else int(budget)
-    limits = full_ranks(format, modes)
-    rank = _largest(
-        lambda r: _count(format, modes, _capped(limits, r)) <= allowed,
-        max(limits.values(), default=0),
+def _unreached(task: _Task, error: float, tolerance: float) -> FormatError:
+    return FormatError(
+        f"{type(task.format).__name__} reaches a relative error of {error:.3g}, not "
+        f"{tolerance:.3g}",
+        fix="allow a larger tolerance, or choose a format that is exact at full rank",
     )
-    if rank == 0 and limits:
-        least = _count(format, modes, _capped(limits, 1))
+
+
+# ---------------------------------------------------------------------------- budget
+
+
+def _within_budget(task: _Task, budget: float) -> Factored:
+    """The best ranks found with at most so many parameters."""
+    fraction = budget < 1 or (isinstance(budget, float) and budget == 1)
+    allowed = int(budget * task.given.size) if fraction else int(budget)
+    limits = full_ranks(task.format, task.modes)
+    rank = _largest(
+        lambda r: task.count(_capped(limits, r)) <= allowed, max(limits.values(), default=1)
+    )
+    if rank == 0:
+        least = task.count(_capped(limits, 1))
         raise FormatError(
-            f"{type(format).__name__} has {least} parameters at rank 1, more than {allowed}",
+            f"{type(task.format).__name__} has {least} parameters at rank 1, more than {allowed}",
             fix=f"allow a budget of {least}, or choose more modes",
         )
-    uniform = format.factor(tensor, modes, _capped(limits, rank), 0.0, seed)
-    if not format.direct:
-        return uniform
-    fitted = _fitted(format, tensor, modes, allowed, limits, seed)
+    uniform = task.factor(_capped(limits, rank))
+    fitted = _fitted(task, allowed, limits) if task.format.direct and len(limits) > 1 else None
     if fitted is None:
         return uniform
-    errors = [error_of(format, f, tensor, modes) for f in (uniform, fitted)]
-    return fitted if errors[1] < errors[0] else uniform
+    return min(uniform, fitted, key=task.error)
 
 
-def _fitted(
-    format: Format,
-    tensor: np.ndarray,
-    modes: Modes,
-    allowed: int,
-    limits: dict[str, int],
-    seed: int,
-) -> Factored | None:
+def _fitted(task: _Task, allowed: int, limits: Mapping[str, int]) -> Factored | None:
     """Ranks as a common tolerance chooses them, the smallest tolerance that meets the budget."""
-    norm = float(np.linalg.norm(tensor))
+    norm = float(np.linalg.norm(task.tensor))
     low, high, best = 0.0, 1.0, None
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        found = format.factor(tensor, modes, limits, middle * norm, seed)
-        if sum(core.size for core in found.cores.values()) <= allowed:
+        found = task.factor(limits, middle * norm)
+        if _stored(found) <= allowed:
             best, high = found, middle
         else:
             low = middle
@@ -217,56 +236,25 @@ def _largest(fits: Callable[[int], bool], limit: int) -> int:
     return low
 
 
-def _count(format: Format, modes: Modes, ranks: dict[str, int]) -> int:
-    return int(format.with_ranks(ranks).parameters(modes.ins, modes.outs))
-
-
 # ---------------------------------------------------------------------------- what comes out
 
 
-def error_of(format: Format, factored: Factored, tensor: np.ndarray, modes: Modes) -> float:
-    """The norm of weight minus network."""
-    network = format.with_ranks(factored.ranks).network(modes.ins, modes.outs)
-    return float(np.linalg.norm(tensor - evaluate(network, factored.cores)))
-
-
-def _finished(
-    format: Format,
-    factored: Factored,
-    array: np.ndarray,
-    tensor: np.ndarray,
-    modes: Modes,
-    white: Whitening,
-    dtype: np.dtype[Any],
-) -> Decomposition:
-    chosen = format.with_ranks(factored.ranks) if factored.ranks else format
-    network = chosen.network(modes.ins, modes.outs)
-    norm = float(np.linalg.norm(tensor)) or 1.0
-    cores = {name: core.astype(dtype) for name, core in white.undo(factored.cores).items()}
+def _finished(task: _Task, factored: Factored) -> Decomposition:
+    chosen = task.format.with_ranks(factored.ranks) if factored.ranks else task.format
+    array, dtype = task.given.array, task.given.dtype
+    exact = task.white.undo(factored.cores)
+    cores = {name: core.astype(dtype) for name, core in exact.items()}
     wide = {name: core.astype(array.dtype) for name, core in cores.items()}
-    difference = array - evaluate(network, wide)
-    plain = float(np.linalg.norm(difference)) / (float(np.linalg.norm(array)) or 1.0)
+    difference = task.difference(wide, factored.ranks)
+    bound = error_bound(factored, array, task.white)
+    if bound is not None:  # rounding to the weight's dtype comes on top
+        bound += task.relative(difference - task.difference(exact, factored.ranks))
     return Decomposition(
         format=chosen,
-        network=network,
+        network=chosen.network(task.modes.ins, task.modes.outs),
         cores=cores,
-        error=white.relative_error(difference, array),
-        error_bound=None if factored.bound is None else factored.bound / norm,
-        lower_bound=lower_bound(chosen, tensor, modes, factored.ranks),
-        plain_error=plain,
+        error=task.relative(difference),
+        error_bound=bound,
+        lower_bound=lower_bound(chosen, array, task.modes, factored.ranks, task.white),
+        plain_error=float(np.linalg.norm(difference)) / (float(np.linalg.norm(array)) or 1.0),
     )
-
-
-def lower_bound(
-    format: Format, tensor: np.ndarray, modes: Modes, ranks: Mapping[str, int]
-) -> float | None:
-    """What no weight with these ranks can undercut, relative: the largest tail of all cuts."""
-    norm = float(np.linalg.norm(tensor)) or 1.0
-    tails = []
-    for cut in format.cuts(modes, ranks):
-        rest = [k for k in range(tensor.ndim) if k not in cut.modes]
-        rows = prod(tensor.shape[k] for k in cut.modes)
-        matrix = tensor.transpose([*cut.modes, *rest]).reshape(rows, -1)
-        values = singular_values(matrix) if cut.rank < min(matrix.shape) else np.zeros(0)
-        tails.append(float(np.linalg.norm(values[cut.rank :])) / norm)
-    return max(tails, default=None)

@@ -7,8 +7,9 @@ from math import prod
 
 import numpy as np
 
+from tncompiler.formats.balance import balanced
 from tncompiler.formats.format import Bond, Cut
-from tncompiler.formats.svd import Truncation, truncated_svd
+from tncompiler.formats.svd import TailBudget, project
 from tncompiler.ir.index import Index
 
 
@@ -42,32 +43,19 @@ def tt_svd(
     """Cores (left, *group, right) of a train over groups of axes, their ranks, an error bound.
 
     The error is at most the root of the sum of squared tails (Oseledets 2011,
-    doi:10.1137/090752286, theorem 2.2); each of n - 1 truncations may leave tail / sqrt(n - 1).
+    doi:10.1137/090752286, theorem 2.2); with a tail, that is at most `tail`.
     Singular values are shared evenly among the cores, so that all have one scale.
     """
     order = [axis for group in groups for axis in group]
-    shapes = [tuple(weight.shape[axis] for axis in group) for group in groups]
-    rest = weight.transpose(order).reshape(1, -1)
-    share = tail / max(len(groups) - 1, 1) ** 0.5
-    cores, found, squares = [], [], 0.0
-    for k, shape in enumerate(shapes[:-1]):
-        matrix = rest.reshape(rest.shape[0] * prod(shape), -1)
-        u, s, vh, dropped = truncated_svd(matrix, Truncation(ranks[k], share), seed)
-        cores.append(u.reshape(-1, *shape, len(s)))
-        rest = s[:, None] * vh
-        found.append(len(s))
-        squares += dropped**2
-    cores.append(rest.reshape(-1, *shapes[-1], 1))
-    return balanced(cores), found, squares**0.5
-
-
-def balanced(cores: list[np.ndarray]) -> list[np.ndarray]:
-    """The cores scaled to one root mean square, their product the same."""
-    scales = [float(np.sqrt(np.mean(np.abs(core) ** 2))) for core in cores]
-    if not all(scales):
-        return cores
-    common = float(np.exp(np.mean(np.log(scales))))
-    return [core * (common / scale) for core, scale in zip(cores, scales, strict=True)]
+    sizes = [[weight.shape[axis] for axis in group] for group in groups]
+    rest = weight.transpose(order)[None]
+    budget = TailBudget(tail, len(groups) - 1)
+    cores = []
+    for own, rank in zip(sizes[:-1], ranks, strict=True):
+        core, rest = project(rest, range(1 + len(own)), rank, budget, seed)
+        cores.append(core)
+    cores.append(rest[..., None])
+    return balanced(cores), [core.shape[-1] for core in cores[:-1]], budget.dropped
 
 
 def named_cores(cores: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -40,13 +40,10 @@ class TTMatrix(Format):
     def factor(
         self, weight: np.ndarray, modes: Modes, ranks: Mapping[str, int], tail: float, seed: int
     ) -> Factored:
-        cores, found, bound = tt_svd(weight, _groups(modes), list(ranks.values()), tail, seed)
+        cores, found, bound = tt_svd(
+            weight, modes.pair_positions(), list(ranks.values()), tail, seed
+        )
         return Factored(named_cores(cores), dict(zip(ranks, found, strict=True)), bound)
 
     def cuts(self, modes: Modes, ranks: Mapping[str, int]) -> Iterable[Cut]:
-        return train_cuts(_groups(modes), list(ranks.values()))
-
-
-def _groups(modes: Modes) -> list[tuple[int, ...]]:
-    """The axes of the weight on each core."""
-    return [tuple(modes.all.index(index) for index in pair) for pair in modes.pairs()]
+        return train_cuts(modes.pair_positions(), list(ranks.values()))

@@ -8,7 +8,8 @@ product of its partial traces.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -17,9 +18,13 @@ import scipy.linalg
 
 from tncompiler.formats.format import Format
 from tncompiler.formats.modes import Modes
-from tncompiler.ir.errors import FormatError
+from tncompiler.formats.moments import checked_moments, partial_trace, triangular_root
+from tncompiler.ir.derivatives import environment
+from tncompiler.ir.errors import GradientError
+from tncompiler.ir.expressions import Expr, Leaf
+from tncompiler.ir.index import Index
 
-_FLOOR = 1e-6  # added to S, in units of its mean diagonal: unseen directions still count a little
+_COMPARED = 1024  # inputs up to which S is compared with what replaces it, for an error bound
 
 
 @dataclass(frozen=True)
@@ -31,109 +36,125 @@ class _Group:
     axes: tuple[int, ...]
     lower: np.ndarray
 
+    def times(self, matrix: np.ndarray) -> np.ndarray:
+        """L^H times a matrix."""
+        product: np.ndarray = self.lower.conj().T @ matrix
+        return product
+
+    def divide(self, matrix: np.ndarray) -> np.ndarray:
+        """The matrix that `times` makes this one of."""
+        solved: np.ndarray = scipy.linalg.solve_triangular(self.lower.conj().T, matrix, lower=False)
+        return solved
+
+    def divide_left(self, matrix: np.ndarray) -> np.ndarray:
+        """L^-1 times a matrix."""
+        solved: np.ndarray = scipy.linalg.solve_triangular(self.lower, matrix, lower=True)
+        return solved
+
 
 @dataclass(frozen=True)
 class Whitening:
-    """``groups`` of modes with the basis of each; ``moments`` as given, (inputs, inputs)."""
+    """``groups`` of modes with the basis of each; ``moments`` as given, (inputs, inputs).
+
+    ``sizes``: those of the input modes. Without moments nothing is changed.
+    """
 
     groups: tuple[_Group, ...] = ()
     moments: np.ndarray | None = None
+    sizes: tuple[int, ...] = ()
 
     @staticmethod
-    def of(format: Format, modes: Modes, moments: Any) -> Whitening:
-        """The bases for a format's cores. Raises FormatError for moments that do not fit."""
+    def of(format: Format, modes: Modes, moments: Any, inputs: int, real: bool) -> Whitening:
+        """The bases for a format's cores; `inputs` rows of the weight are not padding.
+
+        Raises: FormatError for moments that do not fit.
+        """
         if moments is None:
             return Whitening()
-        sizes = [int(index.size) for index in modes.ins]
-        full = _checked(moments, prod(sizes))
+        sizes = modes.numbers()[: len(modes.ins)]
+        full = checked_moments(moments, inputs, prod(sizes), real)
+        probe = format if format.rank is not None else replace(format, rank=1)
+        network = probe.network(modes.ins, modes.outs)
         groups = []
-        probe = format if format.rank is not None or not format.bonds(modes) else _probe(format)
-        leaves = probe.network(modes.ins, modes.outs).leaves
-        homes = {index: [leaf for leaf in leaves if index in leaf.indices] for index in modes.ins}
-        for leaf in leaves:
-            own = [k for k, i in enumerate(modes.ins) if [h.name for h in homes[i]] == [leaf.name]]
+        for leaf in network.leaves:
+            own = _own_modes(network, leaf, modes.ins)
             if own:
                 axes = tuple(leaf.indices.index(modes.ins[k]) for k in own)
-                lower = _lower(_partial_trace(full, sizes, own))
-                groups.append(_Group(tuple(own), leaf.name, axes, lower))
-        return Whitening(tuple(groups), full)
+                lower = triangular_root(partial_trace(full, sizes, own))
+                groups.append(_Group(own, leaf.name, axes, lower))
+        return Whitening(tuple(groups), full, sizes)
 
     def apply(self, weight: np.ndarray) -> np.ndarray:
         """The weight in the new bases."""
         for group in self.groups:
-            weight = _along(weight, group.modes, lambda m, g=group: g.lower.conj().T @ m)
+            weight = _along(weight, group.modes, group.times)
         return weight
 
     def undo(self, cores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The cores back in the weight's own bases."""
         result = dict(cores)
         for group in self.groups:
-            result[group.core] = _along(
-                result[group.core],
-                group.axes,
-                lambda m, g=group: scipy.linalg.solve_triangular(g.lower.conj().T, m, lower=False),
-            )
+            result[group.core] = _along(result[group.core], group.axes, group.divide)
         return result
 
-    def relative_error(self, difference: np.ndarray, weight: np.ndarray) -> float:
-        """The norm of the difference over that of the weight, weighted by the given moments."""
-        rows = 1 if self.moments is None else len(self.moments)
-        norms = []
-        for array in (difference, weight):
-            if self.moments is None:
-                norms.append(float(np.linalg.norm(array)))
-            else:
-                flat = array.reshape(rows, -1)
-                norms.append(float(np.sum(flat.conj() * (self.moments @ flat)).real) ** 0.5)
-        return norms[0] / (norms[1] or 1.0)
+    def norm(self, array: np.ndarray) -> float:
+        """The norm of a weight, in terms of outputs where moments were given."""
+        if self.moments is None:
+            return float(np.linalg.norm(array))
+        flat = array.reshape(len(self.moments), -1)
+        return _root(float(np.sum(flat.conj() * (self.moments @ flat)).real))
+
+    def times_root(self, weight: np.ndarray) -> np.ndarray:
+        """The weight times a root of the moments: its Frobenius norm is `norm` of the weight."""
+        if self.moments is None:
+            return weight
+        values, vectors = np.linalg.eigh(self.moments)
+        root = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.conj().T
+        product: np.ndarray = (root @ weight.reshape(len(values), -1)).reshape(weight.shape)
+        return product
+
+    def smallest(self) -> float:
+        """The least that `norm` can be of a weight with norm 1."""
+        if self.moments is None:
+            return 1.0
+        return _root(float(np.linalg.eigvalsh(self.moments)[0]))
+
+    def largest(self) -> float | None:
+        """The most that `norm` can be of a weight that `apply` gives norm 1; None if not known."""
+        if self.moments is None or any(len(g.modes) == len(self.sizes) for g in self.groups):
+            return 1.0
+        if len(self.moments) > _COMPARED:
+            return None
+        half = self._divided(self.moments).conj().T
+        both = self._divided(half)
+        return _root(float(np.linalg.eigvalsh((both + both.conj().T) / 2)[-1]))
+
+    def _divided(self, matrix: np.ndarray) -> np.ndarray:
+        """L^-1 times a matrix, L the product of all groups'."""
+        tensor = matrix.reshape(*self.sizes, -1)
+        for group in self.groups:
+            tensor = _along(tensor, group.modes, group.divide_left)
+        return tensor.reshape(matrix.shape)
 
 
-def _probe(format: Format) -> Format:
-    from dataclasses import replace
-
-    return replace(format, rank=1)
+def _root(square: float) -> float:
+    return float(np.sqrt(max(square, 0.0)))
 
 
-def _checked(moments: Any, inputs: int) -> np.ndarray:
-    array = np.asarray(moments.detach().cpu() if hasattr(moments, "detach") else moments)
-    array = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-    if array.ndim == 1:
-        array = np.diag(array)
-    if array.ndim != 2 or array.shape[0] != array.shape[1] or array.shape[0] > inputs:
-        raise FormatError(
-            f"moments have shape {np.shape(moments)} for {inputs} inputs",
-            fix="give x.T @ x / len(x) of a calibration batch, or its diagonal",
-        )
-    if not np.isfinite(array).all() or not np.allclose(
-        array, array.conj().T, atol=1e-6 * np.abs(array).max()
-    ):
-        raise FormatError("moments are not a finite symmetric matrix", fix="give x.T @ x / len(x)")
-    padded = np.zeros((inputs, inputs), array.dtype)
-    padded[: len(array), : len(array)] = array
-    return padded
+def _own_modes(network: Expr, leaf: Leaf, ins: Sequence[Index]) -> tuple[int, ...]:
+    """Input modes that only this core has, which must stand in the network once, as a factor."""
+    try:
+        rest = environment(network, leaf)
+    except GradientError:
+        return ()
+    return tuple(
+        k for k, index in enumerate(ins) if index in leaf.indices and index not in rest.indices
+    )
 
 
-def _partial_trace(full: np.ndarray, sizes: list[int], own: list[int]) -> np.ndarray:
-    """The moments of some modes, the others averaged."""
-    count = len(sizes)
-    rest = [k for k in range(count) if k not in own]
-    tensor = full.reshape(*sizes, *sizes)
-    labels = [*range(count), *(k if k in rest else k + count for k in range(count))]
-    traced = np.einsum(tensor, labels, [*own, *(k + count for k in own)])
-    size = prod(sizes[k] for k in own)
-    mean: np.ndarray = traced.reshape(size, size) / max(prod(sizes[k] for k in rest), 1)
-    return mean
-
-
-def _lower(moments: np.ndarray) -> np.ndarray:
-    """A triangular L with S = L L^H, S made definite."""
-    floor = _FLOOR * max(float(np.trace(moments).real) / len(moments), np.finfo(float).tiny)
-    shifted = moments + floor * np.eye(len(moments))
-    lower: np.ndarray = np.linalg.cholesky(shifted)
-    return lower
-
-
-def _along(array: np.ndarray, axes: tuple[int, ...], change: Any) -> np.ndarray:
+def _along(
+    array: np.ndarray, axes: Sequence[int], change: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     """The array with a linear map applied to some axes, seen as one."""
     rest = [k for k in range(array.ndim) if k not in axes]
     order = [*axes, *rest]
