@@ -23,13 +23,13 @@ RANKS = {
     "backends": 1,
     "compiler": 2,  # every module at the top of the package: dsl, einsum, compiler, module, explain
     "drop_in": 3,
-    "formats": 3,
-    "nn": 4,
-    "compress": 5,
-    "interpret": 6,
-    "draw": 7,
-    "front": 8,
-    "cli": 9,
+    "formats": 4,
+    "nn": 5,
+    "compress": 6,
+    "interpret": 7,
+    "draw": 8,
+    "front": 9,
+    "cli": 10,
 }
 OWN_LAYER = {"cli": "cli", "__main__": "cli", "__init__": "front"}
 

@@ -26,7 +26,7 @@ _PUBLIC: dict[str, str] = {
     "TncError": "tncompiler.ir.errors",
 }
 
-_MODULES = ("backends", "draw", "formats", "ir", "planning")
+_MODULES = ("backends", "draw", "formats", "ir", "nn", "planning")
 
 
 def __getattr__(name: str) -> Any:

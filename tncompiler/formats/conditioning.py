@@ -1,0 +1,55 @@
+"""How well conditioned the sum over each bond is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tncompiler.drop_in.einsum import einsum
+from tncompiler.ir.expressions import Expr
+from tncompiler.ir.interchange.networks import only_network
+
+
+def condition_numbers(network: Expr, cores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """For each bond, the condition number of the terms that the weight is a sum of.
+
+    With the bond fixed at k the network is a term T_k, and the weight is their sum. The number is
+    the root of the condition number of the terms' Gram matrix, each term scaled to norm one: 1
+    where they are orthogonal, infinite where they depend on one another (as in CP of too high a
+    rank). The Gram matrix is a contraction of the cores; no dense weight is made.
+    """
+    graph = only_network(network)
+    arrays = [np.asarray(cores[name], _double(cores[name].dtype)) for name in graph.tensors]
+    bonds = [label for label in graph.sizes if label not in graph.output]
+    return {
+        graph.index_name(bond): _condition(graph.inputs, graph.output, arrays, bond)
+        for bond in bonds
+    }
+
+
+def _double(dtype: np.dtype[Any]) -> str:
+    return "complex128" if dtype.kind == "c" else "float64"
+
+
+def _condition(
+    inputs: tuple[tuple[int, ...], ...],
+    output: tuple[int, ...],
+    arrays: list[np.ndarray],
+    bond: int,
+) -> float:
+    """Of the Gram matrix over one bond; bonds of the second copy are numbered apart."""
+    apart = 1 + max(label for labels in inputs for label in labels)
+    second = [tuple(k if k in output else k + apart for k in labels) for labels in inputs]
+    terms = [x for pair in zip(arrays, inputs, strict=True) for x in pair]
+    terms += [
+        x for array, labels in zip(arrays, second, strict=True) for x in (array.conj(), labels)
+    ]
+    gram = einsum(*terms, (bond, bond + apart))
+    norms = np.sqrt(np.maximum(np.diag(gram).real, 0.0))
+    if not norms.all():
+        return np.inf
+    values = np.linalg.eigvalsh(gram / np.outer(norms, norms))
+    smallest = values[0]
+    return float(np.sqrt(values[-1] / smallest)) if smallest > 0 else np.inf

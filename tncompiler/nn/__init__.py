@@ -1,0 +1,29 @@
+"""Tensorized layers with the signatures of torch.nn, plus `format=`.
+
+To add one: a file, and one line in LAYERS.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+LAYERS: dict[str, str] = {
+    "Linear": "tncompiler.nn.linear",
+    "Embedding": "tncompiler.nn.embedding",
+    "EmbeddingBag": "tncompiler.nn.embedding",
+}
+
+__all__ = sorted(LAYERS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAYERS:
+        raise AttributeError(f"module 'tncompiler.nn' has no attribute {name!r}")
+    value = getattr(import_module(LAYERS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
