@@ -17,10 +17,10 @@ import numpy as np
 import scipy.linalg
 
 from tncompiler.formats.format import Format
+from tncompiler.formats.linear import rest_of
 from tncompiler.formats.modes import Modes
 from tncompiler.formats.moments import checked_moments, partial_trace, triangular_root
-from tncompiler.ir.derivatives import environment
-from tncompiler.ir.errors import GradientError
+from tncompiler.ir.errors import FormatError
 from tncompiler.ir.expressions import Expr, Leaf
 from tncompiler.ir.index import Index
 
@@ -144,8 +144,8 @@ def _root(square: float) -> float:
 def _own_modes(network: Expr, leaf: Leaf, ins: Sequence[Index]) -> tuple[int, ...]:
     """Input modes that only this core has, which must stand in the network once, as a factor."""
     try:
-        rest = environment(network, leaf)
-    except GradientError:
+        rest = rest_of(network, leaf)
+    except FormatError:
         return ()
     return tuple(
         k for k, index in enumerate(ins) if index in leaf.indices and index not in rest.indices

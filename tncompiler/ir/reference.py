@@ -248,7 +248,18 @@ def _contract(run: _Interpreter, node: ex.Contract, *terms: _Tensor) -> _Tensor:
     length = math.prod(run.size(index.size) for index in summed)
     factor = 8.0 * math.sqrt(max(1.0, len(terms) / 12)) + math.sqrt(length) / 16
     own = factor * run.eps * total.magnitude + run.tiny
+    if _may_overflow(run, terms, length):
+        own = np.full_like(own, np.inf)
     return _Tensor(total.value, own if total.error is None else own + _SLACK * total.error)
+
+
+def _may_overflow(run: _Interpreter, terms: Sequence[_Tensor], length: int) -> bool:
+    """Whether some order of the contraction can leave the range of the numbers it is done in."""
+    largest = [float(np.abs(term.value).max(initial=0.0)) for term in terms]
+    exponent = math.fsum(math.log2(value) for value in largest if value > 1) + math.log2(
+        length or 1
+    )
+    return exponent > (1020 if run.eps < SINGLE / 2 else 124)
 
 
 def _contract_all(run: _Interpreter, factors: list[_Factor], out: tuple[Index, ...]) -> _Factor:
