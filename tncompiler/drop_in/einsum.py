@@ -250,7 +250,7 @@ def _numpy_executable(
     if any(name is None for name in names) or not (dtype is None or dtype in DTYPES):
         return None
     expr = expression_of(equation, [str(name) for name in names], dtype)
-    compilation = Compilation(expr, None, {}, options, library="numpy")
+    compilation = Compilation(expr, None, {}, options if len(shapes) > 1 else None, library="numpy")
     return compilation.inference_executable(compilation.default_dtypes("float32"), {}, "numpy")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -12,29 +13,44 @@ from tncompiler.drop_in.einsum import BACKENDS, check_backend, compute
 from tncompiler.drop_in.optimize import read_optimize
 from tncompiler.drop_in.paths import integer_shapes, order_of
 from tncompiler.ir.equation import Form, resolve, split_operands
-from tncompiler.ir.errors import ArgumentCountError, ArgumentError, ShapeError
+from tncompiler.ir.errors import ArgumentCountError, ArgumentError, DTypeError, ShapeError
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import intermediate_labels, ssa_to_linear
 
 
 def einsum_expression(
     *operands: Any,
-    constants: Sequence[int] | Mapping[int, Any] | None = None,
+    constants: Iterable[int] | Mapping[int, Any] | None = None,
     backend: str = "auto",
     optimize: Any = "auto",
+    memory_limit: Any = None,
+    use_blas: bool = True,
 ) -> EinsumExpression:
     """A callable for arrays of given shapes: `f = einsum_expression("ij,jk->ik", (2, 3), (3, 4))`.
 
     ``constants`` lists positions at which arrays stand instead of shapes (or maps positions to
-    arrays); what depends on them alone is computed once. Call it with the remaining arrays, NumPy's
-    or torch's.
+    arrays); pairs of them that the path contracts are contracted once, and they get no gradients.
+    Call it with the remaining arrays, NumPy's or torch's. The other options are those of `einsum`.
     """
+    options = read_optimize(optimize, memory_limit)
+    positions = _positions(constants)
     if isinstance(constants, Mapping):
         given = list(operands)
-        for position in sorted(constants):
-            given.insert(position + 1, constants[position])
-        operands, constants = tuple(given), tuple(constants)
-    return EinsumExpression(operands, tuple(constants or ()), backend, read_optimize(optimize))
+        is_text = bool(operands) and isinstance(operands[0], str)
+        for position in positions:
+            given.insert(position + 1 if is_text else 2 * position, constants[position])
+        operands = tuple(given)
+    return EinsumExpression(operands, positions, backend, options)
+
+
+def _positions(constants: Any) -> tuple[int, ...]:
+    try:
+        return tuple(sorted(index(position) for position in constants or ()))
+    except TypeError:
+        raise ArgumentError(
+            f"constants= is {constants!r:.60}",
+            fix="give the positions of the constants, or a dict from positions to arrays",
+        ) from None
 
 
 class EinsumExpression:
@@ -58,12 +74,16 @@ class EinsumExpression:
         self._fold(held)
 
     @staticmethod
-    def _constant(given: Sequence[Any], position: Any) -> Any:
-        if not isinstance(position, int) or not 0 <= position < len(given):
+    def _constant(given: Sequence[Any], position: int) -> Any:
+        if not 0 <= position < len(given):
             raise ArgumentError(
                 f"constants= names operand {position!r} of {len(given)}", fix="give positions"
             )
         value = given[position]
+        if isinstance(value, int | float | complex | list):
+            value = np.asarray(value)
+        if hasattr(value, "detach"):
+            return value.detach()
         if not hasattr(value, "dtype"):
             raise ArgumentError(
                 f"operand {position} is a constant, but {value!r:.60} is no array",
@@ -119,7 +139,7 @@ class EinsumExpression:
             return self._values
         if key not in self._converted:
             self._converted[key] = [
-                np.asarray(value) if tensor is None else torch.as_tensor(value, device=key)
+                _as_numpy(value) if tensor is None else _as_tensor(value, key)
                 for value in self._values
             ]
         return self._converted[key]
@@ -128,3 +148,27 @@ class EinsumExpression:
         return f"einsum_expression of {len(self.equation.inputs)} operands {self.shapes}"
 
     __repr__ = __str__
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+    """A constant as an array."""
+    if not hasattr(value, "resolve_conj"):
+        return np.asarray(value)
+    try:
+        return value.resolve_conj().resolve_neg().cpu().numpy()  # type: ignore[no-any-return]
+    except TypeError:
+        raise DTypeError(
+            f"NumPy has no dtype for a constant of {value.dtype}", fix="call it with torch tensors"
+        ) from None
+
+
+def _as_tensor(value: Any, device: Any) -> Any:
+    """A constant as a tensor."""
+    import torch
+
+    try:
+        return torch.as_tensor(value, device=device)
+    except TypeError:
+        raise DTypeError(
+            f"torch has no dtype for a constant of {value.dtype}", fix="call it with NumPy arrays"
+        ) from None

@@ -94,7 +94,7 @@ def _compiled(
     if dtype is None and len(set(dtypes)) > 1:
         dtype = dtype_name(promoted(shapes, dtypes))
     expr = expression_of(equation, [dtype_name(own) for own in dtypes], dtype)
-    module = CompiledModule(Compilation(expr, None, {}, options), backend=backend)
+    module = CompiledModule(Compilation(expr, None, {}, options if len(shapes) > 1 else None), backend=backend)
     return module, module.flat_if_small(dtypes)
 
 
@@ -109,4 +109,6 @@ def promoted(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> 
     scalar, full = groups[False], groups[True]
     order = ("bool", "int", "float", "complex")
     ranks = [order.index(kind(dtype_name(own))) for own in (scalar, full)]
+    if ranks == [3, 2]:  # as exact as the tensors with axes
+        return torch.promote_types(full, torch.complex64)
     return torch.promote_types(scalar, full) if ranks[0] > ranks[1] else full

@@ -91,7 +91,8 @@ class Builder:
         self, output: Labels, shape: Sequence[Size], axes: Sequence[str], others: Iterable[Value]
     ) -> Value:
         """Ones, or a delta where `output` repeats a label, in the dtype of what it meets."""
-        dtype = self._weak_dtype(1, [other.dtype for other in others])
+        dtypes = {other.dtype for other in others}
+        dtype = "bool" if dtypes == {"bool"} else self._weak_dtype(1, sorted(dtypes))
         return self.emit(Contract((), output), (), shape, dtype, axes)
 
     def _weak_dtype(self, value: object, others: Sequence[str]) -> str:
