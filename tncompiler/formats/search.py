@@ -19,9 +19,11 @@ from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.evaluate import evaluate
 from tncompiler.formats.format import Factored, Format
 from tncompiler.formats.modes import Modes
+from tncompiler.formats.refine import refined
 from tncompiler.formats.weights import Weight
 from tncompiler.formats.whitening import Whitening
 from tncompiler.ir.errors import FormatError
+from tncompiler.ir.expressions import Expr
 
 _BISECTIONS = 24
 _WIDENINGS = 5  # of a tail that all truncations share, since together they rarely reach it
@@ -67,12 +69,29 @@ class _Task:
     seed: int
 
     def factor(self, ranks: Mapping[str, int], tail: float = 0.0) -> Factored:
-        return self.format.factor(self.tensor, self.modes, ranks, tail, self.seed)
+        """Cores in the weight's own bases."""
+        found = self.format.factor(self.tensor, self.modes, ranks, tail, self.seed)
+        own = replace(found, cores=self.white.undo(found.cores))
+        return own if self.white.exact else self._improved(own)
+
+    def _improved(self, found: Factored) -> Factored:
+        """Where the bases only approximate the moments: fitted to the moments themselves.
+
+        The start is what was found, or what is found without moments if that serves better.
+        """
+        array, ranks = self.given.array, found.ranks
+        plain = self.format.factor(array, self.modes, ranks, 0.0, self.seed)
+        starts = [found, replace(found, cores=plain.cores)][: 1 + (plain.ranks == ranks)]
+        best = min(starts, key=self.error)
+        cores = refined(self.network(ranks), best.cores, array, self.white)
+        return min(best, replace(found, cores=cores), key=self.error)
+
+    def network(self, ranks: Mapping[str, int]) -> Expr:
+        return self.format.with_ranks(ranks).network(self.modes.ins, self.modes.outs)
 
     def difference(self, cores: dict[str, np.ndarray], ranks: Mapping[str, int]) -> np.ndarray:
         """The weight minus the network of these cores."""
-        network = self.format.with_ranks(ranks).network(self.modes.ins, self.modes.outs)
-        rest: np.ndarray = self.given.array - evaluate(network, cores)
+        rest: np.ndarray = self.given.array - evaluate(self.network(ranks), cores)
         return rest
 
     def relative(self, difference: np.ndarray) -> float:
@@ -80,8 +99,7 @@ class _Task:
 
     def error(self, factored: Factored) -> float:
         """The relative error, in terms of outputs where moments were given."""
-        cores = self.white.undo(factored.cores)
-        return self.relative(self.difference(cores, factored.ranks))
+        return self.relative(self.difference(factored.cores, factored.ranks))
 
     def count(self, ranks: Mapping[str, int]) -> int:
         format = self.format.with_ranks(ranks)
@@ -137,9 +155,11 @@ def _by_tail(task: _Task, limits: Mapping[str, int], tolerance: float) -> Factor
         if tail < 1e-14 * float(np.linalg.norm(task.tensor)):
             raise _unreached(task, task.error(task.factor(limits)), tolerance)
         best = task.factor(limits, tail)
-    if len(limits) < 2 or task.tensor.size > _LARGE:
+    if task.tensor.size > _LARGE or (task.white.exact and len(limits) < 2):
         return best
     low, high = tail, tail * len(limits) ** 0.5
+    if not task.white.exact:  # cores fitted to the moments are far better than the tail says
+        high = float(np.linalg.norm(task.tensor))
     for _ in range(_WIDENINGS):
         middle = (low + high) / 2
         found = task.factor(limits, middle)
@@ -240,21 +260,22 @@ def _largest(fits: Callable[[int], bool], limit: int) -> int:
 
 
 def _finished(task: _Task, factored: Factored) -> Decomposition:
-    chosen = task.format.with_ranks(factored.ranks) if factored.ranks else task.format
-    array, dtype = task.given.array, task.given.dtype
-    exact = task.white.undo(factored.cores)
+    ranks, array, dtype = factored.ranks, task.given.array, task.given.dtype
+    chosen = task.format.with_ranks(ranks) if ranks else task.format
+    network = chosen.network(task.modes.ins, task.modes.outs)
+    exact = factored.cores
     cores = {name: core.astype(dtype) for name, core in exact.items()}
     wide = {name: core.astype(array.dtype) for name, core in cores.items()}
-    difference = task.difference(wide, factored.ranks)
+    difference = task.difference(wide, ranks)
     bound = error_bound(factored, array, task.white)
     if bound is not None:  # rounding to the weight's dtype comes on top
-        bound += task.relative(difference - task.difference(exact, factored.ranks))
+        bound += task.relative(difference - task.difference(exact, ranks))
     return Decomposition(
         format=chosen,
-        network=chosen.network(task.modes.ins, task.modes.outs),
+        network=network,
         cores=cores,
         error=task.relative(difference),
         error_bound=bound,
-        lower_bound=lower_bound(chosen, array, task.modes, factored.ranks, task.white),
+        lower_bound=lower_bound(chosen, array, task.modes, ranks, task.white),
         plain_error=float(np.linalg.norm(difference)) / (float(np.linalg.norm(array)) or 1.0),
     )

@@ -108,10 +108,21 @@ class Whitening:
         """The weight times a root of the moments: its Frobenius norm is `norm` of the weight."""
         if self.moments is None:
             return weight
+        product: np.ndarray = self.root() @ weight.reshape(len(self.moments), -1)
+        return product.reshape(weight.shape)
+
+    def root(self, floor: float = 0.0) -> np.ndarray:
+        """A matrix R with R^H R the moments, plus `floor` times their mean in every direction."""
+        assert self.moments is not None
         values, vectors = np.linalg.eigh(self.moments)
-        root = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.conj().T
-        product: np.ndarray = (root @ weight.reshape(len(values), -1)).reshape(weight.shape)
-        return product
+        values = values + floor * values.mean()
+        root: np.ndarray = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.conj().T
+        return root
+
+    @property
+    def exact(self) -> bool:
+        """Whether the new bases say all that the moments do."""
+        return self.moments is None or any(len(g.modes) == len(self.sizes) for g in self.groups)
 
     def smallest(self) -> float:
         """The least that `norm` can be of a weight with norm 1."""
@@ -121,7 +132,7 @@ class Whitening:
 
     def largest(self) -> float | None:
         """The most that `norm` can be of a weight that `apply` gives norm 1; None if not known."""
-        if self.moments is None or any(len(g.modes) == len(self.sizes) for g in self.groups):
+        if self.moments is None or self.exact:
             return 1.0
         if len(self.moments) > _COMPARED:
             return None
