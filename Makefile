@@ -56,9 +56,8 @@ bench: $(STAMP) ## run the benchmarks (ARGS=... are passed on)
 golden: $(STAMP) ## regenerate tests/golden; read the diff before committing it
 	$(PY) -m pytest tests -m "not slow" -q --golden-update -k golden
 
-docs: ## list the pages; the built site comes with a later issue
-	@echo "There is no built site yet: it comes with a later issue. The pages so far:"
-	@ls docs/*.md 2>/dev/null || echo "(none)"
+docs: $(STAMP) ## write docs/formats.md and its pictures
+	$(PY) docs/build_formats.py
 
 clean: ## remove build output and caches; .venv stays
 	rm -rf build dist *.egg-info demo-output bench-output

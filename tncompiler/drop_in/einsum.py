@@ -164,6 +164,7 @@ def _checked_cast(arrays: Sequence[np.ndarray], dtype: Any, casting: str) -> str
 
 def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
     """What `dtype=` names: a dtype of ours that NumPy has, or one that only it computes with."""
+    own: np.dtype[Any] | None
     try:
         own = np.dtype(dtype)
     except Exception:  # whatever NumPy makes of it, and it parses text: torch's, or no dtype
@@ -269,6 +270,9 @@ def _name_of(position: int, dtype: np.dtype[Any]) -> str | None:
 def _delegated(form: Form, arrays: Sequence[np.ndarray], dtype: str | None) -> np.ndarray:
     """numpy.einsum, for objects and extended precision."""
     equation = resolve(*terms_of(form, len(arrays)), [array.shape for array in arrays])
+    if 0 in equation.sizes.values():  # where numpy.einsum writes past the end of clongdouble
+        kind = np.result_type(*arrays) if dtype is None else np.dtype(dtype)
+        return np.zeros([equation.sizes[label] for label in equation.output], kind)[()]
     if len(equation.sizes) > len(string.ascii_letters):
         raise EquationError(
             f"{arrays[0].dtype} arrays go to numpy.einsum, which knows only 52 indices, not "
