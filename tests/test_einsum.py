@@ -7,7 +7,6 @@ with torch.einsum in double precision.
 from __future__ import annotations
 
 import itertools
-import string
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 import tncompiler as tnc
-from tests.test_einsum_corpus import assert_agrees, drawn
+from tests.test_einsum_corpus import EQUATIONS, assert_agrees, drawn, shapes_of
 from tncompiler.drop_in import einsum as numpy_side
 from tncompiler.drop_in import torch_tensors as torch_side
 from tncompiler.ir import errors as er
@@ -43,7 +42,9 @@ class Draw:
     def __init__(self, seed: int) -> None:
         self.rng = rng(seed)
         pool = list(self.rng.choice([*"abcBZ"], 4, replace=False))
-        self.sizes = {k: int(self.rng.choice([0, 1, 2, 3, 3, 2], p=[0.04, *[0.192] * 5])) for k in pool}
+        self.sizes = {
+            k: int(self.rng.choice([0, 1, 2, 3, 3, 2], p=[0.04, *[0.192] * 5])) for k in pool
+        }
         dots = tuple(int(n) for n in self.rng.integers(1, 4, self.rng.integers(0, 3)))
         terms, self.shapes = [], []
         for _ in range(self.rng.integers(1, 5)):
@@ -108,8 +109,6 @@ def test_drawn_calls_in_numpy(block: int) -> None:
             with pytest.raises(TncError):
                 tnc.einsum(draw.equation, *arrays)
             continue
-        if traces_of_booleans(draw.equation, arrays):
-            continue
         got = tnc.einsum(draw.equation, *arrays)
         assert type(got) is type(right) and got.dtype == right.dtype, what
         assert got.shape == right.shape, what
@@ -119,13 +118,6 @@ def test_drawn_calls_in_numpy(block: int) -> None:
             assert_agrees(got, draw.equation, arrays, what)
 
 
-def traces_of_booleans(equation: str, arrays: Sequence[np.ndarray]) -> bool:
-    """A delta that meets a boolean tensor is int64: see test_traces_of_booleans."""
-    terms = equation.replace("...", "").split("->")[0].split(",")
-    return any(a.dtype == bool and len(set(t)) < len(t) for t, a in zip(terms, arrays, strict=True))
-
-
-@pytest.mark.xfail(strict=True, reason="ir/builder.py makes a delta of booleans in int64")
 def test_traces_of_booleans() -> None:
     for equation in ("ii", "ii->i", "iij->j"):
         array = np.ones((2, 2, 3)[: 3 if "j" in equation else 2], bool)
@@ -187,7 +179,9 @@ def check_gradients(
             assert zero is None or not zero.any(), what
         else:
             assert a.shape == b.shape, what
-            torch.testing.assert_close(b.resolve_conj(), a.resolve_conj(), msg=lambda m: f"{what} {m}")
+            torch.testing.assert_close(
+                b.resolve_conj(), a.resolve_conj(), msg=lambda m: f"{what} {m}"
+            )
 
 
 # ---------------------------------------------------------------------------- dtypes
@@ -227,8 +221,10 @@ INTEGERS = [d for d in NUMPY_DTYPES if np.dtype(d).kind in "biu"]
 def test_integers_wrap_as_numpy(dtype: str) -> None:
     info = np.iinfo(dtype) if dtype != "bool" else None
     low, high = (0, 2) if info is None else (info.min // 2, info.max)
-    arrays = [rng(k).integers(low, high, s, "int64" if info is None else dtype).astype(dtype)
-              for k, s in enumerate([(5, 40), (40, 6), (6, 5)])]
+    arrays = [
+        rng(k).integers(low, high, s, "int64" if info is None else dtype).astype(dtype)
+        for k, s in enumerate([(5, 40), (40, 6), (6, 5)])
+    ]
     for equation in ("ij,jk,kl->il", "ij,jk,ki->", "ij,jk,kl->", "ij,jk,ki->j", "ij,jk,kl->ijl"):
         right = expected(equation, arrays)
         got = tnc.einsum(equation, *arrays)
@@ -243,8 +239,12 @@ def test_integers_wrap_as_numpy(dtype: str) -> None:
 def test_low_precision_is_summed_in_float32(kind: str) -> None:
     """Ones and small numbers that sums in the type itself would lose."""
     a, b = torch.full((2, 4096), 1.0), torch.full((4096, 3), 1 / 64)
-    got = tnc.einsum("ij,jk,k->i", a.to(getattr(torch, kind)), b.to(getattr(torch, kind)),
-                     torch.ones(3, dtype=getattr(torch, kind)))
+    got = tnc.einsum(
+        "ij,jk,k->i",
+        a.to(getattr(torch, kind)),
+        b.to(getattr(torch, kind)),
+        torch.ones(3, dtype=getattr(torch, kind)),
+    )
     assert got.dtype is getattr(torch, kind) and (got == 192).all()
     if kind == "float16":
         assert (tnc.einsum("ij,jk->ik", a.half().numpy(), b.half().numpy()) == 64).all()
@@ -267,8 +267,10 @@ def test_what_only_numpy_computes_with() -> None:
     assert tnc.einsum("i,i->i", third, np.ones(3, "c8")).dtype == np.clongdouble
     assert tnc.einsum("i,i", np.ones(3, "f4"), np.ones(3, "f4"), dtype=np.longdouble).dtype == "g"
     assert tnc.einsum("ij,j", np.ones((2, 3)), np.ones(3), dtype=object).dtype == object
-    assert np.array_equal(tnc.einsum("...i,ij", np.ones((1, 2), "g"), np.ones((1, 2), "g")),
-                          expected("...i,ij", [np.ones((1, 2), "g"), np.ones((1, 2), "g")]))
+    assert np.array_equal(
+        tnc.einsum("...i,ij", np.ones((1, 2), "g"), np.ones((1, 2), "g")),
+        expected("...i,ij", [np.ones((1, 2), "g"), np.ones((1, 2), "g")]),
+    )
 
 
 def test_array_likes() -> None:
@@ -304,6 +306,13 @@ LAYOUTS: dict[str, Callable[[], np.ndarray]] = {
 USES = ("ij->ij", "ij->ji", "ij->", "ij->j", "ij,ij->", "ij,kj->ik", "ij,ij->ij", "ij,il,ij->jl")
 
 
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor of the same strides, where torch has them."""
+    is_torchs = min(array.strides) >= 0 and array.flags.aligned
+    return torch.from_numpy(array if is_torchs else array.copy())
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str) -> None:
     array = LAYOUTS[layout]()
@@ -313,15 +322,8 @@ def test_layouts(layout: str) -> None:
         got = tnc.einsum(equation, *arrays)
         right = expected(equation, arrays)
         assert np.allclose(got, right) and got.shape == right.shape, equation
-        if array.flags.writeable or layout in ("broadcast", "one element", "overlapping"):
-            tensor = torch.tensor(0.0, dtype=torch.float64).expand(4, 6) + 3
-            if layout == "one element":
-                tensor = torch.tensor(3.0, dtype=torch.float64).expand(4, 6)
-            elif all(n >= 0 for n in array.strides) and array.flags.writeable:
-                tensor = torch.from_numpy(array)
-            else:
-                tensor = torch.from_numpy(array.copy())
-            assert np.allclose(tnc.einsum(equation, *[tensor] * len(arrays)).numpy(), right)
+        tensors = [as_tensor(array)] * len(arrays)
+        assert np.allclose(tnc.einsum(equation, *tensors).numpy(), right), equation
     assert np.array_equal(array, before)
 
 
@@ -348,7 +350,15 @@ def test_views_and_new_arrays_as_numpy() -> None:
 def test_any_symbols() -> None:
     arrays = [rng(k).random(s) for k, s in enumerate([(2, 3), (3, 4), (4, 2)])]
     right = np.einsum("ij,jk,kl->il", *arrays)
-    for labels in ("αβγδ", "漢字仮名", "😀😁😂😃", "a\u0301\u0302b", "1234", "&%$#", "\u200b\u200c\u200d|"):
+    for labels in (
+        "αβγδ",
+        "漢字仮名",
+        "😀😁😂😃",
+        "a\u0301\u0302b",
+        "1234",
+        "&%$#",
+        "\u200b\u200c\u200d|",
+    ):
         a, b, c, d = labels
         assert np.allclose(tnc.einsum(f"{a}{b},{b}{c},{c}{d}->{a}{d}", *arrays), right), labels
     for own in ([0, 1, 2, 3], [1000, -1, 7, 2**40], ["i", "jj", (), 4.5], [None, True, b"k", "l"]):
@@ -363,7 +373,7 @@ def test_any_symbols() -> None:
 def test_many_indices(count: int) -> None:
     """A chain with a hyperedge on every tensor."""
     arrays = [rng(k).random((2, 2, 2)) / 2 for k in range(count)]
-    labels = [k for k in range(count + 1)]
+    labels = list(range(count + 1))
     arguments = [part for k, a in enumerate(arrays) for part in (a, (labels[k], labels[k + 1], -1))]
     step = np.eye(2)[:, :, None].repeat(2, 2)
     for array in arrays:
@@ -434,7 +444,7 @@ def test_optimize(form: str) -> None:
     for arrays in (CHAINED, [torch.from_numpy(a) for a in CHAINED]):
         got = tnc.einsum(CHAIN, *arrays, optimize=FORMS[form])
         assert_agrees(got, CHAIN, CHAINED, form)
-    path, info = tnc.contract_path(CHAIN, *CHAINED, optimize=FORMS[form])
+    path, _ = tnc.contract_path(CHAIN, *CHAINED, optimize=FORMS[form])
     assert np.allclose(oe.contract(CHAIN, *CHAINED, optimize=path), got)
     assert tnc.einsum_expression(CHAIN, (3, 4), (4, 5), (5, 6), optimize=FORMS[form])(
         *CHAINED
@@ -480,7 +490,7 @@ def test_path_functions_are_asked_once_and_told_apart() -> None:
     assert sorted(sizes.values()) == [2, 4, 5, 6]
 
 
-# ---------------------------------------------------------------------------- out, dtype, order, casting
+# ---------------------------------------------------------------------------- out, dtype and layout
 
 OUTS: list[tuple[str, dict[str, Any]]] = [
     ("float32", {}),
@@ -534,7 +544,9 @@ def test_out_may_be_strided_and_overlap() -> None:
         function("ij->ij", A, out=big[1:5, ::2])
         assert np.array_equal(big[1:5, ::2], A) and not big[:, 1::2].any()
         square = np.arange(9.0).reshape(3, 3)
-        assert np.array_equal(function("ij->ji", square, out=square), np.arange(9.0).reshape(3, 3).T)
+        assert np.array_equal(
+            function("ij->ji", square, out=square), np.arange(9.0).reshape(3, 3).T
+        )
     square = np.arange(9.0).reshape(3, 3)
     assert np.array_equal(tnc.einsum("ij,jk", square, square, out=square)[0], [15, 18, 21])
 
@@ -571,6 +583,7 @@ def test_torch_transforms(complexes: bool) -> None:
     u = U * (1 - 1j) if complexes else U
     batch = torch.stack([x, 2 * x])
     for f in (lambda e, x: e("ij,jk->ik", x, u), lambda e, x: e("ij,kj,il->kl", x, x.conj(), x)):
+
         def run(transform: Callable[..., Any], f: Any = f) -> tuple[Any, Any]:
             return tuple(  # type: ignore[return-value]
                 transform(lambda x, e=e: f(e, x)) for e in (torch.einsum, tnc.einsum)
@@ -637,7 +650,11 @@ def test_autocast_as_torch(dtype: torch.dtype) -> None:
 
 
 def test_out_in_torch() -> None:
-    for out in (torch.empty(3, 5), torch.empty(5, 3).double().T, torch.empty(3, 5, dtype=torch.cfloat)):
+    for out in (
+        torch.empty(3, 5),
+        torch.empty(5, 3).double().T,
+        torch.empty(3, 5, dtype=torch.cfloat),
+    ):
         assert tnc.einsum("ij,jk", T, U, out=out) is out
         torch.testing.assert_close(out.to(torch.complex128), (T @ U) + 0j)
     leaf = T.clone().requires_grad_()
@@ -653,6 +670,413 @@ def test_backends_on_torch_tensors(backend: str) -> None:
     torch.testing.assert_close(got, a @ b @ b.sum(0, keepdim=True).T)
     got.sum().backward()
     assert a.grad is not None and b.grad is not None
+
+
+# ---------------------------------------------------------------------------- expressions
+
+CONSTANTS = [
+    ("hbc,bdef,cdkj,ji,ikeh,lfo", [1, 2, 3, 4]),
+    ("bdef,cdkj,ji,ikeh,hbc,lfo", [0, 1, 2, 3]),
+    ("ijab,acd,bce,df,ef->ji", [1, 2, 3, 4]),
+    ("ab,cd,ad,cb", [1, 3]),
+    ("ab,bc,cd", [0, 1]),
+    ("ab,bc,cd->ad", [0, 1, 2]),
+    ("ab,,cd->abd", [1]),
+    ("...ab,bc->...ac", [1]),
+    ("aab,b->a", [0]),
+]
+
+
+@pytest.mark.parametrize(("equation", "constants"), CONSTANTS, ids=range(9))
+def test_expression_with_constants(equation: str, constants: list[int]) -> None:
+    terms = equation.replace("...", "xy").split("->")[0].split(",")
+    shapes = [tuple(2 + ord(k) % 3 for k in term) for term in terms]
+    arrays = drawn(shapes, "float64")
+    mixed = [a if k in constants else a.shape for k, a in enumerate(arrays)]
+    by_position = tnc.einsum_expression(equation, *mixed, constants=constants)
+    shapes_only = [a.shape for k, a in enumerate(arrays) if k not in constants]
+    held = {k: arrays[k] for k in constants}
+    by_mapping = tnc.einsum_expression(equation, *shapes_only, constants=held)
+    given = [a for k, a in enumerate(arrays) if k not in constants]
+    for f in (by_position, by_mapping):
+        assert_agrees(f(*given), equation, arrays, equation)
+        tensors = [torch.from_numpy(a).requires_grad_() for a in given]
+        value = f(*tensors)
+        assert isinstance(value, Tensor) == bool(given)
+        assert_agrees(value, equation, arrays, equation)
+        if not given:
+            continue
+        value.square().sum().backward()
+        leaves = [
+            torch.from_numpy(a).requires_grad_(k not in constants) for k, a in enumerate(arrays)
+        ]
+        torch.einsum(equation, *leaves).square().sum().backward()
+        for mine, k in zip(
+            tensors, (k for k in range(len(leaves)) if k not in constants), strict=True
+        ):
+            torch.testing.assert_close(mine.grad, leaves[k].grad)
+
+
+def test_constants_are_contracted_ahead() -> None:
+    """A pair of constants that the path joins is one operand of the folded equation."""
+    a, b, c = CHAINED
+    f = tnc.einsum_expression(CHAIN, (3, 4), b, c, constants=[1, 2], optimize=[(1, 2), (0, 1)])
+    assert f._form == ((("i", "j"), ("j", "l")), ("i", "l"))
+    assert len(f._values) == 1 and np.allclose(f._values[0], b @ c)
+    calls = numpy_side._numpy_executable.cache_info().hits
+    assert np.allclose(f(a), a @ b @ c) and f._values[0].shape == (4, 6)
+    f(a)
+    assert numpy_side._numpy_executable.cache_info().hits == calls + 1  # one product a call
+    everything = tnc.einsum_expression(CHAIN, a, b, c, constants=[0, 1, 2])
+    assert np.allclose(everything(), a @ b @ c) and len(everything._values) == 1
+    from_lists = tnc.einsum_expression("i,i,->i", [1.0, 2.0], (2,), 3, constants=[0, 2])
+    assert np.array_equal(from_lists(np.ones(2)), [3, 6])
+
+
+def test_constants_cross_libraries_and_get_no_gradient() -> None:
+    a, b, c = CHAINED
+    weight = torch.from_numpy(b).requires_grad_()
+    f = tnc.einsum_expression((3, 4), [0, 1], weight, [1, 2], c, [2, 3], [0, 3], constants=[1, 2])
+    g = tnc.einsum_expression((3, 4), [0, 1], [1, 2], [2, 3], [0, 3], constants={1: weight, 2: c})
+    for e in (f, g):
+        assert isinstance(e(a), np.ndarray) and np.allclose(e(a), a @ b @ c)
+        for _ in range(2):  # backward twice: the constants hold no graph
+            x = torch.from_numpy(a).requires_grad_()
+            e(x).sum().backward()
+            torch.testing.assert_close(x.grad, torch.from_numpy((b @ c).sum(1)).expand(3, 4))
+        assert weight.grad is None
+        out = np.empty((3, 6))
+        assert e(a, out=out) is out and np.allclose(out, a @ b @ c)
+        assert np.allclose(e(a.tolist()), out)
+        assert e(torch.from_numpy(a), backend="numpy").shape == (3, 6)
+        batch = torch.func.vmap(e)(torch.from_numpy(np.stack([a, a])))
+        assert np.allclose(batch, np.stack([out, out]))
+    assert "3 operands" in str(f)
+
+
+WRONG_EXPRESSIONS: dict[str, tuple[type[TncError], str, Callable[[], object]]] = {
+    "too few": (er.ArgumentCountError, "takes 2", lambda: made_expression()(np.ones((2, 3)))),
+    "too many": (
+        er.ArgumentCountError,
+        "takes 2",
+        lambda: made_expression()(*[np.ones((2, 3))] * 3),
+    ),
+    "shape": (er.ShapeError, "(3, 2)", lambda: made_expression()(np.ones((3, 2)), np.ones((3, 4)))),
+    "axes": (er.ShapeError, "operand 1", lambda: made_expression()(np.ones((2, 3)), np.ones(3))),
+    "text": (er.ShapeError, "operand 0", lambda: made_expression()("a", np.ones((3, 4)))),
+    "out": (
+        er.ShapeError,
+        "out",
+        lambda: made_expression()(np.ones((2, 3)), np.ones((3, 4)), out=np.empty(3)),
+    ),
+    "backend": (er.BackendError, "jax", lambda: made_expression(backend="jax")),
+    "backend of a call": (
+        er.BackendError,
+        "jax",
+        lambda: made_expression()(np.ones((2, 3)), np.ones((3, 4)), backend="jax"),
+    ),
+    "mixed": (
+        er.ArgumentError,
+        "torch tensors and",
+        lambda: made_expression()(np.ones((2, 3)), torch.ones(3, 4)),
+    ),
+    "no shape": (er.ArgumentError, "operand 1", lambda: tnc.einsum_expression("i,i", (2,), None)),
+    "negative": (er.ArgumentError, "operand 1", lambda: tnc.einsum_expression("i,i", (2,), (-2,))),
+    "fraction": (er.ArgumentError, "operand 0", lambda: tnc.einsum_expression("i,i", (2.5,), (2,))),
+    "clash": (er.SizeClash, "'i'", lambda: tnc.einsum_expression("i,i", (2,), (3,))),
+    "constants=1": (er.ArgumentError, "constants", lambda: made_expression(constants=1)),
+    "constants=text": (er.ArgumentError, "constants", lambda: made_expression(constants="1")),
+    "constants beyond": (
+        er.ArgumentError,
+        "operand 2 of 2",
+        lambda: made_expression(constants=[2]),
+    ),
+    "constants before": (er.ArgumentError, "operand -1", lambda: made_expression(constants=[-1])),
+    "constant is a shape": (er.ArgumentError, "no array", lambda: made_expression(constants=[0])),
+    "constants by names": (
+        er.ArgumentError,
+        "constants",
+        lambda: tnc.einsum_expression("i,i", (2,), constants={"a": np.ones(2)}),
+    ),
+    "mapping beyond": (
+        TncError,
+        "",
+        lambda: tnc.einsum_expression("i,i", (2,), constants={7: np.ones(2)}),
+    ),
+    "constant torch has not": (
+        er.DTypeError,
+        "torch has no dtype",
+        lambda: tnc.einsum_expression("i,i", (2,), np.ones(2, "g"), constants=[1])(torch.ones(2)),
+    ),
+    "constant NumPy has not": (
+        er.DTypeError,
+        "NumPy has no dtype",
+        lambda: tnc.einsum_expression(
+            "i,i", (2,), torch.ones(2, dtype=torch.bfloat16), constants=[1]
+        )(np.ones(2)),
+    ),
+    "memory_limit": (er.PlanError, "memory", lambda: made_expression(memory_limit=100)),
+}
+
+
+def made_expression(**options: Any) -> Any:
+    return tnc.einsum_expression("ij,jk->ik", (2, 3), (3, 4), **options)
+
+
+@pytest.mark.parametrize("case", WRONG_EXPRESSIONS)
+def test_wrong_expressions(case: str) -> None:
+    assert_refused(*WRONG_EXPRESSIONS[case])
+
+
+def assert_refused(kind: type[TncError], words: str, call: Callable[[], object]) -> None:
+    with pytest.raises(kind) as caught:
+        call()
+    assert words in str(caught.value) and caught.value.what and caught.value.fix, caught.value
+
+
+# ---------------------------------------------------------------------------- paths
+
+
+def path_cases() -> list[tuple[str, list[tuple[int, ...]]]]:
+    generated = [oe.testing.rand_equation(3 + s % 9, 3, s % 4, 2, 5, s)[:2] for s in range(25)]
+    listed = [(eq, shapes_of(eq)) for eq in EQUATIONS if "." not in eq]
+    return [*listed, *((eq, [tuple(map(int, s)) for s in shapes]) for eq, shapes in generated)]
+
+
+def test_paths_are_valid_and_costs_are_opt_einsums() -> None:
+    """The same path costs the same in opt_einsum, and runs there and in NumPy."""
+    for equation, shapes in path_cases():
+        path, info = tnc.contract_path(equation, *shapes)
+        arrays = drawn(shapes, "float64")
+        _, theirs = oe.contract_path(equation, *arrays, optimize=path)
+        what = (equation, path)
+        if len(shapes) > 1:  # opt_einsum counts a sum of one operand twice
+            assert info.opt_cost == theirs.opt_cost == info.flops, what
+        assert info.largest_intermediate == theirs.largest_intermediate, what
+        assert info.scale_list == list(theirs.scale_list), what
+        labels = "".join(equation.split("->")[0].split(","))
+        summed = set(labels) - set(info.eq.split("->")[1])
+        if bool(summed) == (len(labels) > len(set(labels))):  # its guess whether anything is summed
+            assert info.naive_cost in (
+                theirs.naive_cost,
+                theirs.naive_cost // max(1, 3 - len(shapes)),
+            )
+        if len(shapes) < 6:
+            right = tnc.einsum(equation, *arrays)
+            assert np.allclose(oe.contract(equation, *arrays, optimize=path), right)
+            assert np.allclose(np.einsum(equation, *arrays, optimize=["einsum_path", *path]), right)
+
+
+def test_every_search_reports_the_same_costs_as_opt_einsum() -> None:
+    equation, shapes = oe.testing.rand_equation(8, 3, 2, 2, 6, 5)[:2]
+    arrays = drawn(shapes, "float64")
+    best = oe.contract_path(equation, *arrays, optimize="optimal")[1].opt_cost
+    for optimize in ("optimal", "greedy", "random-greedy", False, oe.paths.dynamic_programming):
+        path, info = tnc.contract_path(equation, *shapes, optimize=optimize)
+        assert info.opt_cost == oe.contract_path(equation, *arrays, optimize=path)[1].opt_cost
+        assert info.opt_cost >= best
+    options = tnc.PlanOptions(search="optimal", minimize="flops")
+    assert tnc.contract_path(equation, *shapes, optimize=options)[1].opt_cost == best
+
+
+REPORT = """\
+  complete contraction  ij,jk,kl->il
+         naive scaling  4 indices
+     optimized scaling  3 indices
+           naive flops  1.080e+03
+       optimized flops  3.000e+02
+           fewer flops  3.6 times
+  largest intermediate  1.800e+01 elements
+
+  step       contraction   indices       flops    elements
+ ──────────────────────────────────────────────────────────
+  0 (0, 1)   ij,jk->ik           3   1.200e+02   1.500e+01
+  1 (0, 1)   kl,ik->il           3   1.800e+02   1.800e+01"""
+
+
+def test_the_report() -> None:
+    path, info = tnc.contract_path(CHAIN, (3, 4), (4, 5), (5, 6), optimize=[(0, 1), (0, 1)])
+    assert str(info) == REPORT and repr(info) == REPORT and path == [(0, 1), (0, 1)]
+    assert info.speedup == pytest.approx(3.6) and info.scaling == 3
+    for equation, *shapes in (("", ()), ("ij->j", (2, 0)), (",", (), ()), ("i,i", (0,), (0,))):
+        assert "complete contraction" in str(tnc.contract_path(equation, *shapes)[1])
+    many = tnc.contract_path(*[p for k in range(80) for p in ((2, 2), [k, k + 1])])[1]
+    assert str(many).count("\n") > 80
+
+
+def test_what_stands_for_a_shape() -> None:
+    x = tnc.input("x", *tnc.indices("i j", i=3, j=4))
+    operands = (
+        x,
+        (3, 4),
+        [3, 4],
+        np.ones((3, 4)),
+        torch.ones(3, 4),
+        [[1] * 4] * 3,
+        torch.Size([3, 4]),
+    )
+    for operand in operands:
+        path, info = tnc.contract_path("ij,j,->i", operand, (4,), 2.5, memory_limit=-1)
+        assert len(path) == 2 and info.naive_scaling == 2
+
+
+# ---------------------------------------------------------------------------- errors
+
+M, V = np.ones((2, 3)), np.ones(3)
+TM, TV = torch.ones(2, 3), torch.ones(3)
+ERRORS: dict[str, tuple[type[TncError], str, Callable[[], object]]] = {
+    "nothing": (er.ArgumentCountError, "without arguments", lambda: tnc.einsum()),
+    "no operands": (er.ArgumentCountError, "1 terms", lambda: tnc.einsum("ij")),
+    "too few": (er.ArgumentCountError, "2 terms", lambda: tnc.einsum("ij,jk", M)),
+    "too many": (er.ArgumentCountError, "1 terms", lambda: tnc.einsum("ij", M, M)),
+    "clash": (er.SizeClash, "operand 1 (axis 0)", lambda: tnc.einsum("ij,jk", M, M)),
+    "clash in torch": (er.SizeClash, "operand 1 (axis 0)", lambda: tnc.einsum("ij,jk", TM, TM)),
+    "clash on one operand": (er.SizeClash, "'i'", lambda: tnc.einsum("ii", M)),
+    "diagonal of size 1": (er.SizeClash, "'i'", lambda: tnc.einsum("ii", np.ones((1, 3)))),
+    "clash under an ellipsis": (er.SizeClash, "size 2", lambda: tnc.einsum("...,...", M, M.T)),
+    "dot": (er.EquationError, "stray", lambda: tnc.einsum("i.j", M)),
+    "two dots": (er.EquationError, "stray", lambda: tnc.einsum("i..j", M)),
+    "four dots": (er.EquationError, "stray", lambda: tnc.einsum("....j", M)),
+    "two ellipses": (er.EquationError, "stray", lambda: tnc.einsum("...i...", M)),
+    "minus": (er.EquationError, "stray", lambda: tnc.einsum("i-j", M)),
+    "greater": (er.EquationError, "stray", lambda: tnc.einsum("ij>i", M)),
+    "two arrows": (er.EquationError, "stray", lambda: tnc.einsum("ij->i->j", M)),
+    "two outputs": (er.EquationError, "one term", lambda: tnc.einsum("ij->i,j", M)),
+    "unknown output": (er.UnknownOutputIndex, "'k'", lambda: tnc.einsum("ij->ik", M)),
+    "repeated output": (er.RepeatedOutputIndex, "2 times", lambda: tnc.einsum("ij->ii", M)),
+    "too many axes": (er.ShapeError, "2 axes", lambda: tnc.einsum("i", M)),
+    "too few axes": (er.ShapeError, "2 axes", lambda: tnc.einsum("ijk", M)),
+    "too few axes for an ellipsis": (er.ShapeError, "2 axes", lambda: tnc.einsum("i...jk", M)),
+    "two output ellipses": (er.EquationError, "stray", lambda: tnc.einsum("...->......", M)),
+    "bytes": (er.EquationError, "labels", lambda: tnc.einsum(b"ij,j", M, V)),
+    "operands first": (er.EquationError, "labels", lambda: tnc.einsum(M, V, "ij,j->i")),
+    "numbers": (er.EquationError, "int", lambda: tnc.einsum(0, 0)),
+    "unhashable labels": (er.EquationError, "labels", lambda: tnc.einsum(M, [[0], {}])),
+    "two ellipses in a list": (er.EquationError, "Ellipsis", lambda: tnc.einsum(M, [..., 0, ...])),
+    "labels without order": (er.EquationError, "order", lambda: tnc.einsum(M, [0, "a"])),
+    "mixed libraries": (er.ArgumentError, "torch tensors and", lambda: tnc.einsum("ij,j", M, TV)),
+    "number with a tensor": (er.ArgumentError, "float", lambda: tnc.einsum("ij,", TM, 2.0)),
+    "ragged list": (er.ArgumentError, "operand 0", lambda: tnc.einsum("ij", [[1], [1, 2]])),
+    "text": (er.DTypeError, "operand 0", lambda: tnc.einsum("i", np.array(["a"]))),
+    "dates": (er.DTypeError, "datetime64", lambda: tnc.einsum("i", np.array([1], "M8[s]"))),
+    "records": (er.DTypeError, "operand 0", lambda: tnc.einsum("i", np.zeros(2, "f4,f4"))),
+    "half complex": (
+        er.UnsupportedDType,
+        "complex32",
+        lambda: tnc.einsum("i->", torch.ones(2, dtype=torch.complex32)),
+    ),
+    "52 indices of objects": (
+        er.EquationError,
+        "52",
+        lambda: tnc.einsum(*[p for k in range(60) for p in (np.ones((1, 1), object), [k, k + 1])]),
+    ),
+    "optimizer": (er.PlanError, "no optimizer", lambda: tnc.einsum("ij,j", M, V, optimize="fast")),
+    "optimizer in a pair": (
+        er.PlanError,
+        "'fast'",
+        lambda: tnc.einsum("ij,j", M, V, optimize=("fast", 9)),
+    ),
+    "optimizer that is none": (er.PlanError, "path", lambda: tnc.einsum("ij,j", M, V, optimize=3)),
+    "path beyond": (
+        er.PlanError,
+        "step 0",
+        lambda: tnc.einsum("ij,j,j", M, V, V, optimize=[(0, 3)]),
+    ),
+    "path twice": (
+        er.PlanError,
+        "repeats",
+        lambda: tnc.einsum("ij,j,j", M, V, V, optimize=[(1, 1)]),
+    ),
+    "path negative": (
+        er.PlanError,
+        "negative",
+        lambda: tnc.einsum("ij,j", M, V, optimize=[(-1, 0)]),
+    ),
+    "path of text": (er.PlanError, "path", lambda: tnc.einsum("ij,j", M, V, optimize=[("a", "b")])),
+    "path of a function": (
+        er.PlanError,
+        "step 0",
+        lambda: tnc.einsum("ij,j,j", M, V, V, optimize=lambda *_: [(0, 9)]),
+    ),
+    "plan of another network": (
+        er.PlanError,
+        "3 tensors",
+        lambda: tnc.einsum(
+            "ij,j,j,j", M, V, V, V, optimize=tnc.plan(tnc.from_einsum("ij,j,j", M, V, V))
+        ),
+    ),
+    "memory": (er.PlanError, "memory", lambda: tnc.einsum("ij,j", M, V, memory_limit=10)),
+    "out shape": (er.ShapeError, "(2,)", lambda: tnc.einsum("ij,j", M, V, out=np.empty(3))),
+    "out dtype": (er.DTypeError, "int64", lambda: tnc.einsum("ij,j", M, V, out=np.empty(2, int))),
+    "out that is none": (er.ShapeError, "list", lambda: tnc.einsum("ij,j", M, V, out=[0, 0])),
+    "out read-only": (
+        er.ArgumentError,
+        "read-only",
+        lambda: tnc.einsum("ij,j", M, V, out=np.broadcast_to(0.0, 2)),
+    ),
+    "out tensor": (er.ShapeError, "Tensor", lambda: tnc.einsum("ij,j", M, V, out=torch.empty(2))),
+    "out shape in torch": (er.ShapeError, "(2,)", lambda: tnc.einsum("ij,j", TM, TV, out=TV)),
+    "out array in torch": (
+        er.ShapeError,
+        "ndarray",
+        lambda: tnc.einsum("ij,j", TM, TV, out=M[:, 0]),
+    ),
+    "out dtype in torch": (
+        er.DTypeError,
+        "int64",
+        lambda: tnc.einsum("ij,j", TM, TV, out=torch.zeros(2, dtype=torch.int64)),
+    ),
+    "out leaf in torch": (
+        er.ArgumentError,
+        "leaf",
+        lambda: tnc.einsum("ij,j", TM, TV, out=torch.zeros(2, requires_grad=True)),
+    ),
+    "out expanded in torch": (
+        er.ArgumentError,
+        "memory",
+        lambda: tnc.einsum("ij,j", TM, TV, out=torch.zeros(()).expand(2)),
+    ),
+    "dtype": (er.UnsupportedDType, "'spam'", lambda: tnc.einsum("ij", M, dtype="spam")),
+    "dtype that fits not": (er.DTypeError, "'safe'", lambda: tnc.einsum("ij", M, dtype="f4")),
+    "dtype bfloat16": (er.DTypeError, "bfloat16", lambda: tnc.einsum("ij", M, dtype="bfloat16")),
+    "dtype default": (er.DTypeError, "default", lambda: tnc.einsum("ij", M, dtype="default")),
+    "order": (er.ArgumentError, "'W'", lambda: tnc.einsum("ij", M, order="W")),
+    "order in torch": (er.ArgumentError, "NumPy", lambda: tnc.einsum("ij", TM, order="C")),
+    "casting": (er.ArgumentError, "'spam'", lambda: tnc.einsum("ij", M, casting="spam")),
+    "backend": (er.BackendError, "'jax'", lambda: tnc.einsum("ij", M, backend="jax")),
+    "backend that is a list": (er.BackendError, "[]", lambda: tnc.einsum("ij", TM, backend=[])),
+    "backend of the other": (
+        er.BackendError,
+        "'torch'",
+        lambda: tnc.einsum("ij", M, backend="torch"),
+    ),
+    "devices": (er.DeviceError, "2 devices", lambda: tnc.einsum("ij,j", TM, TV.to("meta"))),
+    "shape of a path": (er.ArgumentError, "operand 0", lambda: tnc.contract_path("ij", "ab")),
+    "ragged shape of a path": (
+        er.ArgumentError,
+        "ragged",
+        lambda: tnc.contract_path("ij", [[1], 2]),
+    ),
+    "symbol in a path": (
+        er.ArgumentError,
+        "operand 0",
+        lambda: tnc.contract_path("i", (tnc.size("D"),)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case: str) -> None:
+    assert_refused(*ERRORS[case])
+
+
+def test_errors_say_where() -> None:
+    for call in (lambda: tnc.einsum("ij,jk->ik", M, M), lambda: tnc.einsum("ij->ik", M)):
+        with pytest.raises(TncError) as caught:
+            call()
+        assert "ij" in str(caught.value.where)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        tnc.einsum("ij", M, spam=1)
 
 
 # ---------------------------------------------------------------------------- once, and the same
@@ -678,7 +1102,9 @@ def test_a_second_call_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         "NumPy": lambda: tnc.einsum(equation, *arrays),
         "options": lambda: tnc.einsum(equation, *arrays, optimize=[(0, 1)] * 3),
         "function": lambda: tnc.einsum(equation, *arrays, optimize=oe.paths.greedy),
-        "interleaved": lambda: tnc.einsum(*[p for k, a in enumerate(arrays) for p in (a, [k, k + 1])]),
+        "interleaved": lambda: tnc.einsum(
+            *[p for k, a in enumerate(arrays) for p in (a, [k, k + 1])]
+        ),
         "torch": lambda: tnc.einsum(equation, *tensors).sum().backward(),
         "numpy on torch": lambda: tnc.einsum(equation, *tensors, backend="numpy").sum().backward(),
         "expression": lambda: expression(*arrays[:3]),

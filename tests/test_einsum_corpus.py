@@ -43,6 +43,8 @@ LOOP = 2_000_000  # multiplications that one loop of numpy.einsum may take
 
 def exact(equation: Any, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """The equation in extended precision."""
+    if not all(a.size for a in arrays):  # NumPy 2.4 writes past the end of empty clongdouble
+        return np.asarray(np.einsum(equation, *arrays))
     wide = [a.astype(np.result_type(a, np.longdouble)) for a in arrays]
     if isinstance(equation, str) and _loop(equation, wide) <= LOOP:
         return np.asarray(np.einsum(equation, *wide, optimize=False))
@@ -53,7 +55,9 @@ def _loop(equation: str, arrays: Sequence[np.ndarray]) -> int:
     if not equation.isascii() or "." in equation:
         return LOOP if equation.isascii() else LOOP + 1
     terms = equation.split("->")[0].split(",")
-    sizes = {k: n for t, a in zip(terms, arrays, strict=True) for k, n in zip(t, a.shape)}
+    sizes = {
+        k: n for t, a in zip(terms, arrays, strict=True) for k, n in zip(t, a.shape, strict=True)
+    }
     return LOOP + 1 if len(sizes) > 30 else int(np.prod(list(sizes.values()), dtype=float))
 
 
@@ -138,7 +142,7 @@ def parameters_of_blas() -> list[Any]:
     return test_blas.blas_tests
 
 
-SIZES = dict(zip("abcdefghijklmopqABCrstn", [2, 3, 4, 5, 4, 3, 2, 6, 5, 4, 3, 2, 5, 7, 4, 3, 2, 3, 4]))
+SIZES = oe.testing._default_dim_dict
 
 
 def shapes_of(equation: str) -> list[tuple[int, ...]]:
@@ -185,7 +189,7 @@ def test_every_list_of_opt_einsum_is_read() -> None:
     assert set(test_contract.tests) <= set(EQUATIONS)
 
 
-# ---------------------------------------------------------------------------- its own test functions
+# ---------------------------------------------------------------------------- its own tests
 
 
 @contextmanager
@@ -303,6 +307,7 @@ GENERATORS: dict[str, Callable[[int], Generated]] = {
 @pytest.mark.parametrize("name", GENERATORS)
 def test_generated(name: str, seed: int) -> None:
     inputs, output, shapes, _ = GENERATORS[name](seed)
+    output = [label for label in output if any(label in term for term in inputs)]
     check_equation(ctg.utils.inputs_output_to_eq(inputs, output), shapes)
 
 
@@ -312,6 +317,12 @@ def test_generated_graphs_and_optimizers() -> None:
     equation = ctg.utils.inputs_output_to_eq(inputs, output)
     arrays = drawn(shapes, "float64")
     hyper = ctg.HyperOptimizer(max_repeats=2, parallel=False, progbar=False)
-    searches = ("auto-hq", "hyper-greedy", "random-greedy-128", hyper, ctg.RandomGreedyOptimizer(seed=0))
+    searches = (
+        "auto-hq",
+        "hyper-greedy",
+        "random-greedy-128",
+        hyper,
+        ctg.RandomGreedyOptimizer(seed=0),
+    )
     for search in searches:
         assert_agrees(tnc.einsum(equation, *arrays, optimize=search), equation, arrays, search)

@@ -153,6 +153,9 @@ class Compilation(Problem):
         (step,) = steps
         operands = operand_values(logical, step)
         scalars = [k for k, value in enumerate(operands) if not value.shape]
+        tensors = len(operands) - len(scalars)
+        if len(path) < tensors or not scalars:  # as plan.path has it, scalars left out
+            return {step.out.name: order_of_path(path, tensors, ())}
         return {step.out.name: order_of_path(path, len(operands), scalars)}
 
     def training(

@@ -66,7 +66,7 @@ class EinsumExpression:
         check_backend(backend, BACKENDS, "arrays")
         terms, output, given = split_operands(operands)
         held = {position: self._constant(given, position) for position in constants}
-        self.shapes = integer_shapes(given)
+        self.shapes = integer_shapes([held.get(k, operand) for k, operand in enumerate(given)])
         self.equation = resolve(terms, output, self.shapes)
         self.backend, self.options = backend, options
         self.pairs = order_of(self.equation, options)

@@ -38,8 +38,9 @@ def integer_shapes(operands: Sequence[Any]) -> list[tuple[int, ...]]:
     """The shapes that operands have, or are, as integers."""
     shapes = []
     for position, operand in enumerate(operands):
+        given = shape_of(position, operand)
         try:
-            shape = tuple(index(size) for size in shape_of(position, operand))
+            shape = tuple(index(size) for size in given)
         except TypeError:
             shape = (-1,)
         if min(shape, default=0) < 0:

@@ -94,7 +94,9 @@ def _compiled(
     if dtype is None and len(set(dtypes)) > 1:
         dtype = dtype_name(promoted(shapes, dtypes))
     expr = expression_of(equation, [dtype_name(own) for own in dtypes], dtype)
-    module = CompiledModule(Compilation(expr, None, {}, options if len(shapes) > 1 else None), backend=backend)
+    module = CompiledModule(
+        Compilation(expr, None, {}, options if len(shapes) > 1 else None), backend=backend
+    )
     return module, module.flat_if_small(dtypes)
 
 

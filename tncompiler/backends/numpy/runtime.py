@@ -8,6 +8,7 @@ import numpy as np
 
 from tncompiler.backends.numpy.emit import LONG_SUM, SMALL_PRODUCT
 
+_MOST_AXES = 64  # NumPy's limit, so that no axis can be split
 _SHORT, _BLOCKS, _BLOCK = 256, 16, 4096  # blocks of so many terms; of a long sum 16, then of 4096
 
 
@@ -56,7 +57,7 @@ def long_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def long_sum(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     """`x.sum(axes)`, in blocks: NumPy adds term by term along any axis but the innermost."""
     innermost = len(axes) == 1 and x.strides[axes[0]] == x.itemsize
-    if innermost or math.prod(x.shape[axis] for axis in axes) <= LONG_SUM:
+    if innermost or x.ndim >= _MOST_AXES or math.prod(x.shape[axis] for axis in axes) <= LONG_SUM:
         return x.sum(axis=axes)  # type: ignore[no-any-return]
     longest = max(axes, key=x.shape.__getitem__)
     x = np.moveaxis(x, longest, 0)

@@ -62,9 +62,8 @@ def from_networkx(graph: nx.Graph) -> Expr:
     if not len(graph):
         raise GraphError("the graph has no nodes", fix="add a node for each tensor")
     typed = any("type" in data for _, data in graph.nodes(data=True))
-    tensors, output = _bipartite(graph) if typed else _plain(graph)
     try:
-        return _contracted(tensors, output)
+        return _contracted(*(_bipartite(graph) if typed else _plain(graph)))
     except GraphError:
         raise
     except TncError as error:
@@ -140,11 +139,22 @@ def _bipartite(
             tensors.append(
                 ({"name": _tensor_name(node, len(tensors)), **data}, _axes(graph, node, indices))
             )
-    output = graph.graph.get("output", ())
-    missing = [node for node in output if node not in indices]
-    if missing:
-        raise GraphError(f"output names {missing[0]!r:.60}, no index node", fix="name index nodes")
-    return tensors, [indices[node] for node in output]
+    return tensors, _output(graph, indices, ())
+
+
+def _output(
+    graph: nx.Graph, known: Mapping[Hashable, Index], default: Iterable[Hashable]
+) -> list[Index]:
+    """The indices that the graph's attribute "output" lists."""
+    order = graph.graph.get("output", default)
+    listed = list(order) if isinstance(order, Iterable) and not isinstance(order, str) else [order]
+    for name in listed:
+        if not isinstance(name, Hashable) or name not in known:
+            raise GraphError(
+                f"output names {name!r:.60}, which is no open index",
+                fix=f"give a list of {list(known)!r:.60}",
+            )
+    return [known[name] for name in listed]
 
 
 def _check_distinct(indices: Iterable[Index]) -> None:
@@ -190,19 +200,21 @@ def _plain(
         index = Index(name, None if size is None else _size(size, f"edge {name!r}"))
         axes[a].append(index)
         axes[b].append(index)
-    opened: dict[str, Index] = {}
+    opened: dict[Hashable, Index] = {}
     for node, data in graph.nodes(data=True):
-        for name, size in dict(data.get("open") or {}).items():
+        stubs = data.get("open") or {}
+        if not isinstance(stubs, Mapping):
+            raise GraphError(
+                f"open of node {node!r:.60} is {stubs!r:.60}",
+                fix="give a dict from the names of its open indices to their sizes",
+            )
+        for name, size in stubs.items():
             index = Index(name, None if size is None else _size(size, f"open index {name!r}"))
             if name in names or opened.setdefault(name, index) != index:
                 raise GraphError(f"two indices are called {name!r}", fix="rename one of them")
             axes[node].append(index)
-    order = graph.graph.get("output", list(opened))
-    unknown = [name for name in order if name not in opened]
-    if unknown:
-        raise GraphError(f"output names {unknown[0]!r:.60}", fix=f"open are {list(opened)}")
     tensors = [
         ({"name": _tensor_name(node, k), **graph.nodes[node]}, axes[node])
         for k, node in enumerate(graph)
     ]
-    return tensors, [opened[name] for name in order]
+    return tensors, _output(graph, opened, opened)

@@ -14,6 +14,8 @@ from tncompiler.ir.index import Index
 from tncompiler.ir.interchange.graphs import KINDS, graph_leaf
 from tncompiler.ir.names import is_plain_identifier
 
+_DECADES = 30.0
+
 
 def from_quimb(tn: Any, *, kind: str = "param", output: Sequence[str] | None = None) -> Expr:
     """A quimb TensorNetwork (or Tensor) as an expression; its data goes with it.
@@ -23,7 +25,9 @@ def from_quimb(tn: Any, *, kind: str = "param", output: Sequence[str] | None = N
     t1, …. ``output`` orders the open indices (all outer ones, as quimb orders them); a network's
     `exponent` becomes a factor.
     """
-    tensors = list(getattr(tn, "tensors", ())) or [tn]
+    tensors = list(getattr(tn, "tensors", (tn,)))
+    if not tensors:
+        raise ArgumentError("the TensorNetwork has no tensors", fix="give one with tensors")
     if kind not in KINDS or not all(hasattr(t, "inds") and hasattr(t, "data") for t in tensors):
         raise ArgumentError(
             f"from_quimb takes a quimb TensorNetwork and one of {KINDS}, not a "
@@ -34,7 +38,7 @@ def from_quimb(tn: Any, *, kind: str = "param", output: Sequence[str] | None = N
     terms: list[Any] = []
     indices: dict[str, Index] = {}
     for name, tensor in zip(names, tensors, strict=True):
-        array = np.asarray(tensor.data)
+        array = _array(tensor.data)
         own = [Index(ind, size) for ind, size in zip(tensor.inds, array.shape, strict=True)]
         indices.update({index.name: index for index in own})
         data = {"name": name, "kind": kind, "dtype": array.dtype}
@@ -46,19 +50,33 @@ def from_quimb(tn: Any, *, kind: str = "param", output: Sequence[str] | None = N
     if unknown:
         raise ArgumentError(f"output names {unknown[0]!r}", fix=f"choose of {sorted(indices)}")
     result = algebra.contract(*terms, out=[indices[name] for name in out])
-    exponent = float(getattr(tn, "exponent", 0.0))
-    return result * 10.0**exponent if exponent else result
+    return _scaled(result, float(getattr(tn, "exponent", 0.0)))
+
+
+def _array(data: Any) -> np.ndarray:
+    """A tensor's data as NumPy's, without torch's gradient."""
+    return np.asarray(data.detach().resolve_conj().cpu() if hasattr(data, "detach") else data)
+
+
+def _scaled(result: Expr, exponent: float) -> Expr:
+    """The result times 10**exponent, by factors that float32 can hold."""
+    while exponent:
+        step = max(-_DECADES, min(_DECADES, exponent))
+        result, exponent = result * 10.0**step, exponent - step
+    return result
 
 
 def _quimb_names(tensors: Sequence[Any]) -> list[str]:
     """A name for each tensor: its first tag that is its own and can be a name."""
     tags = [tag for tensor in tensors for tag in getattr(tensor, "tags", ())]
     names: list[str] = []
-    for k, tensor in enumerate(tensors):
+    for tensor in tensors:
         own = [
             tag
             for tag in getattr(tensor, "tags", ())
             if is_plain_identifier(tag) and not tag.startswith("__") and tags.count(tag) == 1
         ]
-        names.append(own[0] if own else f"t{k}")
-    return names
+        names.append(own[0] if own else "")
+    taken = set(names)
+    fresh = (f"t{k}" for k in range(2 * len(names)) if f"t{k}" not in taken)
+    return [name or next(fresh) for name in names]
