@@ -7,6 +7,10 @@ VENV  := .venv
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
+BENCH_VENV  := .venv-bench
+BENCH_PY    := $(BENCH_VENV)/bin/python
+BENCH_STAMP := $(BENCH_VENV)/.installed
+
 # Two pytest workers on two cores: one thread each.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -50,8 +54,18 @@ check: $(STAMP) ## ruff, mypy and the import layers
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/test_layers.py
 
-bench: $(STAMP) ## run the benchmarks (ARGS=... are passed on)
-	$(PY) -m benchmarks.run $(ARGS)
+# The peers go one by one: one that does not install is named in the tables, the others are timed.
+$(BENCH_STAMP): requirements-dev.txt requirements-bench.txt pyproject.toml
+	test -x $(BENCH_PY) || $(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	sed 's/#.*//' requirements-bench.txt | while read peer; do test -z "$$peer" || \
+	$(BENCH_PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+	-c requirements-dev.txt "$$peer" || echo "bench: $$peer was not installed"; done
+	$(BENCH_PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+bench: $(BENCH_STAMP) ## time us beside the peers (ARGS="--quick", "--all", "--against FILE", "--help")
+	$(BENCH_PY) -m benchmarks.run $(ARGS)
 
 golden: $(STAMP) ## regenerate tests/golden; read the diff before committing it
 	$(PY) -m pytest tests -m "not slow" -q --golden-update -k golden
@@ -62,4 +76,4 @@ docs: $(STAMP) ## write docs/formats.md and its pictures
 clean: ## remove build output and caches; .venv stays
 	rm -rf build dist *.egg-info demo-output bench-output
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(BENCH_VENV)/*' -prune -exec rm -rf {} +

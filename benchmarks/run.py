@@ -1,151 +1,175 @@
-"""Time compiled networks against torch.einsum and the dense layer, interleaved in one process.
+"""Time tncompiler beside its peers, in one process, in turn.
 
-    python -m benchmarks.run [--repeats N] [--batch B ...] [--out bench-output]
+    make bench                            the default cells, at most 25 minutes
+    make bench ARGS="--quick"             a few, at most 3 minutes
+    make bench ARGS="--all"               every cell, as long as it takes
+    make bench ARGS="--case 'ttm-*' --every-peer"
+    make bench ARGS="--against bench-output/results.json"
 
-Prints one table (medians, spread, ratios) and writes it as JSON. The machine may be shared: read
-the ratios of one run, not milliseconds of two.
+Prints tables, writes results.json and pictures. The machine may be shared: read the ratios of one
+run, never milliseconds of two.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+import os
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 from tqdm import tqdm
 
-import tncompiler as tnc
+from benchmarks.cases import CASES, CaseError, Cell, load_cases, select
 
-Step = Callable[[], object]
+if TYPE_CHECKING:
+    from benchmarks.contest import CellResult
+    from benchmarks.floor import Rates
 
-
-@dataclass(frozen=True)
-class Case:
-    """A tensorized linear map: its equation for einsum, and the sizes of its letters."""
-
-    name: str
-    equation: str
-    sizes: dict[str, int]
-
-    @property
-    def terms(self) -> tuple[list[str], str]:
-        inputs, output = self.equation.split("->")
-        return inputs.split(","), output
+BUDGET_MINUTES = {"quick": 3.0, "default": 25.0, "all": float("inf")}
+LEAST_S, MOST_S = 1.0, 30.0  # of timing one cell
+QUICK_SLOW_S = 1.0  # a call that takes longer is timed fewer rounds in a quick run
+QUICK_PATIENCE_S = 15.0
+ENDING_S = 20.0  # kept for the second look at the machine's rates, tables and pictures
 
 
-CASES = (
-    Case("TT-matrix 28·28→16·16 r8", "bij,ior,rjp->bop", dict(i=28, j=28, o=16, p=16, r=8)),
-    Case(
-        "TT-matrix (8,8,12)→(8,16,24) r16",
-        "bijk,ior,rjps,skq->bopq",
-        dict(i=8, j=8, k=12, o=8, p=16, q=24, r=16, s=16),
-    ),
-    Case("CP 16·16→16·16 r32", "bij,ir,jr,or,pr->bop", dict(i=16, j=16, o=16, p=16, r=32)),
-    Case(
-        "Tucker 16·16→16·16 r8",
-        "bij,iu,jv,uvwz,ow,pz->bop",
-        dict(i=16, j=16, o=16, p=16, u=8, v=8, w=8, z=8),
-    ),
-    Case("ring 8·8→8·8 r8", "bij,tiou,ujpt->bop", dict(i=8, j=8, o=8, p=8, t=8, u=8)),
-)
-
-
-def _expression(case: Case) -> tuple[tnc.ir.expressions.Expr, list[str]]:
-    terms, output = case.terms
-    index = {letter: tnc.Index(letter, case.sizes.get(letter)) for letter in set("".join(terms))}
-    x = tnc.input("x", *(index[letter] for letter in terms[0]))
-    cores = [
-        tnc.param(f"G{k}", *(index[letter] for letter in term))
-        for k, term in enumerate(terms[1:], start=1)
-    ]
-    out = [index[letter] for letter in output]
-    return tnc.contract(x, *cores, out=out), [core.name for core in cores]
-
-
-def _contestants(case: Case, batch: int) -> dict[str, Step]:
-    """A training step of each contestant on the same data and cores."""
-    expression, names = _expression(case)
-    terms, output = case.terms
-    sizes = {**case.sizes, "b": batch}
-    x = torch.randn([sizes[letter] for letter in terms[0]])
-    steps: dict[str, Step] = {}
-    for backend in ("auto", "numpy", "torch"):
-        module = tnc.compile(expression, backend=backend, seed=0)
-        steps[f"ours {backend}"] = _step(module, list(module.parameters()), x)
-    cores = [getattr(module, name).detach().clone().requires_grad_() for name in names]
-    steps["torch.einsum"] = _step(lambda t: torch.einsum(case.equation, t, *cores), cores, x)
-    inputs = [sizes[k] for k in terms[0][1:]]
-    outputs = [sizes[k] for k in output[1:]]
-    dense = torch.nn.Linear(_product(inputs), _product(outputs), bias=False)
-    flat = x.reshape(batch, -1)
-    steps["dense layer"] = _step(dense, list(dense.parameters()), flat)
-    return steps
-
-
-def _product(sizes: list[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
-
-
-def _step(run: Callable[[Tensor], Tensor], parameters: list[Tensor], x: Tensor) -> Step:
-    def step() -> object:
-        for parameter in parameters:
-            parameter.grad = None
-        return run(x).square().sum().backward()  # type: ignore[no-untyped-call]
-
-    return step
-
-
-def measure(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of each contestant, one run of each in turn."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(repeats + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if round_number >= 2:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return times
-
-
-def main() -> None:
-    """Run all cases at all batch sizes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--batch", type=int, nargs="+", default=[16, 256])
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_const", const="quick", dest="selection")
+    which.add_argument("--all", action="store_const", const="all", dest="selection")
+    parser.set_defaults(selection="default")
+    parser.add_argument("--case", default="*", metavar="GLOB", help="ids of cases or of cells")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier results.json")
+    parser.add_argument("--minutes", type=float, help="another budget")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: as many as cores")
+    parser.add_argument("--every-peer", action="store_true", help="a table for each cell")
+    parser.add_argument("--list", action="store_true", help="print the cells and stop")
+    parser.add_argument("--cases", type=Path, default=CASES, help="another corpus")
     parser.add_argument("--out", type=Path, default=Path("bench-output"))
-    options = parser.parse_args()
-    table = Table(title="training step, median ms (min to max)")
-    rows = []
-    for case in tqdm(CASES, desc="cases"):
-        for batch in options.batch:
-            torch.manual_seed(0)
-            times = measure(_contestants(case, batch), options.repeats)
-            rows.append({"case": case.name, "batch": batch, "ms": times})
-    names = list(rows[0]["ms"])
-    for column in ("case", "batch", *names, "einsum / ours auto"):
-        table.add_column(column)
-    for row in rows:
-        medians = {name: statistics.median(values) for name, values in row["ms"].items()}
-        cells = [
-            f"{medians[n]:.2f} ({min(row['ms'][n]):.2f}–{max(row['ms'][n]):.2f})" for n in names
-        ]
-        ratio = medians["torch.einsum"] / medians["ours auto"]
-        table.add_row(row["case"], str(row["batch"]), *cells, f"{ratio:.2f}")
-    Console().print(table)
-    options.out.mkdir(exist_ok=True)
-    (options.out / "training-step.json").write_text(json.dumps(rows, indent=1))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; the exit status."""
+    options = read_options(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    try:
+        cells = select(load_cases(options.cases), options.selection, options.case)
+        if not cells:
+            raise CaseError(options.case, "--case", "selects no cell", "see --list, or use --all")
+        if options.list:
+            print("\n".join(cell.id for cell in cells))
+            return 0
+        return _bench(console, cells, options)
+    except ValueError as error:  # CaseError and RecordError say all there is to say
+        console.print(f"{type(error).__name__}: {error}", style="red", markup=False)
+        return 2
+
+
+def _bench(console: Console, cells: Sequence[Cell], options: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    threads = set_threads(options.threads)
+    from benchmarks.contest import find_missing
+    from benchmarks.floor import measure_rates
+    from benchmarks.machine import machine_facts
+    from benchmarks.plots import draw_plots
+    from benchmarks.record import as_record, compare, read_record, write_record
+    from benchmarks.table import change_table, print_results
+
+    warnings.simplefilter("ignore")  # of peers
+    earlier = None if options.against is None else read_record(options.against)
+    facts, missing = machine_facts(threads), find_missing()
+    dtypes = tuple(dict.fromkeys(cell.dtype for cell in cells))
+    rates = measure_rates(dtypes)
+    minutes = options.minutes or BUDGET_MINUTES[options.selection]
+    results, skipped = run_cells(cells, rates, missing, start + minutes * 60, options)
+    rates = rates.best(measure_rates(dtypes))
+    results = [_with_rates(result, rates) for result in results]
+    record = as_record(results, facts, rates, skipped)
+    write_record(record, options.out / "results.json")
+    pictures = draw_plots(results, options.out)
+    print_results(console, results, skipped, missing, options.every_peer)
+    if earlier is not None:
+        console.print(change_table(compare(earlier, record), str(options.against)))
+    shown = ", ".join(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in rates.flops_per_s.items())
+    used = time.perf_counter() - start
+    console.print(
+        f"{facts['cpu']}, {threads} of {facts['cores']} cores, load {facts['load_1min']}; {shown}, "
+        f"copy {rates.bytes_per_s / 1e9:.0f} GB/s read and written; "
+        f"{len(results)} cells in {used / 60:.1f} min; "
+        f"{options.out / 'results.json'}, {', '.join(str(p) for p in pictures)}",
+        highlight=False,
+    )
+    return 0
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    rates: Rates,
+    missing: Mapping[str, str],
+    deadline: float,
+    options: argparse.Namespace,
+) -> tuple[list[CellResult], dict[str, str]]:
+    """The results of all cells that fit before the deadline, and why the others were not run."""
+    from benchmarks.contest import run_cell
+
+    results: list[CellResult] = []
+    skipped: dict[str, str] = {}
+    quick = options.selection == "quick"
+    limits = dict(slow_s=QUICK_SLOW_S, patience_s=QUICK_PATIENCE_S) if quick else {}
+    start = time.perf_counter()
+    progress = tqdm(cells, desc="cells", unit="cell", dynamic_ncols=True)
+    for done, cell in enumerate(progress):
+        now = time.perf_counter()
+        left = deadline - ENDING_S - now
+        if left < max(LEAST_S, (now - start) / max(len(results), 1)):
+            skipped[cell.id] = "the time was used up"
+            continue
+        progress.set_postfix_str(cell.id)
+        budget = min(max(left / (len(cells) - done), LEAST_S), MOST_S)
+        starters = not quick and _has_slow_starters(cell, options.selection)
+        try:
+            results.append(run_cell(cell, rates, missing, budget, starters, **limits))
+        except CaseError as error:
+            skipped[cell.id] = error.what
+    return results, skipped
+
+
+def _has_slow_starters(cell: Cell, selection: str) -> bool:
+    marked = (fnmatchcase(cell.settings, pattern) for pattern in cell.case.torch_compile)
+    return selection == "all" or any(marked)
+
+
+def _with_rates(result: CellResult, rates: Rates) -> CellResult:
+    """The result with its floor at the rates of the whole run."""
+    flops_ms = result.floor.flops / rates.flops_per_s[result.cell.dtype] * 1e3
+    bytes_ms = result.floor.bytes / rates.bytes_per_s * 1e3
+    return replace(result, floor=replace(result.floor, time_ms=max(flops_ms, bytes_ms)))
+
+
+def set_threads(wanted: int) -> int:
+    """Threads for NumPy's and torch's products, the same for everybody; 0 means all cores."""
+    import numpy  # noqa: F401  its library must be there for its threads to be set
+    import threadpoolctl
+    import torch
+
+    count = wanted if wanted > 0 else (os.cpu_count() or 1)
+    torch.set_num_threads(count)
+    threadpoolctl.threadpool_limits(count)
+    return count
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tncompiler.drop_in.einsum import einsum
+from tncompiler.ir.errors import EquationError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.interchange.networks import only_network
 
@@ -18,19 +19,29 @@ def condition_numbers(network: Expr, cores: Mapping[str, np.ndarray]) -> dict[st
     With the bond fixed at k the network is a term T_k, and the weight is their sum. The number is
     the root of the condition number of the terms' Gram matrix, each term scaled to norm one: 1
     where they are orthogonal, infinite where they depend on one another (as in CP of too high a
-    rank). The Gram matrix is a contraction of the cores; no dense weight is made.
+    rank). Terms that vanish beside the largest one, as padding makes them, do not count. The Gram
+    matrix is a contraction of the cores; no dense weight is made. A network that is more than one
+    contraction has no such bonds: the result is then empty.
     """
-    graph = only_network(network)
-    arrays = [np.asarray(cores[name], _double(cores[name].dtype)) for name in graph.tensors]
+    try:
+        graph = only_network(network)
+    except EquationError:
+        return {}
+    held = {leaf.name: leaf.value for leaf in network.leaves if leaf.kind == "constant"} | {**cores}
+    if not held.keys() >= set(graph.tensors):
+        return {}
+    eps = max(float(np.finfo(core.dtype).eps) for core in cores.values())
+    arrays = [_double(held[name]) for name in graph.tensors]
     bonds = [label for label in graph.sizes if label not in graph.output]
     return {
-        graph.index_name(bond): _condition(graph.inputs, graph.output, arrays, bond)
+        graph.index_name(bond): _condition(graph.inputs, graph.output, arrays, bond, eps)
         for bond in bonds
     }
 
 
-def _double(dtype: np.dtype[Any]) -> str:
-    return "complex128" if dtype.kind == "c" else "float64"
+def _double(array: Any) -> np.ndarray:
+    given = np.asarray(array)
+    return given.astype(np.complex128 if given.dtype.kind == "c" else np.float64)
 
 
 def _condition(
@@ -38,6 +49,7 @@ def _condition(
     output: tuple[int, ...],
     arrays: list[np.ndarray],
     bond: int,
+    eps: float,
 ) -> float:
     """Of the Gram matrix over one bond; bonds of the second copy are numbered apart."""
     apart = 1 + max(label for labels in inputs for label in labels)
@@ -48,8 +60,10 @@ def _condition(
     ]
     gram = einsum(*terms, (bond, bond + apart))
     norms = np.sqrt(np.maximum(np.diag(gram).real, 0.0))
-    if not norms.all():
-        return np.inf
+    counted = norms > eps * norms.max()
+    if not counted.any():
+        return 1.0
+    gram, norms = gram[np.ix_(counted, counted)], norms[counted]
     values = np.linalg.eigvalsh(gram / np.outer(norms, norms))
     smallest = values[0]
     return float(np.sqrt(values[-1] / smallest)) if smallest > 0 else np.inf

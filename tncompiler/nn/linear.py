@@ -10,36 +10,39 @@ import torch
 from torch import Tensor, nn
 
 from tncompiler.api import compile as compile_network
-from tncompiler.dsl import input as data
-from tncompiler.dsl import param
-from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.format import Format
 from tncompiler.formats.modes import Modes
+from tncompiler.ir import algebra
 from tncompiler.ir.dtypes import dtype_name
-from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
+from tncompiler.ir.errors import ArgumentError, ShapeError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
+from tncompiler.nn.initialize import PROBES, typical_scale
 from tncompiler.nn.tensorized import (
-    check_format,
-    check_implementation,
-    check_shape,
+    IMPLEMENTATIONS,
+    Tensorized,
+    check_kind,
+    check_size,
     decompose_weight,
-    describe,
-    set_cores,
+    input_leaf,
+    on_device,
 )
 
 
-class Linear(nn.Module):
+class Linear(Tensorized):
     """y = x W + bias, with W as the network of a format.
 
     Shapes: input (*, in_features), output (*, out_features).
-    ``format``: any of `tnc.formats`. ``in_shape`` and ``out_shape``: modes of the two sizes (three
-    balanced factors if not given); a product above the size is padded with zeros.
+    ``format``: any of `tnc.formats`. ``in_shape`` and ``out_shape``: modes of the two sizes
+    (balanced factors if not given); a product above the size is padded with zeros.
     ``implementation``: "auto" (whichever the planner predicts to be faster), "factorized" (the
     input goes from core to core) or "reconstructed" (the weight is built, then multiplied).
     Parameters are ``cores.G1``, … as the format names them, and ``cores.bias``.
+    Tied weights: `head.tie(embedding)`, where torch has `head.weight = embedding.weight`.
     Raises: FormatError for shapes, ranks or implementations that do not fit.
     """
+
+    flipped = True  # False where the format's inputs are the layer's outputs: tied to an embedding
 
     def __init__(
         self,
@@ -56,69 +59,107 @@ class Linear(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features = _features(in_features), _features(out_features)
-        self.format, self.implementation = check_format(format), implementation
-        self.in_shape = check_shape(in_shape, in_features, "in_shape")
-        self.out_shape = check_shape(out_shape, out_features, "out_shape")
+        self.in_features = check_size(in_features, "in_features")
+        self.out_features = check_size(out_features, "out_features")
         self.has_bias = bool(bias)
-        self.cores = compile_network(
-            self._expression(),
-            backend=backend,
-            dtype=None if dtype is None else dtype_name(dtype),
-            plan=check_implementation(implementation),
+        self._describe_weight(
+            (in_features, out_features), format, in_shape, out_shape, implementation, backend
         )
-        if device is not None:
-            self.cores.to(device)
+        with on_device(device):
+            self.cores = self._compiled(dtype)
+        self.reset_parameters()
+
+    def _compiled(self, dtype: torch.dtype | None) -> Any:
+        return compile_network(
+            self._expression(),
+            backend=self.backend,
+            dtype=None if dtype is None else dtype_name(dtype),
+            plan=IMPLEMENTATIONS[self.implementation],
+        )
 
     def _expression(self) -> Expr:
         """The layer on a batch of rows, padded and cut where modes are more than features."""
         modes = Modes.of(self.in_shape, self.out_shape)
+        ins, outs = (modes.ins, modes.outs) if self.flipped else (modes.outs, modes.ins)
+        padded_in, padded_out = self._padded()
         n, m = Index("inputs", self.in_features), Index("outputs", self.out_features)
-        b, wide = Index("b"), Index("outputs", prod(self.out_shape))
-        x: Expr = data("x", b, n).pad(n, 0, prod(self.in_shape) - self.in_features)
-        weight = self.format.network(modes.ins, modes.outs)
-        y = x.split("inputs", modes.ins) @ weight
-        y = y.merge(modes.outs, wide).slice("outputs", 0, self.out_features)
-        return y + param("bias", m, init="zeros") if self.has_bias else y
+        x = input_leaf("x", (Index("b"), n)).pad(n, 0, padded_in - self.in_features)
+        y = x.split("inputs", ins) @ self._network
+        y = y.merge(outs, Index("outputs", padded_out)).slice("outputs", 0, self.out_features)
+        return y + algebra.leaf("bias", (m,), kind="param", init="zeros") if self.has_bias else y
+
+    def _padded(self) -> tuple[int, int]:
+        """What the modes of inputs and outputs multiply to."""
+        sizes = prod(self.in_shape), prod(self.out_shape)
+        return sizes if self.flipped else sizes[::-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """x W + bias over the last axis."""
+        if not isinstance(x, Tensor):
+            raise ArgumentError(
+                f"the input is a {type(x).__name__}", where=str(self), fix="give a torch tensor"
+            )
         if x.shape[-1:] != (self.in_features,):
             raise ShapeError(
                 f"the input has shape {tuple(x.shape)}, but the layer takes {self.in_features} "
                 "features",
-                where=f"{self}",
+                where=str(self),
                 fix="give a tensor whose last axis has that size",
             )
-        rows = x.reshape(-1, self.in_features)
-        y: Tensor = self.cores(rows)
+        y: Tensor = self.cores(x.reshape(-1, self.in_features))
         return y.reshape(*x.shape[:-1], self.out_features)
 
     @property
     def bias(self) -> Tensor | None:
         return self.cores.bias if self.has_bias else None
 
+    @torch.no_grad()
     def reset_parameters(self, nonlinearity: str = "linear") -> None:
         """Draw the cores anew so that the output has the input's variance, and set the bias to 0.
 
         ``nonlinearity``: what follows the layer, as torch.nn.init.calculate_gain knows it: "relu"
         makes up for the half of the variance that a relu takes.
         """
-        gain = nn.init.calculate_gain(nonlinearity)  # type: ignore[arg-type]
-        self.cores.reset_parameters()
-        weights = [p for name, p in self.cores.named_parameters() if name != "bias"]
-        with torch.no_grad():
-            for weight in weights:
-                weight.mul_(gain ** (1 / len(weights)))
+        try:
+            gain = nn.init.calculate_gain(nonlinearity)  # type: ignore[arg-type]
+        except ValueError:
+            raise ArgumentError(
+                f"nonlinearity is {nonlinearity!r:.40}",
+                fix="name one that torch.nn.init.calculate_gain knows, as 'relu'",
+            ) from None
+        like = self._draw()
+        if like is not None:
+            probes = torch.randn(PROBES, self.in_features, dtype=like.dtype, device=like.device)
+            self._scale_by(gain / typical_scale(self.cores(probes)))
+
+    @torch.no_grad()
+    def tie(self, other: Tensorized) -> None:
+        """Use the cores of another layer from now on, transposed where the sizes ask for it.
+
+        The other is an Embedding or a Linear; the bias stays this layer's own. Tie before making
+        the optimizer and after `to_empty`, as with torch's own layers: the parameters change.
+
+        Raises: ShapeError if the other's weight has another size.
+        """
+        same = self._tied_like(other)
+        like, bias = other._core(other._table.leaves[0]), self.bias
+        self._share_weight(other)
+        self.flipped = other.flipped if same else not other.flipped
+        with on_device(like.device):
+            self.cores = self._compiled(like.dtype)
+        for leaf in self._network.leaves:
+            if leaf.kind == "param":
+                path, _, last = leaf.name.rpartition(".")
+                setattr(self.cores.get_submodule(path), last, other._core(leaf.name))
+        if bias is not None:
+            moved = bias.to(like)
+            self.cores.bias = bias if moved is bias else nn.Parameter(moved, bias.requires_grad)
 
     # ---------------------------------------------------------------- dense
 
-    def reconstruct(self) -> Tensor:
-        """The weight as torch.nn.Linear holds it, (out_features, in_features); differentiable."""
-        network = self.format.network(self.in_shape, self.out_shape)
-        run = compile_network(network, share=self.cores, backend="torch")
-        weight: Tensor = run().reshape(prod(self.in_shape), prod(self.out_shape))
-        return weight[: self.in_features, : self.out_features].t()
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        return (self.out_features, self.in_features)
 
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:
@@ -150,22 +191,14 @@ class Linear(nn.Module):
     ) -> Linear:
         """The layer nearest to a dense one; `layer.decomposition` tells how near.
 
-        ``rank``, ``tolerance``, ``budget``, ``moments``: as `Format.decompose`. Raises: FormatError
-        for NaN weights and for shapes or ranks that do not fit.
+        ``rank``, ``tolerance``, ``budget``, ``moments``: as `Format.decompose`.
+        Warns: IllConditioned where the terms of a bond nearly cancel.
+        Raises: FormatError for NaN weights and for shapes or ranks that do not fit.
         """
-        if not isinstance(module, nn.Linear):
-            raise ArgumentError(
-                f"from_dense takes a torch.nn.Linear, not a {type(module).__name__}",
-                fix="give the dense layer",
-            )
-        modes = (
-            check_shape(in_shape, module.in_features, "in_shape"),
-            check_shape(out_shape, module.out_features, "out_shape"),
-        )
+        check_kind(module, nn.Linear)
         goal = {"rank": rank, "tolerance": tolerance, "budget": budget, "moments": moments}
-        found = decompose_weight(
-            check_format(format), module.weight.t(), *modes, {**goal, "seed": seed}
-        )
+        goal["seed"] = seed
+        found = decompose_weight(format, module.weight.t(), in_shape, out_shape, goal)
         layer = cls(
             module.in_features,
             module.out_features,
@@ -173,27 +206,18 @@ class Linear(nn.Module):
             module.weight.device,
             module.weight.dtype,
             format=found.format,
-            in_shape=modes[0],
-            out_shape=modes[1],
+            in_shape=in_shape,
+            out_shape=out_shape,
             implementation=implementation,
             backend=backend,
         )
-        set_cores(layer.cores, found.cores)
+        layer._take(found)
         if module.bias is not None:
             with torch.no_grad():
                 layer.cores.bias.copy_(module.bias)
-        layer.decomposition = found
         return layer.train(module.training)
 
-    decomposition: Decomposition | None = None
-
     def extra_repr(self) -> str:
-        dense = self.in_features * self.out_features
-        shown = describe(self.format, self.in_shape, self.out_shape, dense)
-        return f"{self.in_features}, {self.out_features}, bias={self.has_bias}, {shown}"
-
-
-def _features(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise FormatError(f"a layer has {value!r} features", fix="give an integer, 1 or more")
-    return value
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.has_bias}, {self._shown_format()}"
+        )

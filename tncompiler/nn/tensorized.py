@@ -1,21 +1,32 @@
-"""What all tensorized layers share: shapes, the format, going from and to dense."""
+"""What all tensorized layers share: shapes, the format, reading cores, going from and to dense."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from math import prod
+from operator import attrgetter, index
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tncompiler.api import compile as compile_network
 from tncompiler.formats.conditioning import condition_numbers
 from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.factors import factorize
 from tncompiler.formats.format import Format
-from tncompiler.ir.errors import FormatError
+from tncompiler.formats.modes import Modes
+from tncompiler.formats.weights import as_array
+from tncompiler.ir import algebra
+from tncompiler.ir.dtypes import dtype_name
+from tncompiler.ir.errors import ArgumentError, DeviceError, FormatError, ShapeError
+from tncompiler.ir.expressions import Expr, Leaf, replace_leaves, walk
+from tncompiler.ir.index import Index
+from tncompiler.nn.initialize import orthogonalize
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.trees import reconstruct_first, stream_first
 
@@ -24,11 +35,208 @@ IMPLEMENTATIONS: dict[str, PlanOptions] = {
     "factorized": PlanOptions(search=stream_first),
     "reconstructed": PlanOptions(search=reconstruct_first),
 }
-DEFAULT_MODES = 3
+MODES: dict[str, int] = {"Monarch": 2, "LowRank": 1, "Dense": 1}  # balanced factors; others: three
+_MODES_OF_OTHERS = 3
 
 
 class IllConditioned(UserWarning):
     """A bond carries directions that nearly cancel: rounding is amplified."""
+
+
+class Tensorized(nn.Module):
+    """A layer whose weight is the network of a format, with its parameters in ``cores``.
+
+    ``format``, ``in_shape``, ``out_shape``: of the weight; ``table_shape``: its rows and columns
+    without padding. ``decomposition``: how near the cores of `from_dense` came, otherwise None.
+    """
+
+    cores: Any
+    table_shape: tuple[int, int]
+    decomposition: Decomposition | None = None
+    flipped = False  # whether torch holds the transpose of the table that the format describes
+
+    def _describe_weight(
+        self,
+        shape: tuple[int, int],
+        format: Any,
+        in_shape: Any,
+        out_shape: Any,
+        implementation: Any,
+        backend: Any,
+    ) -> None:
+        check_implementation(implementation)
+        self.table_shape, self.format = shape, check_format(format)
+        self.in_shape = check_shape(in_shape, shape[0], "in_shape", format)
+        self.out_shape = check_shape(out_shape, shape[1], "out_shape", format)
+        self.implementation, self.backend = implementation, backend
+        self._network = self.format.network(*self._modes())  # its leaves name the cores
+        self._table = CoreReading(self._network, backend)
+
+    def _modes(self) -> tuple[Any, Any]:
+        modes = Modes.of(self.in_shape, self.out_shape)
+        return modes.ins, modes.outs
+
+    def _core(self, name: str) -> Tensor:
+        """A parameter or constant of the network, as functional_call and the like set it."""
+        core: Tensor = attrgetter(name)(self.cores)
+        return core
+
+    def _whole_table(self) -> Tensor:
+        """The weight of the network without its padding, (rows, columns)."""
+        table = self._table([self._core(name) for name in self._table.leaves])
+        rows, columns = self.table_shape
+        return table.reshape(prod(self.in_shape), prod(self.out_shape))[:rows, :columns]
+
+    def _core_dtype(self) -> torch.dtype:
+        return common_dtype([self._core(name) for name in self._table.leaves])
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight as torch holds it, made anew at each call; differentiable."""
+        return self.reconstruct()
+
+    def reconstruct(self) -> Tensor:
+        """The dense weight as torch holds it; differentiable."""
+        table = self._whole_table()
+        return table.t() if self.flipped else table
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """The shape of `weight`."""
+        return self.table_shape
+
+    def _tied_like(self, other: Any) -> bool:
+        """Whether another's weight has the same shape, or else the transposed one."""
+        shape = other.weight_shape if isinstance(other, Tensorized) else None
+        if shape is None or self.weight_shape not in (shape, shape[::-1]):
+            raise ShapeError(
+                f"a weight of shape {self.weight_shape} cannot be tied to {other!s:.200}",
+                where=str(self),
+                fix="tie it to a tensorized layer whose weight has that shape",
+            )
+        return bool(shape == self.weight_shape)
+
+    def _share_weight(self, other: Tensorized) -> None:
+        for name in ("table_shape", "format", "in_shape", "out_shape", "_network", "_table"):
+            setattr(self, name, getattr(other, name))
+        self.decomposition = other.decomposition
+
+    def condition_numbers(self) -> dict[str, float]:
+        """For each bond, how much rounding its terms amplify: 1 where they are orthogonal.
+
+        See `tncompiler.formats.conditioning`. Cost: a contraction of all cores twice, for each
+        bond.
+        """
+        cores = {name: as_array(self._core(name)) for name in self._table.leaves}
+        return condition_numbers(self._network, cores)
+
+    def _take(self, found: Decomposition) -> None:
+        """Hold the cores of a decomposition."""
+        with torch.no_grad():
+            for name, core in found.cores.items():
+                self._core(name).copy_(torch.from_numpy(np.ascontiguousarray(core)))
+        self.decomposition = found
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Tensorized:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._prepare()
+        return self
+
+    def _prepare(self) -> None:
+        """Compile what torch.compile cannot compile while it traces."""
+
+    def _draw(self) -> Tensor | None:
+        """Draw the cores anew, up to a scale; one of them, or None if they hold no numbers."""
+        self.cores.reset_parameters()
+        for core in self._drawn().values():
+            orthogonalize(core)
+        first = self._core(self._table.leaves[0])
+        return None if first.is_meta else first
+
+    def _scale_by(self, factor: float) -> None:
+        """Multiply the weight by a factor that its cores share."""
+        drawn = self._drawn()
+        occurrences = sum(name in drawn for name in self._table.leaves)
+        if drawn and 0 < factor < float("inf"):
+            for core in drawn.values():
+                core.mul_(factor ** (1 / occurrences))
+
+    def _drawn(self) -> dict[str, Tensor]:
+        """The cores without initial values of their own."""
+        leaves = (leaf for leaf in self._network.leaves if leaf.kind == "param")
+        return {leaf.name: self._core(leaf.name) for leaf in leaves if leaf.init is None}
+
+    def __repr__(self) -> str:
+        """One line: the compiled network inside says nothing that the format does not."""
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def _shown_format(self) -> str:
+        """The format with its ranks and shapes, parameters, and how many times fewer they are."""
+        ranks = self.format.sizes(Modes.of(self.in_shape, self.out_shape))
+        shown = self.format.with_ranks(ranks) if ranks else self.format
+        shapes = f"{'x'.join(map(str, self.in_shape))} → {'x'.join(map(str, self.out_shape))}"
+        count = int(self.format.parameters(self.in_shape, self.out_shape))
+        compression = prod(self.table_shape) / max(count, 1)
+        return f"format={shown}, {shapes}, {count:,} parameters, compression {compression:.3g}x"
+
+
+class CoreReading:
+    """A network whose leaves are given at each call, so that it follows their dtype and device."""
+
+    def __init__(self, network: Expr, backend: str, options: PlanOptions | None = None) -> None:
+        leaves = {node: None for node in walk(network) if isinstance(node, Leaf)}
+        self.leaves = tuple(leaf.name for leaf in leaves)
+        inputs = [input_leaf(f"t{k}", leaf.indices) for k, leaf in enumerate(leaves)]
+        self.names = [leaf.name for leaf in inputs]
+        self.network = replace_leaves(network, dict(zip(leaves, inputs, strict=True)))
+        self.backend, self.options = backend, options
+        self.compiled: dict[torch.dtype, Any] = {}
+
+    def prepare(self, dtype: torch.dtype) -> Any:
+        """The network compiled for a dtype."""
+        if dtype not in self.compiled:
+            self.compiled[dtype] = compile_network(
+                self.network,
+                inputs=self.names,
+                backend=self.backend,
+                dtype=dtype_name(dtype),
+                plan=self.options,
+            )
+        return self.compiled[dtype]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The value for these leaves, in the order of ``leaves``; at their dtype under autocast."""
+        dtype = common_dtype(tensors)
+        run = self.prepare(dtype)
+        with _without_autocast(tensors[0].device.type):
+            value: Tensor = run(*(tensor.to(dtype) for tensor in tensors))
+        return value
+
+
+def input_leaf(name: str, indices: Sequence[Index]) -> Leaf:
+    """An input by exactly this name: `tnc.input` would take the prefix of an open `tnc.scope`."""
+    return algebra.leaf(name, indices, kind="input")
+
+
+def common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """What all of them promote to."""
+    return reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+# ---------------------------------------------------------------------------- checks
+
+
+def check_size(value: Any, what: str) -> int:
+    """A size as a user gives it. Raises FormatError unless it is an integer of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise FormatError(f"{what} is {value!r:.40}", fix="give an integer, 1 or more")
+    return value
 
 
 def check_format(format: Any) -> Format:
@@ -40,15 +248,19 @@ def check_format(format: Any) -> Format:
     return format
 
 
-def check_shape(shape: Sequence[int] | None, features: int, what: str) -> tuple[int, ...]:
-    """The modes of a size: as given, or three balanced factors.
+def check_shape(shape: Any, features: int, what: str, format: Format) -> tuple[int, ...]:
+    """The modes of a size: as given, or balanced factors, as many as the format likes.
 
     Raises: FormatError if their product is less than the size; more is padded with zeros.
     """
+    count = MODES.get(type(format).__name__, _MODES_OF_OTHERS)
     if shape is None:
-        return factorize(features, DEFAULT_MODES)
-    modes = tuple(shape)
-    if not modes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in modes):
+        return factorize(features, count)
+    try:
+        modes = tuple(index(n) for n in (shape if isinstance(shape, Iterable) else (shape,)))
+    except TypeError:
+        modes = ()
+    if not modes or min(modes) < 1:
         raise FormatError(f"{what} is {shape!r:.60}", fix="give a tuple of positive integers")
     if prod(modes) < features:
         raise FormatError(
@@ -67,39 +279,58 @@ def check_implementation(name: Any) -> PlanOptions:
     return IMPLEMENTATIONS[name]
 
 
+def check_kind(module: Any, kind: type[nn.Module]) -> None:
+    """Raises ArgumentError unless a module is what `from_dense` takes, with its numbers in it."""
+    if not isinstance(module, kind):
+        raise ArgumentError(
+            f"from_dense takes a torch.nn.{kind.__name__}, not a {type(module).__name__}",
+            fix="give the dense layer",
+        )
+    if module.weight.is_meta:
+        raise ArgumentError(
+            "the weight is on the meta device: it has no numbers", fix="load the layer first"
+        )
+
+
+def on_device(device: Any) -> AbstractContextManager[Any]:
+    """Makes what is made inside on a device. Raises DeviceError where torch knows none."""
+    if device is None:
+        return nullcontext()
+    try:
+        context: AbstractContextManager[Any] = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise DeviceError(
+            f"there is no device {device!r:.40}", fix="give one as torch.device does, as 'cuda:0'"
+        ) from None
+    return context
+
+
 def decompose_weight(
-    format: Format,
+    format: Any,
     weight: Tensor,
-    in_shape: tuple[int, ...],
-    out_shape: tuple[int, ...],
+    in_shape: Any,
+    out_shape: Any,
     goal: Mapping[str, Any],
+    *,
+    stacklevel: int = 3,
 ) -> Decomposition:
-    """Cores for a weight of shape (inputs, outputs); warns where a bond is badly conditioned."""
-    found: Decomposition = format.decompose(weight, in_shape, out_shape, **goal)
-    limit = 1 / float(np.finfo(next(iter(found.cores.values())).dtype).eps) ** 0.5
+    """Cores for a weight of shape (inputs, outputs); warns where a bond is badly conditioned.
+
+    A bond is so from 1 / sqrt(eps) of the weight's dtype: half of its digits may be lost.
+    """
+    check_format(format)
+    modes = (
+        check_shape(in_shape, weight.shape[0], "in_shape", format),
+        check_shape(out_shape, weight.shape[1], "out_shape", format),
+    )
+    found: Decomposition = format.decompose(weight, *modes, **goal)
+    limit = torch.finfo(weight.dtype).eps ** -0.5
     for bond, number in condition_numbers(found.network, found.cores).items():
         if number > limit:
             warnings.warn(
                 f"bond {bond} of {found.format} has condition number {number:.1e}: its terms "
                 "nearly cancel, which amplifies rounding. Use a lower rank, or another format",
                 IllConditioned,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
     return found
-
-
-def set_cores(layer: nn.Module, cores: Mapping[str, np.ndarray]) -> None:
-    """Copy arrays into the parameters of the same names."""
-    parameters = dict(layer.named_parameters())
-    with torch.no_grad():
-        for name, core in cores.items():
-            parameters[name].copy_(torch.from_numpy(np.ascontiguousarray(core)))
-
-
-def describe(format: Format, in_shape: Sequence[int], out_shape: Sequence[int], dense: int) -> str:
-    """For extra_repr: the format with its shapes, parameters, and how many times fewer they are."""
-    count = int(format.parameters(in_shape, out_shape))
-    shapes = f"{'x'.join(map(str, in_shape))} → {'x'.join(map(str, out_shape))}"
-    return (
-        f"format={format}, {shapes}, {count:,} parameters, {dense / max(count, 1):.1f} times fewer"
-    )

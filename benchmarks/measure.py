@@ -1,0 +1,110 @@
+"""Timing in turn: every contestant once per round, so that all see the same machine.
+
+In: calls by name and a budget of seconds. Out: a Timing each, in milliseconds for one call.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+LEAST_ROUNDS = 7
+MOST_ROUNDS = 31
+SLOW_S = 3.0  # a call that takes longer is timed SLOW_ROUNDS times at most, and marked
+SLOW_ROUNDS = 3
+SLOW_SHARE = 0.3  # of the budget that the rounds of one slow call may take
+SAMPLE_S = 2e-3  # shorter calls are repeated within a sample until it lasts this long
+MOST_CALLS = 1000
+
+Runs = Mapping[str, Callable[[], object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """``samples_ms``: one for each round, each the mean of ``calls`` calls.
+
+    ``slow``: timed fewer rounds than the others, because a call takes seconds.
+    """
+
+    samples_ms: tuple[float, ...]
+    calls: int
+    slow: bool = False
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(self.samples_ms)
+
+    @property
+    def spread_ms(self) -> float:
+        """The distance of the quartiles."""
+        low, high = np.percentile(self.samples_ms, [25, 75])
+        return float(high - low)
+
+
+def time_in_turn(runs: Runs, budget_s: float, slow_s: float = SLOW_S) -> dict[str, Timing]:
+    """Time all calls in rounds: 7 of them, or as many up to 31 as fit into the budget.
+
+    Every call is warmed up. Each round starts with another one, so that none always follows the
+    same neighbour.
+    """
+    estimates = {name: _warm_up(run, slow_s) for name, run in runs.items()}
+    slow = {name for name, seconds in estimates.items() if seconds > slow_s}
+    calls = {name: 1 if name in slow else _calls(estimates[name]) for name in runs}
+    few = {name: _slow_rounds(estimates[name], budget_s) for name in slow}
+    rounds = _rounds(estimates, calls, few, budget_s)
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            for k in range(len(names)):
+                name = names[(number + k) % len(names)]
+                if number < few.get(name, rounds):
+                    samples[name].append(_sample_ms(runs[name], calls[name]))
+    finally:
+        gc.enable()
+    return {name: Timing(tuple(samples[name]), calls[name], name in slow) for name in runs}
+
+
+def _warm_up(run: Callable[[], object], slow_s: float) -> float:
+    """Seconds of a call that is warm."""
+    first = _seconds(run, 1)
+    return first if first > slow_s else min(_seconds(run, 1) for _ in range(2))
+
+
+def _calls(seconds: float) -> int:
+    return min(max(ceil(SAMPLE_S / max(seconds, 1e-9)), 1), MOST_CALLS)
+
+
+def _slow_rounds(seconds: float, budget_s: float) -> int:
+    return int(min(max(SLOW_SHARE * budget_s / seconds, 1), SLOW_ROUNDS))
+
+
+def _rounds(
+    estimates: Mapping[str, float],
+    calls: Mapping[str, int],
+    few: Mapping[str, int],
+    budget_s: float,
+) -> int:
+    fixed = sum(rounds * estimates[name] for name, rounds in few.items())
+    each = sum(estimates[name] * calls[name] for name in estimates if name not in few)
+    fitting = (budget_s - fixed) / each if each else 0.0
+    return int(min(max(fitting, LEAST_ROUNDS), MOST_ROUNDS))
+
+
+def _seconds(run: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return time.perf_counter() - start
+
+
+def _sample_ms(run: Callable[[], object], calls: int) -> float:
+    return _seconds(run, calls) / calls * 1e3
