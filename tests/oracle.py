@@ -34,8 +34,8 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "pow": lambda a, b: a**b,
     "reciprocal": lambda a: 1 / a,
     "stop": lambda a: a.detach(),
-    "sigmoid": lambda a: 1 / (1 + torch.exp(-a)),
-    "silu": lambda a: a / (1 + torch.exp(-a)),
+    "sigmoid": lambda a: _sigmoid(a),
+    "silu": lambda a: a * _sigmoid(a),
     "gelu": lambda a: 0.5 * a * torch.special.erfc(-a / 2**0.5),
     "softplus": lambda a: torch.logaddexp(a, torch.zeros_like(a)),
     "real": lambda a: a.real if a.is_complex() else a,
@@ -51,6 +51,11 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "maximum": lambda a, b: torch.maximum(*_promoted(a, b)),
     "minimum": lambda a, b: torch.minimum(*_promoted(a, b)),
 }
+
+
+def _sigmoid(a: Tensor) -> Tensor:
+    """torch's for real numbers: the square of 1 + exp(400), which autograd needs, is infinite."""
+    return 1 / (1 + torch.exp(-a)) if a.is_complex() else torch.sigmoid(a)
 
 
 def _promoted(*tensors: Tensor) -> list[Tensor]:
