@@ -22,6 +22,7 @@ from tncompiler.ir.passes.adjoint import adjoint
 from tncompiler.ir.passes.partition import TrainingPrograms, partition
 from tncompiler.ir.passes.tangent import tangent
 from tncompiler.ir.program import Contract, Program, operand_values
+from tncompiler.planning.choose import choose_orders
 from tncompiler.planning.options import Path, PlanOptions
 from tncompiler.planning.order import Pair, order_of_path
 from tncompiler.planning.plan import ContractionPlan, make_plan, program_digest
@@ -105,20 +106,33 @@ class Compilation(Problem):
 
         return self._once(("logical", dtypes), make)  # type: ignore[no-any-return]
 
-    def scheduled(self, dtypes: tuple[str, ...], nominal: Nominal) -> tuple[Program, Any]:
-        """The program for inference, and the orders of its networks."""
+    def scheduled(
+        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...] = ()
+    ) -> tuple[Program, Any]:
+        """The program, ordered for gradients by the leaves in `wrt`, and its networks' orders."""
 
         def make() -> tuple[Program, Any]:
             logical = self.logical(dtypes)
-            program, orders = schedule(logical, nominal, self.options, self._orders(logical))
+            orders = self._orders(logical)
+            if orders is None:
+                orders = choose_orders(logical, nominal, self.options, self._planned_for(wrt))
+            program, orders = schedule(logical, nominal, self.options, orders)
             finished = run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
             show(1, "orders", "\n".join(f"{name}: {pairs}" for name, pairs in orders.items()))
             show(3, "scheduled program", finished.to_text())
             return finished, orders
 
         return self._once(  # type: ignore[no-any-return]
-            ("scheduled", dtypes, tuple(nominal.items())), make
+            ("scheduled", dtypes, tuple(nominal.items()), wrt), make
         )
+
+    def _planned_for(self, wrt: tuple[str, ...]) -> tuple[str, ...]:
+        """The leaves whose gradients count when orders are compared."""
+        if self.options.training == "auto":
+            return wrt
+        if not self.options.training:
+            return ()
+        return wrt or tuple(leaf.name for leaf in self.ordered)
 
     def _orders(self, logical: Program) -> Any:
         if self.options.path is not None:
@@ -164,7 +178,7 @@ class Compilation(Problem):
         """Forward and backward programs, for gradients by the leaves named in `wrt`."""
 
         def make() -> TrainingPrograms:
-            program, _ = self.scheduled(dtypes, nominal)
+            program, _ = self.scheduled(dtypes, nominal, wrt)
             joint, _ = schedule(adjoint(program, wrt), nominal, self.options)
             joint = run_passes(joint, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
             show(3, "joint program", joint.to_text())

@@ -25,7 +25,8 @@ from tncompiler.ir.errors import ArgumentError, BackendError, DeviceError, DType
 from tncompiler.ir.expressions import Leaf
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.serialize import from_data, to_data
-from tncompiler.planning.machine import REFERENCE, TINY_US, faster_backend, predicted_us
+from tncompiler.planning.machine import as_machine
+from tncompiler.planning.timing import TINY_US, faster_backend, program_us
 
 _KEPT = 256  # combinations of shapes that a module remembers
 
@@ -237,7 +238,8 @@ class CompiledModule(Inspection, nn.Module):
 
     def _is_tiny(self, call: Call) -> bool:
         program, _ = self.compilation.scheduled(call.dtypes, call.nominal)
-        return predicted_us(program, call.sizes, REFERENCE["torch"]) < TINY_US
+        machine = as_machine(self.compilation.options.machine).cpu
+        return program_us(program, call.sizes, machine.libraries["torch"]) < TINY_US
 
     def flat_if_small(self, dtypes: tuple[torch.dtype, ...]) -> Flat | None:
         """The flat aten function, if no size is free and nothing else would run faster."""
@@ -257,8 +259,9 @@ class CompiledModule(Inspection, nn.Module):
         if self.backend != "auto":
             return self.backend
         program, _ = self.compilation.scheduled(call.dtypes, call.nominal)
+        machine = as_machine(self.compilation.options.machine).cpu
         return faster_backend(
-            program, call.sizes, training=bool(wrt), threads=torch.get_num_threads()
+            program, call.sizes, machine, training=bool(wrt), threads=torch.get_num_threads()
         )
 
     def _flat(self, tensors: Sequence[Tensor]) -> Flat:

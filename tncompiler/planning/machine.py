@@ -1,82 +1,139 @@
-"""Predicted time of a program on a CPU, from a committed table; it chooses NumPy or torch.
+"""What a machine reaches, as a value; the committed tables.
 
-Rates are those of the reference machine (2 cores, float32): what NumPy (OpenBLAS) and torch (MKL)
-reach on the skinny products that tensor networks are made of.
+`machines/` holds `reference`, measured on two cores, and published figures of GPUs. `calibrate`
+makes one's own.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import blake2b
+from importlib.resources import files
+from typing import Any
 
-import sympy
+from tncompiler.ir.errors import FileFormatError, PlanError
+from tncompiler.ir.origin import call_site
+from tncompiler.planning.rates import Accelerator, Library, Rates
 
-from tncompiler.ir.program import Program
-from tncompiler.planning.cost import is_view, step_bytes, step_elementwise, step_flops
-
-
-@dataclass(frozen=True, slots=True)
-class Library:
-    """``flops_per_us`` in a skinny product, ``bytes_per_us`` of a pass over memory, microseconds to
-    start one operation and, for the whole call, to get in and out.
-    """
-
-    flops_per_us: float
-    bytes_per_us: float
-    step_us: float
-    call_us: float
+SCHEMA = 1
+_KINDS: dict[str, type[Any]] = {"library": Library, "accelerator": Accelerator}
 
 
-REFERENCE: Mapping[str, Library] = {
-    "numpy": Library(60_000.0, 4_000.0, 2.0, 100.0),
-    "torch": Library(70_000.0, 8_000.0, 8.0, 0.0),
-}
+@dataclass(frozen=True)
+class Machine:
+    """A machine: its name and, by backend, what it reaches. Part of what identifies a plan."""
+
+    name: str
+    libraries: Mapping[str, Rates]
+
+    @property
+    def planning(self) -> Rates:
+        """The rates that trees are compared by: those of the first backend."""
+        return next(iter(self.libraries.values()))
+
+    @property
+    def cpu(self) -> Machine:
+        """Itself if it knows both CPU backends, else the reference."""
+        return self if {"numpy", "torch"} <= self.libraries.keys() else load_machine("reference")
+
+    @property
+    def digest(self) -> str:
+        """What identifies the rates."""
+        return blake2b(self.to_json().encode(), digest_size=8).hexdigest()
+
+    def to_json(self) -> str:
+        """The table as JSON text."""
+        return json.dumps(
+            {
+                "format": "tncompiler machine",
+                "schema": SCHEMA,
+                "name": self.name,
+                "libraries": {name: _as_data(r) for name, r in self.libraries.items()},
+            },
+            indent=1,
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Machine:
+        """The machine that `to_json` wrote. Raises: FileFormatError."""
+        try:
+            data = json.loads(text)
+            if data["format"] != "tncompiler machine" or data["schema"] != SCHEMA:
+                raise KeyError("schema")
+            found = {str(k): _from_data(item) for k, item in data["libraries"].items()}
+            if not found:
+                raise KeyError("libraries")
+            return Machine(str(data["name"]), found)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise FileFormatError(
+                "this is no machine table, or one of another version",
+                where=f"the JSON read at {call_site()}",
+                fix="write it with machine.to_json()",
+            ) from None
 
 
-# below this a forward pass is left to torch's own autograd, whose start costs about 30 us less
-TINY_US = 40.0
+def _as_data(rates: Rates) -> dict[str, Any]:
+    kind = next(name for name, made in _KINDS.items() if isinstance(rates, made))
+    return {"kind": kind, **{k: v for k, v in asdict(rates).items() if not k.startswith("_")}}
 
 
-def predicted_us(program: Program, sizes: Mapping[sympy.Symbol, int], library: Library) -> float:
-    """The larger of arithmetic and traffic for each step, plus what it costs to start."""
-    total = library.call_us
-    for step in program.steps:
-        if is_view(step):
-            continue
-        read, written = step_bytes(program, step)
-        traffic = (read.evaluate(sizes) + written.evaluate(sizes)) / library.bytes_per_us
-        work = step_flops(program, step) + step_elementwise(step, program)
-        total += max(work.evaluate(sizes) / library.flops_per_us, traffic) + library.step_us
-    return total
+def _from_data(item: Mapping[str, Any]) -> Rates:
+    values = {k: v for k, v in item.items() if k != "kind"}
+    for number in _numbers(values):
+        if not (isinstance(number, int | float) and 0 <= number < math.inf):
+            raise ValueError("rates are finite and not negative")
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+        elif isinstance(value, dict):
+            values[name] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    made: Rates = _KINDS[item["kind"]](**values)
+    made.product_us(2, 3, 4, 5, "float64"), made.gather_us(64, 8), made.function_us(1.0)
+    return made
 
 
-# what entering NumPy costs when its threads and torch's both keep spinning on the same cores
-POOLS_FIGHT_US = 10_000.0
+def _numbers(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(item)
+    else:
+        yield value
 
 
-def blas_threads() -> int:
-    """How many threads NumPy's BLAS was told to use; all cores if it was told nothing."""
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        text = os.environ.get(variable, "")
-        if text.isdigit():
-            return int(text)
-    return os.cpu_count() or 1
+# ---------------------------------------------------------------------------- the tables
+
+MACHINES = ("reference", "a100", "h100", "b200", "mi300x")
+_default: Machine | None = None
 
 
-def faster_backend(
-    program: Program, sizes: Mapping[sympy.Symbol, int], *, training: bool, threads: int
-) -> str:
-    """The backend with the smaller predicted time; a training step is three times the work.
+@cache
+def load_machine(name: str) -> Machine:
+    """A committed table by name. Raises: PlanError for an unknown one."""
+    if name not in MACHINES:
+        raise PlanError(
+            f"there is no machine table {name!r:.40}",
+            where=call_site(),
+            fix=f"choose one of {', '.join(MACHINES)}, or give a tnc.Machine",
+        )
+    text = files(__package__).joinpath("machines", f"{name}.json").read_text(encoding="utf-8")
+    return Machine.from_json(text)
 
-    ``threads`` is how many torch has.
-    """
-    work, entries = (3, 2) if training else (1, 1)
-    times = {}
-    for name, library in REFERENCE.items():
-        entry = library.call_us
-        if name == "numpy" and max(threads, blas_threads()) > 1:
-            entry += POOLS_FIGHT_US
-        inside = predicted_us(program, sizes, library) - library.call_us
-        times[name] = work * inside + entries * entry
-    return min(times, key=times.__getitem__)
+
+def default_machine() -> str | Machine:
+    """What plans are made for unless something else is said."""
+    return _default or "reference"
+
+
+def set_default_machine(machine: Machine | None) -> None:
+    """Make a machine the default of this process; None: the committed reference again."""
+    global _default
+    _default = machine
+
+
+def as_machine(given: str | Machine) -> Machine:
+    """A table by name, or as it is."""
+    return given if isinstance(given, Machine) else load_machine(given)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.origin import call_site
+from tncompiler.planning.machine import Machine, default_machine, load_machine
 
 Path = tuple[tuple[int, ...], ...]
 
@@ -21,8 +22,6 @@ _LATER: dict[str, tuple[object, str]] = {
     "memory_limit": (None, "slicing under a memory limit"),
     "stabilize": ("none", "exponent stabilisation"),
     "recompute": ("auto", "choosing what to recompute"),
-    "machine": ("reference", "machine tables"),
-    "training": ("auto", "joint planning of forward and backward"),
     "max_seconds": (None, "cutting a search by time"),
     "parallel": (None, "parallel search"),
 }
@@ -35,12 +34,15 @@ class PlanOptions:
     ``minimize``: "time", "flops" or "memory". ``search``: "auto" (exact for small networks),
     "greedy", "optimal" or "hyper" with ``trials`` and ``seed``, "left-to-right" (as written), or a
     callable (inputs, output, sizes, memory_limit) → linear path, as opt_einsum calls its own.
-    ``path`` fixes the order of the only network: a linear path, as `plan.path` gives it. Raises
+    ``path`` fixes the order of the only network: a linear path, as `plan.path` gives it.
+    ``training``: whether orders are compared with their backward pass, "auto" where a call computes
+    gradients. ``machine``: whose rates predicted times come from, a committed table ("reference",
+    "a100", "h100", "b200", "mi300x") or what `tnc.calibrate` returned. Raises
     PlanError for an unknown value, and for options that this version does not carry out yet.
     """
 
     minimize: str = "time"
-    training: str = "auto"
+    training: str | bool = "auto"
     memory_limit: int | str | None = None
     search: str | Callable[..., Any] = "auto"
     trials: int = 32
@@ -48,7 +50,7 @@ class PlanOptions:
     parallel: Any = None
     precision: str = "ieee"
     stabilize: str = "none"
-    machine: str = "reference"
+    machine: str | Machine = field(default_factory=default_machine)
     seed: int = 0
     recompute: str = "auto"
     progress: bool = False
@@ -86,6 +88,20 @@ class PlanOptions:
             )
         if self.path is not None:
             object.__setattr__(self, "path", _checked_path(self.path))
+        if isinstance(self.machine, str):
+            load_machine(self.machine)
+        elif not isinstance(self.machine, Machine):
+            raise PlanError(
+                f"PlanOptions.machine is {self.machine!r:.40}",
+                where=call_site(),
+                fix="give the name of a table, or a tnc.Machine as tnc.calibrate() returns",
+            )
+        if self.training not in ("auto", True, False):
+            raise PlanError(
+                f"PlanOptions.training is {self.training!r:.40}",
+                where=call_site(),
+                fix="choose one of 'auto', True, False",
+            )
         if self.precision == "tf32":
             raise PlanError(
                 "precision 'tf32' needs a GPU backend, which is not built yet",
@@ -95,7 +111,9 @@ class PlanOptions:
 
     def key(self) -> tuple[object, ...]:
         """What identifies the options in caches."""
-        return tuple(getattr(self, f.name) for f in fields(self) if f.name != "progress")
+        named = (f.name for f in fields(self) if f.name not in ("progress", "machine"))
+        machine = self.machine if isinstance(self.machine, str) else self.machine.digest
+        return (*(getattr(self, name) for name in named), machine)
 
 
 def _checked_path(path: Any) -> Path:

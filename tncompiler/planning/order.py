@@ -33,9 +33,9 @@ def contraction_order(
     """Which two tensors to contract next, as SSA pairs; tensor n + k is the result of pair k."""
     if len(inputs) < 3:
         return ((0, 1),) if len(inputs) == 2 else ()
-    terms: list[list[str]] = [[_letter(label) for label in labels] for labels in inputs]
-    known: dict[str, float] = {_letter(k): float(max(size, 1)) for k, size in sizes.items()}
-    out: list[str] = [_letter(label) for label in dict.fromkeys(output)]
+    terms: list[list[str]] = [[letter(label) for label in labels] for labels in inputs]
+    known: dict[str, float] = {letter(k): float(max(size, 1)) for k, size in sizes.items()}
+    out: list[str] = [letter(label) for label in dict.fromkeys(output)]
     return _pairs(_search(terms, out, known, options), len(inputs))
 
 
@@ -48,7 +48,7 @@ class _Letter(str):
         return ord(self)
 
 
-def _letter(label: int) -> _Letter:
+def letter(label: int) -> _Letter:
     """One character per label, as cotengra's Rust half wants; surrogates are left out."""
     code = 0xC0 + label
     return _Letter(chr(code if code < 0xD800 else code + 0x800))
