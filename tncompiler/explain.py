@@ -35,14 +35,8 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import as_size, evaluate, render_size, solve_all, solve_for
-from tncompiler.planning.cost import (
-    is_view,
-    nbytes,
-    program_cost,
-    step_bytes,
-    step_elementwise,
-    step_flops,
-)
+from tncompiler.planning.cost import program_cost, step_bytes, step_elementwise, step_flops
+from tncompiler.planning.memory import is_view, nbytes
 from tncompiler.planning.plan import step_equation
 
 WIDTH = 140

@@ -12,7 +12,8 @@ from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.program import Program
-from tncompiler.planning.cost import Cost, peak_expression, program_cost
+from tncompiler.planning.cost import Cost, program_cost
+from tncompiler.planning.memory import peak_expression
 from tncompiler.planning.plan import ContractionPlan
 
 PARTS = ("forward", "backward", "step")

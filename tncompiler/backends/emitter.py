@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Self
 
 import sympy
 
+from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
@@ -23,10 +25,12 @@ from tncompiler.ir.program import (
     Contract,
     Labels,
     Literal,
+    Loop,
     Map,
     Merge,
     Pad,
     Permute,
+    Pick,
     Program,
     Reduce,
     Slice,
@@ -71,7 +75,9 @@ class Emitter(ABC):
         self.names = Names()
         self.names.reserve(self.helpers)
         self.symbols: dict[sympy.Symbol, str] = {}
+        self.bound: set[sympy.Symbol] = set()  # sizes of blocks, set in loops
         self.imports: set[str] = set()
+        self.extra: set[str] = set()  # further lines of the prelude
         self.lines: list[str] = []
         self.literals = {
             step.out.name: step for step in program.steps if isinstance(step.op, Literal)
@@ -83,20 +89,37 @@ class Emitter(ABC):
     def source(self) -> Source:
         """The whole source text."""
         arguments = [self.name(a.value) for a in self.program.arguments]
+        self.write_steps()
+        results = [self.result(self.program.values[name]) for name in self.program.outputs]
+        returned = ", ".join(results) + ("," if len(results) == 1 else "")
+        wanted = {k: name for k, name in self.symbols.items() if k not in self.bound}
+        header = size_header(self.program, wanted, self.names_of_arguments(), self.symbol_name)
+        body = [*header, *self.lines, f"return {returned}" if results else "return ()"]
+        signature = f"def {self.entry}({', '.join(arguments)}):"
+        prelude = [*self.prelude(), *sorted(self.extra)]
+        text = "\n".join([*prelude, "", "", signature, *(f"    {x}" for x in body), ""])
+        return Source(text, self.entry)
+
+    def nested(self, body: Program) -> Self:
+        """An emitter for the body of a loop: names, sizes and imports are those of the whole."""
+        inner = type(self)(body, self.entry)
+        for shared in ("names", "symbols", "bound", "imports", "extra"):
+            setattr(inner, shared, getattr(self, shared))
+        return inner
+
+    def write_steps(self) -> None:
+        """Append the lines of all steps; what is not needed any more is let go."""
         last_use = self._last_uses()
+        last = len(self.program.steps) - 1
         for position, step in enumerate(self.program.steps):
             if not isinstance(step.op, Literal):
                 self._step(step)
-                self._release(last_use.get(position, ()))
-        results = [self.result(self.program.values[name]) for name in self.program.outputs]
-        returned = ", ".join(results) + ("," if len(results) == 1 else "")
-        header = size_header(
-            self.program, self.symbols, self.names_of_arguments(), self.symbol_name
-        )
-        body = [*header, *self.lines, f"return {returned}" if results else "return ()"]
-        signature = f"def {self.entry}({', '.join(arguments)}):"
-        text = "\n".join([*self.prelude(), "", "", signature, *(f"    {x}" for x in body), ""])
-        return Source(text, self.entry)
+                if position < last:
+                    self.release(last_use.get(position, ()))
+
+    def read_last(self) -> list[str]:
+        """The computed values that the last step still needs."""
+        return self._last_uses().get(len(self.program.steps) - 1, [])
 
     def names_of_arguments(self) -> dict[str, str]:
         return {a.value.name: self.name(a.value) for a in self.program.arguments}
@@ -111,11 +134,11 @@ class Emitter(ABC):
         kept.update(argument.value.name for argument in self.program.arguments)
         released: dict[int, list[str]] = {}
         for name, position in last.items():
-            if name not in kept and position + 1 < len(self.program.steps):
+            if name not in kept:
                 released.setdefault(position, []).append(name)
         return released
 
-    def _release(self, names: Sequence[str]) -> None:
+    def release(self, names: Sequence[str]) -> None:
         large = [self.name(self.program.values[n]) for n in names if self.program.values[n].shape]
         if large:
             self.lines.append(f"del {', '.join(large)}")
@@ -146,6 +169,10 @@ class Emitter(ABC):
             case Concat(axis):
                 parts = ", ".join(self.ref(value) for value in operands)
                 self.assign(step, self.concat(parts, axis), self._tuple(step.out))
+            case Loop():
+                write_loop(self, step, step.op)
+            case Pick():
+                """The loop has put it in place."""
             case Cast():
                 self.assign(step, self.cast(self.ref(operands[0]), step.out.dtype), "cast")
             case _:
@@ -448,6 +475,10 @@ class Emitter(ABC):
 
     def ones(self, value: Value) -> str:
         return self.ones_of(value.shape, value.dtype)
+
+    @abstractmethod
+    def filled(self, value: Value, zeros: bool) -> str:
+        """A new array of a value's shape and dtype: zeros, or anything."""
 
     @abstractmethod
     def diagonal(self, text: str, labels: Labels, distinct: Labels) -> str: ...

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import sympy
+
 from tncompiler.ir.sizes import Size, SizeEquation, Terms, render_size
 
 Labels = tuple[int, ...]
@@ -162,7 +164,62 @@ class Cast:
         return "cast"
 
 
-Op = Contract | Map | Reduce | Permute | Split | Merge | Slice | Pad | Concat | Literal | Cast
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """`body` once for every block of an index, in ascending order; a Pick takes each result out.
+
+    ``index`` is what the index is called, ``size`` its extent, ``width`` the positions of a block
+    and ``block`` the size that the body knows (a symbol where the last block may be shorter).
+    ``sliced``: the axis of each operand that is cut into blocks; None where the body reads all of
+    it. ``joined``: the axis of each result of the body along which blocks are joined; None where
+    blocks are added.
+    """
+
+    body: Program
+    index: str
+    size: Size
+    width: int
+    block: Size
+    sliced: tuple[int | None, ...]
+    joined: tuple[int | None, ...]
+
+    def text(self) -> str:
+        body = self.body.to_text().replace("\n", "\n    ")
+        return f"loop[{self.width} of {self.index} at a time]\n    {body}\n "
+
+    @property
+    def count(self) -> Size:
+        """How many blocks there are."""
+        if isinstance(self.size, int):
+            return -(-self.size // self.width)
+        return sympy.floor((self.size + self.width - 1) / self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """One result of a loop."""
+
+    position: int
+
+    def text(self) -> str:
+        return f"pick[{self.position}]"
+
+
+Op = (
+    Contract
+    | Map
+    | Reduce
+    | Permute
+    | Split
+    | Merge
+    | Slice
+    | Pad
+    | Concat
+    | Literal
+    | Cast
+    | Loop
+    | Pick
+)
 
 
 @dataclass(frozen=True, slots=True)

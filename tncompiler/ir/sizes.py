@@ -251,6 +251,11 @@ def product(sizes: Iterable[Size]) -> Size:
     return sympy.Mul(number, *factors) if factors else number
 
 
+def resized(shape: tuple[Size, ...], axis: int | None, size: Size) -> tuple[Size, ...]:
+    """The shape with another size on one axis; as it is where the axis is None."""
+    return shape if axis is None else (*shape[:axis], size, *shape[axis + 1 :])
+
+
 def same_size(a: Size, b: Size) -> bool:
     """Whether two sizes are the same expression (not merely equal at some values)."""
     return a is b or bool(a == b)
@@ -371,6 +376,13 @@ class Terms:
     def evaluate(self, binding: Binding) -> int:
         return sum(
             c * math.prod(evaluate(f, binding) for f in factors) for c, factors in self.terms
+        )
+
+    def replaced(self, old: Size, new: int) -> Terms:
+        """The cost with a number in place of a factor."""
+        return Terms.total(
+            Terms.of(c, (new if factor == old else factor for factor in factors))
+            for c, factors in self.terms
         )
 
     def to_sympy(self) -> sympy.Expr:

@@ -12,10 +12,12 @@ from tncompiler.ir.program import (
     Concat,
     Contract,
     Literal,
+    Loop,
     Map,
     Merge,
     Pad,
     Permute,
+    Pick,
     Program,
     Reduce,
     Slice,
@@ -25,7 +27,7 @@ from tncompiler.ir.program import (
     canonical,
     operand_values,
 )
-from tncompiler.ir.sizes import Size, product
+from tncompiler.ir.sizes import Size, product, resized
 
 
 def validate(program: Program, *, scheduled: bool = False) -> Program:
@@ -41,7 +43,12 @@ def validate(program: Program, *, scheduled: bool = False) -> Program:
         if missing:
             _fail(step, f"uses {missing[0]!r} before it is defined")
         _define(step.out, defined)
-        _check_step(step, operand_values(program, step))
+        if isinstance(step.op, Loop):
+            _check_loop(step, step.op, operand_values(program, step))
+        elif isinstance(step.op, Pick):
+            _check_pick(program, step, step.op)
+        else:
+            _check_step(step, operand_values(program, step))
         if scheduled and isinstance(step.op, Contract) and len(step.operands) > 2:
             _fail(step, "has more than two operands in a scheduled program")
     for name in program.outputs:
@@ -93,6 +100,30 @@ def _same(a: tuple[Size, ...], b: tuple[Size, ...]) -> bool:
 def _agree(a: Size, b: Size) -> bool:
     symbolic = not (isinstance(a, int) and isinstance(b, int))
     return bool(a == b or (symbolic and sympy.expand(a - b) == 0))
+
+
+def _check_loop(step: Step, op: Loop, operands: tuple[Value, ...]) -> None:
+    validate(op.body, scheduled=True)
+    if op.width < 1 or not len(op.sliced) == len(op.body.arguments) == len(operands):
+        _fail(step, "has another number of operands than its body, or empty blocks")
+    if len(op.joined) != len(op.body.outputs):
+        _fail(step, "joins another number of results than its body has")
+    for axis, argument, value in zip(op.sliced, op.body.arguments, operands, strict=True):
+        if not _same(argument.value.shape, resized(value.shape, axis, op.block)):
+            _fail(step, f"gives its body {value.name!r} in another shape")
+
+
+def _check_pick(program: Program, step: Step, op: Pick) -> None:
+    producer = program.producers.get(step.operands[0]) if len(step.operands) == 1 else None
+    if producer is None or not isinstance(producer.op, Loop):
+        _fail(step, "picks from something that is no loop")
+        return
+    loop = producer.op
+    if op.position not in range(len(loop.joined)):
+        _fail(step, "picks a result that its loop does not have")
+    made = loop.body.values[loop.body.outputs[op.position]]
+    if not _same(step.out.shape, resized(made.shape, loop.joined[op.position], loop.size)):
+        _fail(step, "picks a result of another shape")
 
 
 def _check_contract(step: Step, op: Contract, operands: tuple[Value, ...]) -> None:

@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import sympy
 
 from tncompiler.ir.program import (
     Contract,
-    Literal,
+    Loop,
     Map,
-    Merge,
     Program,
     Reduce,
-    Split,
     Step,
-    Value,
     contract_flops,
     element_count,
     operand_values,
 )
 from tncompiler.ir.sizes import Binding, Terms, evaluate
-
-ITEM_BYTES: Mapping[str, int] = {
-    "bool": 1,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "float16": 2,
-    "bfloat16": 2,
-    "int32": 4,
-    "float32": 4,
-    "default": 4,
-    "int64": 8,
-    "float64": 8,
-    "complex64": 8,
-    "complex128": 16,
-}
+from tncompiler.planning.memory import is_view, nbytes, peak_bytes
 
 
 @dataclass(frozen=True)
@@ -68,13 +50,10 @@ class Cost:
         )
 
 
-def nbytes(value: Value) -> Terms:
-    """The bytes of a value."""
-    return Terms.of(ITEM_BYTES[value.dtype], value.shape)
-
-
 def step_flops(program: Program, step: Step) -> Terms:
-    """Flops of a contraction; none for other steps."""
+    """Flops of a contraction, or of all in a loop; none for other steps."""
+    if isinstance(step.op, Loop):
+        return _repeated(step.op, (step_flops(step.op.body, inner) for inner in step.op.body.steps))
     if isinstance(step.op, Contract):
         return contract_flops(step.op, operand_values(program, step), step.out)
     return Terms()
@@ -82,6 +61,9 @@ def step_flops(program: Program, step: Step) -> Terms:
 
 def step_elementwise(step: Step, program: Program) -> Terms:
     """Results of a map; elements read by a reduction."""
+    if isinstance(step.op, Loop):
+        body = step.op.body
+        return _repeated(step.op, (step_elementwise(inner, body) for inner in body.steps))
     if isinstance(step.op, Map):
         return element_count(step.out)
     if isinstance(step.op, Reduce):
@@ -89,75 +71,34 @@ def step_elementwise(step: Step, program: Program) -> Terms:
     return Terms()
 
 
-def is_view(step: Step) -> bool:
-    """Whether a step moves no data: splits, merges, literals, permutations, diagonals."""
-    op = step.op
-    if isinstance(op, Contract) and len(op.inputs) <= 1:
-        return all(set(labels) == set(op.output) for labels in op.inputs) and (
-            len(set(op.output)) == len(op.output)
-        )
-    return isinstance(op, Split | Merge | Literal)
+def _repeated(loop: Loop, costs: Iterable[Terms]) -> Terms:
+    """The cost of all blocks together, from those of the body's steps for one block.
+
+    Exact: the size of a block is a factor once or not at all, and blocks add up to the size.
+    """
+    total = Terms.total(costs)
+    if isinstance(loop.block, int):
+        return Terms.total(Terms.of(c, (loop.count, *f)) for c, f in total.terms)
+    terms = []
+    for coefficient, factors in total.terms:
+        left = [size for size in factors if size != loop.block]
+        whole = loop.size if len(left) < len(factors) else loop.count
+        terms.append(Terms.of(coefficient, (whole, *left)))
+    return Terms.total(terms)
 
 
 def step_bytes(program: Program, step: Step) -> tuple[Terms, Terms]:
-    """Bytes read and written."""
+    """Bytes read and written; a loop writes its results block by block, beside its body's steps."""
     if is_view(step):
         return Terms(), Terms()
+    if isinstance(step.op, Loop):
+        body = step.op.body
+        inner = [step_bytes(body, one) for one in body.steps]
+        results = Terms.total(nbytes(body.values[name]) for name in body.outputs)
+        read = _repeated(step.op, (*(r for r, _ in inner), results))
+        return read, _repeated(step.op, (*(w for _, w in inner), results))
     read = Terms.total(nbytes(value) for value in operand_values(program, step))
     return read, nbytes(step.out)
-
-
-def peak_bytes(program: Program, binding: Binding) -> int:
-    """The most bytes of computed values alive at once; views share their source's memory."""
-    sizes = {step.out.name: nbytes(step.out).evaluate(binding) for step in program.steps}
-    live = peak = 0
-    for made, freed in _lifetimes(program):
-        live += sum(sizes[name] for name in made)
-        peak = max(peak, live)
-        live -= sum(sizes[name] for name in freed)
-    return peak
-
-
-def peak_expression(program: Program) -> sympy.Expr:
-    """The peak in the free sizes: an unevaluated Max over the steps, built on request."""
-    alive: dict[str, Terms] = {}
-    totals: dict[Terms, None] = {}
-    for made, freed in _lifetimes(program):
-        alive.update((name, nbytes(program.values[name])) for name in made)
-        totals.setdefault(Terms.total(alive.values()))
-        for name in freed:
-            del alive[name]
-    return sympy.Max(0, *(terms.to_sympy() for terms in totals), evaluate=False)
-
-
-def _lifetimes(program: Program) -> Iterator[tuple[list[str], list[str]]]:
-    """For each step, the values whose memory it takes and those whose memory is free after it."""
-    owner = _owners(program)
-    kept = {owner[name] for name in program.outputs if name in owner}
-    last: dict[str, int] = {}
-    for position, step in enumerate(program.steps):
-        for name in (*step.operands, step.out.name):
-            if name in owner:
-                last[owner[name]] = position
-    freed: dict[int, list[str]] = {}
-    for name, position in last.items():
-        if name not in kept:
-            freed.setdefault(position, []).append(name)
-    for position, step in enumerate(program.steps):
-        made = [step.out.name] if owner.get(step.out.name) == step.out.name else []
-        yield made, freed.get(position, [])
-
-
-def _owners(program: Program) -> dict[str, str]:
-    """Which computed value's memory each computed value lives in."""
-    owner: dict[str, str] = {}
-    for step in program.steps:
-        source = step.operands[0] if step.operands and is_view(step) else None
-        if source is None:
-            owner[step.out.name] = step.out.name
-        elif source in owner:
-            owner[step.out.name] = owner[source]
-    return owner
 
 
 def program_cost(program: Program, binding: Binding) -> Cost:

@@ -22,7 +22,8 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Binding, Terms, parse_size, render_size, size_text
-from tncompiler.planning.cost import peak_bytes, step_bytes, step_elementwise, step_flops
+from tncompiler.planning.cost import step_bytes, step_elementwise, step_flops
+from tncompiler.planning.memory import peak_bytes
 from tncompiler.planning.order import Pair, ssa_to_linear
 
 SCHEMA = 1

@@ -11,6 +11,7 @@ import sympy
 from tncompiler.ir.matmul import is_matmul, matmul_form
 from tncompiler.ir.program import (
     Contract,
+    Loop,
     Map,
     Permute,
     Program,
@@ -20,8 +21,8 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import evaluate
-from tncompiler.planning.cost import ITEM_BYTES, is_view
 from tncompiler.planning.machine import Machine
+from tncompiler.planning.memory import ITEM_BYTES, is_view, within
 from tncompiler.planning.rates import Rates
 
 Sizes = Mapping[sympy.Symbol, int]
@@ -50,6 +51,8 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
     """Predicted microseconds of one step: the larger of arithmetic and traffic, and its start."""
     if is_view(step):
         return 0.0
+    if isinstance(step.op, Loop):
+        return _loop_us(step.op, sizes, rates)
     operands = operand_values(program, step)
     moved = float(sum(_bytes(value, sizes) for value in (*operands, step.out)))
     op = step.op
@@ -61,6 +64,16 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
         elements = _bytes(step.out, sizes) / ITEM_BYTES[step.out.dtype]
         return rates.step_us + max(rates.function_us(elements), rates.pass_us(moved))
     return rates.step_us + rates.pass_us(moved)
+
+
+def _loop_us(loop: Loop, sizes: Sizes, rates: Rates) -> float:
+    """All blocks: the body, and writing its results where they belong."""
+    inner = within(loop, sizes)
+    body = loop.body
+    made = sum(_bytes(body.values[name], inner) for name in body.outputs)
+    block = math.fsum(step_us(body, step, inner, rates) for step in body.steps)
+    starts = rates.step_us * len(body.outputs)
+    return evaluate(loop.count, sizes) * (block + starts + rates.pass_us(2.0 * made))
 
 
 def _product_us(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 from tncompiler.backends.emitter import Emitter
 from tncompiler.backends.source import Source
@@ -32,6 +33,11 @@ class NumpyEmitter(Emitter):
     def __init__(self, program: Program, entry: str) -> None:
         super().__init__(program, entry)
         self.special: set[str] = set()  # functions of scipy.special
+
+    def nested(self, body: Program) -> Self:
+        inner = super().nested(body)
+        inner.special = self.special
+        return inner
 
     def prelude(self) -> list[str]:
         lines = ["import numpy as np"]
@@ -103,6 +109,11 @@ class NumpyEmitter(Emitter):
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
         return f"np.ones(({self.dims([(s,) for s in sizes])},), dtype={self.dtype(dtype)})"
+
+    def filled(self, value: Value, zeros: bool) -> str:
+        dims = self.shape(value)
+        shape = f"({dims},)" if dims else "()"
+        return f"np.{'zeros' if zeros else 'empty'}({shape}, dtype={self.dtype(value.dtype)})"
 
     def diagonal(self, text: str, labels: Labels, distinct: Labels) -> str:
         self.imports.add("take_diagonal")

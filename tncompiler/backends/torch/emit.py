@@ -90,6 +90,12 @@ class TorchEmitter(Emitter):
         dims = self.dims([(s,) for s in sizes])
         return f"torch.ones(({dims},), dtype=torch.{dtype}{self.device})"
 
+    def filled(self, value: Value, zeros: bool) -> str:
+        dims = self.shape(value)
+        shape = f"({dims},)" if dims else "()"
+        name = "zeros" if zeros else "empty"
+        return f"torch.{name}({shape}, dtype=torch.{value.dtype}{self.device})"
+
     def diagonal(self, text: str, labels: Labels, distinct: Labels) -> str:
         self.imports.add("take_diagonal")
         return f"take_diagonal({text}, {labels}, {distinct})"

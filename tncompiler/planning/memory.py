@@ -1,0 +1,179 @@
+"""Bytes of computed values alive at once: of a program, and of a training step cut in two.
+
+Arguments are not counted; outputs and saved values are. Views share the memory of what they view. A
+loop takes its results, the levels of its sums, and what its body takes for one block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import sympy
+
+from tncompiler.ir.passes.partition import TrainingPrograms
+from tncompiler.ir.program import (
+    Contract,
+    Literal,
+    Loop,
+    Merge,
+    Pick,
+    Program,
+    Split,
+    Step,
+    Value,
+)
+from tncompiler.ir.sizes import Binding, Terms, evaluate
+
+SUM_RADIX = 16  # blocks that a level of a running sum adds up; see backends/*/runtime.py
+
+
+ITEM_BYTES: Mapping[str, int] = {
+    "bool": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "float32": 4,
+    "default": 4,
+    "int64": 8,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+}
+
+
+def nbytes(value: Value) -> Terms:
+    """The bytes of a value."""
+    return Terms.of(ITEM_BYTES[value.dtype], value.shape)
+
+
+def is_view(step: Step) -> bool:
+    """Whether a step moves no data: splits, merges, literals, permutations, diagonals."""
+    op = step.op
+    if isinstance(op, Contract) and len(op.inputs) <= 1:
+        return all(set(labels) == set(op.output) for labels in op.inputs) and (
+            len(set(op.output)) == len(op.output)
+        )
+    return isinstance(op, Split | Merge | Literal | Pick)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One step: the values whose memory it takes, and those whose memory is free after it."""
+
+    step: Step
+    made: tuple[str, ...]
+    freed: tuple[str, ...]
+
+
+def moments(program: Program) -> Iterator[Moment]:
+    """The steps in order."""
+    owner = owners(program)
+    kept = {owner[name] for name in program.outputs if name in owner}
+    last: dict[str, int] = {}
+    results: dict[str, list[str]] = {}
+    for position, step in enumerate(program.steps):
+        if isinstance(step.op, Pick):
+            results.setdefault(step.operands[0], []).append(step.out.name)
+        for name in (*step.operands, step.out.name):
+            if name in owner:
+                last[owner[name]] = position
+    freed: dict[int, list[str]] = {}
+    for name, position in last.items():
+        if name not in kept:
+            freed.setdefault(position, []).append(name)
+    for position, step in enumerate(program.steps):
+        own = owner.get(step.out.name) == step.out.name and not isinstance(step.op, Loop | Pick)
+        made = (*((step.out.name,) if own else ()), *results.get(step.out.name, ()))
+        yield Moment(step, made, tuple(freed.get(position, ())))
+
+
+def owners(program: Program) -> dict[str, str]:
+    """Which computed value's memory each computed value lives in."""
+    owner: dict[str, str] = {}
+    for step in program.steps:
+        is_own = isinstance(step.op, Pick) or not (step.operands and is_view(step))
+        source = None if is_own else step.operands[0]
+        if source is None:
+            owner[step.out.name] = step.out.name
+        elif source in owner:
+            owner[step.out.name] = owner[source]
+    return owner
+
+
+def peak_bytes(program: Program, binding: Binding) -> int:
+    """The most bytes of computed values alive at once."""
+    return max((live for _, live in live_bytes(program, binding)), default=0)
+
+
+def live_bytes(program: Program, binding: Binding) -> Iterator[tuple[Moment, int]]:
+    """Each step with the bytes that are alive while it runs."""
+    sizes = {step.out.name: nbytes(step.out).evaluate(binding) for step in program.steps}
+    live = 0
+    for moment in moments(program):
+        live += sum(sizes[name] for name in moment.made)
+        op = moment.step.op
+        yield moment, live + (_loop_bytes(op, binding) if isinstance(op, Loop) else 0)
+        live -= sum(sizes[name] for name in moment.freed)
+
+
+def within(loop: Loop, binding: Binding) -> Binding:
+    """The binding in the loop's body, for a whole block."""
+    if isinstance(loop.block, int):
+        return binding
+    width = min(loop.width, evaluate(loop.size, binding))
+    return {**binding, loop.block: width}
+
+
+def _loop_bytes(loop: Loop, binding: Binding) -> int:
+    """What a loop takes beside its results."""
+    inner = within(loop, binding)
+    count = max(evaluate(loop.count, binding), 1)
+    levels = math.ceil(math.log(count, SUM_RADIX) - 1e-9) if count > 1 else 1
+    sums = (
+        nbytes(loop.body.values[name]).evaluate(inner)
+        for name, axis in zip(loop.body.outputs, loop.joined, strict=True)
+        if axis is None
+    )
+    return peak_bytes(loop.body, inner) + (max(levels, 1) - 1) * sum(sums)
+
+
+def peak_expression(program: Program) -> sympy.Expr:
+    """The peak in the free sizes: an unevaluated Max over the steps, built on request."""
+    totals = dict.fromkeys(_live_terms(program))
+    return sympy.Max(0, *(terms.to_sympy() for terms in totals), evaluate=False)
+
+
+def _live_terms(program: Program) -> Iterator[Terms]:
+    """What is alive while each step runs, in loops too."""
+    alive: dict[str, Terms] = {}
+    for moment in moments(program):
+        alive.update((name, nbytes(program.values[name])) for name in moment.made)
+        total = Terms.total(alive.values())
+        yield total
+        op = moment.step.op
+        if isinstance(op, Loop):
+            for inner in _live_terms(op.body):
+                yield total + inner.replaced(op.block, op.width)
+        for name in moment.freed:
+            del alive[name]
+
+
+# ---------------------------------------------------------------------------- a training step
+
+
+def step_peak(cut: TrainingPrograms, binding: Binding) -> int:
+    """The most bytes alive in a training step: outputs and saved values stay until its end."""
+    backward = peak_bytes(cut.backward, binding)
+    return max(peak_bytes(cut.forward, binding), held_bytes(cut.forward, binding) + backward)
+
+
+def held_bytes(program: Program, binding: Binding) -> int:
+    """The bytes of a program's outputs; two views of one array count once."""
+    owner = owners(program)
+    held = dict.fromkeys(owner[name] for name in program.outputs if name in owner)
+    return sum(nbytes(program.values[name]).evaluate(binding) for name in held)
