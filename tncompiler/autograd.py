@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,24 @@ class Specialisation:
         self, compilation: Compilation, call: Call, wrt: tuple[str, ...], backend: str
     ) -> None:
         names = [leaf.name for leaf in compilation.ordered]
-        self.backend = backend
+        self.backend, self._compilation, self._call = backend, compilation, call
         self.positions = tuple(names.index(name) for name in wrt)
-        self.run = compilation.inference_executable(call.dtypes, call.nominal, backend).run
-        self.flat = compilation.inference_executable(call.dtypes, call.nominal, "torch").run
         self.count = len(names)
         if wrt:
             self.pair = compilation.training_executable(call.dtypes, call.nominal, wrt, backend)
             arguments = [a.value.name for a in self.pair.backward.program.arguments]
             self.read = tuple(names.index(name) for name in arguments if name in names)
+
+    @cached_property
+    def run(self) -> Callable[..., tuple[Any, ...]]:
+        """The forward program, where no gradient is asked for."""
+        call = self._call
+        return self._compilation.inference_executable(call.dtypes, call.nominal, self.backend).run
+
+    @cached_property
+    def flat(self) -> Flat:
+        """The forward program in operations that torch differentiates."""
+        return self._compilation.flat_executable(self._call.dtypes, self._call.nominal).run
 
 
 class NetworkFunction(torch.autograd.Function):

@@ -6,27 +6,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tncompiler.backends import emitter_of
 from tncompiler.backends.source import Loaded, Source, load
 from tncompiler.debug import show, watcher
-from tncompiler.ir.errors import (
-    PlanError,
-)
+from tncompiler.ir.dtypes import is_differentiable
+from tncompiler.ir.errors import PlanError
 from tncompiler.ir.lower import lower
 from tncompiler.ir.passes import LOGICAL_PASSES, SCHEDULED_PASSES, run_passes
 from tncompiler.ir.passes.adjoint import adjoint
-from tncompiler.ir.passes.partition import TrainingPrograms, partition
+from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.passes.tangent import tangent
 from tncompiler.ir.program import Contract, Program, operand_values
 from tncompiler.planning.choose import choose_orders
+from tncompiler.planning.fit import UNLIMITED, FittedOrders, FittedStep, fastest, fit_step
+from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import Path, PlanOptions
 from tncompiler.planning.order import Pair, order_of_path
 from tncompiler.planning.plan import ContractionPlan, make_plan, program_digest
+from tncompiler.planning.rates import Rates
 from tncompiler.planning.schedule import schedule
+from tncompiler.planning.slicing import Fitted, fit_program, largest_alive, sliced_names
 from tncompiler.problem import Nominal, Problem
 
 
@@ -110,20 +113,84 @@ class Compilation(Problem):
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...] = ()
     ) -> tuple[Program, Any]:
         """The program, ordered for gradients by the leaves in `wrt`, and its networks' orders."""
+        return self._schedule(dtypes, nominal, wrt, self.options)
 
+    def _schedule(
+        self,
+        dtypes: tuple[str, ...],
+        nominal: Nominal,
+        wrt: tuple[str, ...],
+        options: PlanOptions,
+    ) -> tuple[Program, Any]:
         def make() -> tuple[Program, Any]:
             logical = self.logical(dtypes)
             orders = self._orders(logical)
             if orders is None:
-                orders = choose_orders(logical, nominal, self.options, self._planned_for(wrt))
-            program, orders = schedule(logical, nominal, self.options, orders)
+                orders = choose_orders(logical, nominal, options, self._planned_for(wrt))
+            program, orders = schedule(logical, nominal, options, orders)
             finished = run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
             show(1, "orders", "\n".join(f"{name}: {pairs}" for name, pairs in orders.items()))
             show(3, "scheduled program", finished.to_text())
             return finished, orders
 
         return self._once(  # type: ignore[no-any-return]
-            ("scheduled", dtypes, tuple(nominal.items()), wrt), make
+            ("scheduled", dtypes, tuple(nominal.items()), wrt, options.minimize), make
+        )
+
+    def inference(self, dtypes: tuple[str, ...], nominal: Nominal) -> FittedOrders[Fitted]:
+        """The program that runs where no gradient is asked for, inside the limit of memory."""
+
+        def make() -> FittedOrders[Fitted]:
+            limit, rates = self._limit, self._rates
+            found = [
+                FittedOrders(orders, fit_program(program, nominal, limit, rates))
+                for program, orders in self._alternatives(dtypes, nominal, ())
+            ]
+            best = fastest(found, limit)
+            if best.fitted.peak > limit:
+                raise self._too_small(best.fitted.peak, best.fitted.program, nominal)
+            return best
+
+        return self._once(  # type: ignore[no-any-return]
+            ("inference", dtypes, tuple(nominal.items())), make
+        )
+
+    @property
+    def _limit(self) -> int:
+        limit = self.options.memory_limit
+        return UNLIMITED if limit is None else int(limit)
+
+    @property
+    def _rates(self) -> Rates:
+        return as_machine(self.options.machine).planning
+
+    def _alternatives(
+        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
+    ) -> Iterator[tuple[Program, Any]]:
+        """The scheduled program; under a limit also in the orders that other objectives give."""
+        first = self.scheduled(dtypes, nominal, wrt)
+        yield first
+        if self.options.memory_limit is None or self._is_given:
+            return
+        seen = [first[1]]
+        for minimize in ("memory", "flops"):
+            other = self._schedule(dtypes, nominal, wrt, replace(self.options, minimize=minimize))
+            if other[1] not in seen:
+                seen.append(other[1])
+                yield other
+
+    @property
+    def _is_given(self) -> bool:
+        """Whether the user fixed the order."""
+        return self.options.path is not None or self.fixed_plan is not None
+
+    def _too_small(self, least: int, program: Program, nominal: Nominal) -> PlanError:
+        name, size = largest_alive(program, nominal)
+        return PlanError(
+            f"memory_limit {self._limit:,} B cannot be kept: the least that was found is "
+            f"{least:,} B, where {name!r} takes {size:,} B",
+            where=self.place(),
+            fix=f"give memory_limit={least} or more",
         )
 
     def _planned_for(self, wrt: tuple[str, ...]) -> tuple[str, ...]:
@@ -132,7 +199,8 @@ class Compilation(Problem):
             return wrt
         if not self.options.training:
             return ()
-        return wrt or tuple(leaf.name for leaf in self.ordered)
+        leaves = (*self.inputs, *self.params)
+        return wrt or tuple(leaf.name for leaf in leaves if is_differentiable(leaf.dtype))
 
     def _orders(self, logical: Program) -> Any:
         if self.options.path is not None:
@@ -176,13 +244,32 @@ class Compilation(Problem):
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
     ) -> TrainingPrograms:
         """Forward and backward programs, for gradients by the leaves named in `wrt`."""
+        return self.training_step(dtypes, nominal, wrt).fitted.programs
 
-        def make() -> TrainingPrograms:
-            program, _ = self.scheduled(dtypes, nominal, wrt)
-            joint, _ = schedule(adjoint(program, wrt), nominal, self.options)
-            joint = run_passes(joint, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
-            show(3, "joint program", joint.to_text())
-            return partition(joint, len(self.outputs))
+    def training_step(
+        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
+    ) -> FittedOrders[FittedStep]:
+        """Forward and backward programs inside the limit of memory, and how they were chosen."""
+
+        def make() -> FittedOrders[FittedStep]:
+            limit, count = self._limit, len(self.outputs)
+            recompute = str(self.options.recompute)
+            found = []
+            for program, orders in self._alternatives(dtypes, nominal, wrt):
+                joint, _ = schedule(adjoint(program, wrt), nominal, self.options)
+                joint = run_passes(joint, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+                show(3, "joint program", joint.to_text())
+                step = fit_step(joint, count, nominal, limit, self._rates, recompute)
+                found.append(FittedOrders(orders, step))
+            best = fastest(found, limit)
+            if best.fitted.peak > limit:
+                programs = best.fitted.programs
+                tallest = max(
+                    (programs.forward, programs.backward),
+                    key=lambda program: largest_alive(program, nominal)[1],
+                )
+                raise self._too_small(best.fitted.peak, tallest, nominal)
+            return best
 
         return self._once(  # type: ignore[no-any-return]
             ("training", dtypes, tuple(nominal.items()), wrt), make
@@ -231,7 +318,13 @@ class Compilation(Problem):
     def inference_executable(
         self, dtypes: tuple[str, ...], nominal: Nominal, backend: str
     ) -> Executable:
-        return self.executable(self.scheduled(dtypes, nominal)[0], backend, "forward")
+        """What runs where no gradient is asked for."""
+        program = self.inference(dtypes, nominal).fitted.program
+        return self.executable(program, backend, "forward")
+
+    def flat_executable(self, dtypes: tuple[str, ...], nominal: Nominal) -> Executable:
+        """The whole program in aten operations, without loops, for torch to look into."""
+        return self.executable(self.scheduled(dtypes, nominal)[0], "torch", "forward")
 
     def training_executable(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...], backend: str
@@ -245,8 +338,24 @@ class Compilation(Problem):
         """The plan of the forward pass."""
         dtypes = dtypes or self.default_dtypes("float32")
         logical = self.logical(dtypes)
-        program, orders = self.scheduled(dtypes, nominal)
-        return make_plan(logical, program, orders, nominal, self.options.minimize)
+        wrt = self._planned_for(())
+        if wrt:
+            step = self.training_step(dtypes, nominal, wrt)
+            fitted = step.fitted
+            joint = self.joint(dtypes, nominal, wrt)
+            plan = make_plan(logical, joint, step.orders, nominal, self.options.minimize)
+            cuts = (*fitted.forward_cuts, *fitted.backward_cuts)
+            return replace(
+                plan,
+                peak_memory=fitted.peak,
+                saved=fitted.programs.saved,
+                recomputed=fitted.programs.recomputed,
+                sliced_indices=sliced_names(joint, cuts),
+            )
+        whole = self.inference(dtypes, nominal)
+        program = whole.fitted.program
+        plan = make_plan(logical, program, whole.orders, nominal, self.options.minimize)
+        return replace(plan, sliced_indices=sliced_names(program, whole.fitted.cuts))
 
     def default_dtypes(self, default: str) -> tuple[str, ...]:
         """The dtypes of a call in which undecided leaves have `default`."""

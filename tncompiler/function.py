@@ -127,7 +127,8 @@ class NumpyFunction(Inspection):
         self.compilation, self.backend, self._dtype = compilation, "numpy", dtype
         self.parameters = self._make_parameters(seed, share)
         self._constants = [self._constant(leaf) for leaf in compilation.constants]
-        self._calls: dict[object, tuple[Call, Callable[..., Any]]] = {}
+        self._calls: dict[object, Call] = {}
+        self._runs: dict[object, Callable[..., Any]] = {}
 
     @property
     def compute_dtype(self) -> str:
@@ -195,23 +196,32 @@ class NumpyFunction(Inspection):
         )
         return self.compute_dtype if fixed or self._dtype else None
 
-    def _call(self, arrays: list[np.ndarray]) -> tuple[Call, Callable[..., Any]]:
+    def _call(self, arrays: list[np.ndarray]) -> Call:
         key = tuple((array.shape, array.dtype.char) for array in arrays)
         found = self._calls.get(key)
         if found is None:
-            call = read_call(self.compilation, arrays, self._default())
-            run = self.compilation.inference_executable(call.dtypes, call.nominal, "numpy").run
+            found = read_call(self.compilation, arrays, self._default())
             if len(self._calls) >= _KEPT:
                 self._calls.clear()
-            found = self._calls.setdefault(key, (call, run))
+            found = self._calls.setdefault(key, found)
         return found
 
     def __call__(
         self, *args: Any, parameters: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Any:
         arrays = self._arrays(args, kwargs, parameters)
-        _, run = self._call(arrays)
+        key = tuple((array.shape, array.dtype.char) for array in arrays)
+        run = self._runs.get(key)
+        if run is None:
+            run = self._run(key, self._call(arrays))
         return self.compilation.container.pack(run(*arrays))
+
+    def _run(self, key: object, call: Call) -> Callable[..., Any]:
+        """The program for arrays of the shapes and dtypes in the key, remembered."""
+        run = self.compilation.inference_executable(call.dtypes, call.nominal, "numpy").run
+        if len(self._runs) >= _KEPT:
+            self._runs.clear()
+        return self._runs.setdefault(key, run)
 
     def vjp(
         self, *args: Any, parameters: Mapping[str, Any] | None = None, **kwargs: Any
@@ -221,7 +231,7 @@ class NumpyFunction(Inspection):
         Gradients come by name, for every float or complex input and parameter.
         """
         arrays = self._arrays(args, kwargs, parameters)
-        call, _ = self._call(arrays)
+        call = self._call(arrays)
         wrt = self._wrt(call)
         pair = self.compilation.training_executable(call.dtypes, call.nominal, wrt, "numpy")
         results = pair.forward.run(*arrays)
@@ -297,7 +307,7 @@ class NumpyFunction(Inspection):
                 "no tangents are given", where=call_site(), fix="give tangents={name: array}"
             )
         arrays = self._arrays(args, kwargs, None)
-        call, _ = self._call(arrays)
+        call = self._call(arrays)
         names = tuple(sorted(tangents))
         for name in names:
             if name not in self._wrt(call):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -63,7 +64,7 @@ class Inspection:
             )
         nominal = self.compilation.nominal({} if sizes is None else sizes)
         if part == "forward":
-            return self.compilation.scheduled(self._dtypes(), nominal)[0]
+            return self.compilation.inference(self._dtypes(), nominal).fitted.program
         names = self._differentiable(wrt)
         if part == "backward":
             return self.compilation.training(self._dtypes(), nominal, names).backward
@@ -76,9 +77,17 @@ class Inspection:
         )
 
     def cost(self, sizes: Mapping[Any, Any] | None = None, part: str = "forward") -> Cost:
-        """Flops, bytes and peak of all outputs together; symbolic in the sizes that are free."""
+        """Flops, bytes and peak of all outputs together; symbolic in the sizes that are free.
+
+        The peak of a step counts outputs and saved values as alive until its end.
+        """
         program = self.program(sizes, part)
-        cost = program_cost(program, self.compilation.nominal({} if sizes is None else sizes))
+        nominal = self.compilation.nominal({} if sizes is None else sizes)
+        cost = program_cost(program, nominal)
+        if part == "step":
+            names = self._differentiable(None)
+            step = self.compilation.training_step(self._dtypes(), nominal, names)
+            cost = replace(cost, peak_bytes=step.fitted.peak)
         return cost.at(self.compilation.nominal(sizes)) if sizes else cost
 
     @property

@@ -280,7 +280,7 @@ class CompiledModule(Inspection, nn.Module):
     def _prepare_flat(self, dtypes: tuple[torch.dtype, ...]) -> Flat:
         names = (self.compute_dtype, *(dtype_name(dtype) for dtype in dtypes))
         nominal = self.compilation.nominal({})
-        run = self.compilation.inference_executable(names, nominal, "torch").run
+        run = self.compilation.flat_executable(names, nominal).run
         self._flat_runs[dtypes] = run
         return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -17,11 +18,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "minimize": ("time", "flops", "memory"),
     "search": ("auto", "greedy", "optimal", "hyper", "left-to-right"),
     "precision": ("ieee", "tf32"),
+    "recompute": ("auto", "never", "always"),
 }
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{prefix}b": 1000**k for k, prefix in enumerate("kmgtp", start=1)}
+_UNITS |= {f"{prefix}ib": 1024**k for k, prefix in enumerate("kmgtp", start=1)}
 _LATER: dict[str, tuple[object, str]] = {
-    "memory_limit": (None, "slicing under a memory limit"),
     "stabilize": ("none", "exponent stabilisation"),
-    "recompute": ("auto", "choosing what to recompute"),
     "max_seconds": (None, "cutting a search by time"),
     "parallel": (None, "parallel search"),
 }
@@ -36,7 +39,12 @@ class PlanOptions:
     callable (inputs, output, sizes, memory_limit) → linear path, as opt_einsum calls its own.
     ``path`` fixes the order of the only network: a linear path, as `plan.path` gives it.
     ``training``: whether orders are compared with their backward pass, "auto" where a call computes
-    gradients. ``machine``: whose rates predicted times come from, a committed table ("reference",
+    gradients. ``memory_limit``: bytes, or text such as "2GiB", that a call may allocate, outputs
+    and saved values included, inputs and parameters not; to keep it the plan slices indices (loops
+    over blocks of their positions) and computes values again instead of saving them; programs that
+    torch looks into are not sliced. ``recompute``: "auto" computes again only where the limit asks
+    for it, "never", or "always" (outputs alone are saved).
+    ``machine``: whose rates predicted times come from, a committed table ("reference",
     "a100", "h100", "b200", "mi300x") or what `tnc.calibrate` returned. Raises
     PlanError for an unknown value, and for options that this version does not carry out yet.
     """
@@ -74,6 +82,8 @@ class PlanOptions:
                     where=call_site(),
                     fix=f"leave {name} at {only!r}",
                 )
+        if self.memory_limit is not None:
+            object.__setattr__(self, "memory_limit", _bytes(self.memory_limit))
         if not isinstance(self.trials, int) or self.trials < 1:
             raise PlanError(
                 f"PlanOptions.trials is {self.trials!r:.40}",
@@ -114,6 +124,22 @@ class PlanOptions:
         named = (f.name for f in fields(self) if f.name not in ("progress", "machine"))
         machine = self.machine if isinstance(self.machine, str) else self.machine.digest
         return (*(getattr(self, name) for name in named), machine)
+
+
+def _bytes(limit: Any) -> int:
+    """A number of bytes from an integer or from text such as "2GiB"."""
+    number = limit
+    if isinstance(limit, str):
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) *([a-z]*)", limit.strip().lower())
+        unit = _UNITS.get(match[2]) if match else None
+        number = None if match is None or unit is None else int(float(match[1]) * unit)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise PlanError(
+            f"PlanOptions.memory_limit is {limit!r:.40}",
+            where=call_site(),
+            fix="give bytes, 1 or more, as an integer or as text such as '512MB' or '2GiB'",
+        )
+    return number
 
 
 def _checked_path(path: Any) -> Path:

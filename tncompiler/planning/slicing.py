@@ -7,20 +7,20 @@ soon as one cut is enough, the fastest of those that are, in the widest blocks t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tncompiler.ir.passes.slicing import linked_axes, names_within, slice_index
-from tncompiler.ir.program import Loop, Program, Step
+from tncompiler.ir.passes.slicing import Axis, linked_axes, names_within, slice_index
+from tncompiler.ir.program import Loop, Program, Step, Value
 from tncompiler.ir.sizes import Binding, evaluate
-from tncompiler.planning.memory import live_bytes, nbytes, owners, peak_bytes, within
+from tncompiler.planning.memory import SUM_RADIX, live_bytes, nbytes, owners, peak_bytes, within
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.timing import program_us
 
 _MOST_CUTS = 32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Cut:
     """An axis of a value along whose index is computed, `width` positions at a time."""
 
@@ -39,16 +39,23 @@ class Fitted:
     time_us: float
 
 
-def apply_cuts(program: Program, cuts: Iterable[Cut]) -> Program:
-    """The program with a loop for each cut, later ones inside earlier ones where they meet."""
+def apply_cuts(
+    program: Program, cuts: Iterable[Cut], avoid: Collection[str] = frozenset()
+) -> Program:
+    """The program with a loop for each cut, later ones inside earlier ones where they meet.
+
+    ``avoid``: names that are in use around the program.
+    """
     for cut in cuts:
-        program = _apply(program, cut, frozenset(names_within(program)))
+        program = _apply(program, cut, frozenset(names_within(program)).union(avoid))
     return program
 
 
-def _apply(program: Program, cut: Cut, avoid: frozenset[str]) -> Program:
+def _apply(
+    program: Program, cut: Cut, avoid: frozenset[str], links: dict[Axis, Axis] | None = None
+) -> Program:
     if cut.value in program.values:
-        program = slice_index(program, (cut.value, cut.axis), cut.width, avoid)
+        program = slice_index(program, (cut.value, cut.axis), cut.width, avoid, links)
     return program.with_steps(_inside(step, cut, avoid) for step in program.steps)
 
 
@@ -58,7 +65,7 @@ def _inside(step: Step, cut: Cut, avoid: frozenset[str]) -> Step:
     if not isinstance(op, Loop):
         return step
     body = op.body
-    if cut.value in body.producers:
+    if cut.value in names_within(body) and cut.value not in step.operands:
         body = _apply(body, cut, avoid)
     for name, axis, argument in zip(step.operands, op.sliced, body.arguments, strict=True):
         if name == cut.value and axis != cut.axis:
@@ -69,74 +76,114 @@ def _inside(step: Step, cut: Cut, avoid: frozenset[str]) -> Step:
 # ---------------------------------------------------------------------------- the search
 
 
-def fit_program(program: Program, nominal: Binding, limit: int, rates: Rates) -> Fitted:
-    """The program inside the limit if cuts can bring it there, else as low as they can."""
-    cuts: tuple[Cut, ...] = ()
-    now = _fitted(program, cuts, nominal, rates)
-    while now.peak > limit and len(cuts) < _MOST_CUTS:
-        tried = [
-            _fitted(apply_cuts(now.program, [cut]), (*cuts, cut), nominal, rates)
-            for cut in _moves(now.program, nominal, limit)
-        ]
-        better = [fitted for fitted in tried if fitted.peak < now.peak]
-        if not better:
-            break
-        enough = [fitted for fitted in better if fitted.peak <= limit]
-        if enough:
-            widened = (_widened(program, f, nominal, limit, rates) for f in enough)
-            return min(widened, key=lambda fitted: fitted.time_us)
-        now = min(better, key=lambda fitted: (fitted.peak, fitted.time_us))
-        cuts = now.cuts
-    return now
-
-
-def _fitted(program: Program, cuts: tuple[Cut, ...], nominal: Binding, rates: Rates) -> Fitted:
-    time_us = program_us(program, nominal, rates)
-    return Fitted(program, cuts, peak_bytes(program, nominal), time_us)
-
-
-def _moves(program: Program, nominal: Binding, limit: int) -> Iterator[Cut]:
-    """One cut for each index of the program, and of loops whose bodies take too much."""
-    sizes = dict(nominal)
-    for root in dict.fromkeys(linked_axes(program).values()):
-        if evaluate(program.values[root[0]].shape[root[1]], sizes) > 1:
-            yield Cut(*root, 1)
-    for moment, live in live_bytes(program, nominal):
-        if live > limit and isinstance(moment.step.op, Loop):
-            loop = moment.step.op
-            for cut in _moves(loop.body, within(loop, nominal), 0):
-                if cut.value in loop.body.producers:
-                    yield cut
-                else:
-                    yield _from_outside(cut, moment.step, loop)
-
-
-def _from_outside(cut: Cut, step: Step, loop: Loop) -> Cut:
-    """The cut, by the name that the value has outside the loop."""
-    names = [argument.value.name for argument in loop.body.arguments]
-    return replace(cut, value=step.operands[names.index(cut.value)])
-
-
-def _widened(
-    program: Program, fitted: Fitted, nominal: Binding, limit: int, rates: Rates
+def fit_program(
+    program: Program,
+    nominal: Binding,
+    limit: int,
+    rates: Rates,
+    avoid: Collection[str] = frozenset(),
 ) -> Fitted:
-    """The fastest in wider blocks, the last cut first, that stays inside the limit."""
-    best = fitted
-    for position in reversed(range(len(fitted.cuts))):
-        cuts = list(best.cuts)
+    """The program inside the limit if cuts can bring it there, else as low as they can.
+
+    ``avoid``: names that are in use around the program.
+    """
+    numbers = _numeric(program, nominal)
+    search = _Search(numbers, limit, rates, frozenset(avoid))
+    cuts = search.cuts() if peak_bytes(numbers, {}) > limit else ()
+    fitted = apply_cuts(numbers, cuts, avoid)
+    return Fitted(
+        apply_cuts(program, cuts, avoid),
+        cuts,
+        peak_bytes(fitted, {}),
+        program_us(fitted, {}, rates),
+    )
+
+
+def _numeric(program: Program, nominal: Binding) -> Program:
+    """The program with numbers for its sizes, to be measured and not to be run."""
+
+    def at(value: Value) -> Value:
+        return replace(value, shape=tuple(evaluate(size, nominal) for size in value.shape))
+
+    arguments = tuple(replace(a, value=at(a.value)) for a in program.arguments)
+    steps = tuple(replace(step, out=at(step.out)) for step in program.steps)
+    return replace(program, arguments=arguments, steps=steps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    program: Program
+    limit: int
+    rates: Rates
+    avoid: frozenset[str]
+
+    def cuts(self) -> tuple[Cut, ...]:
+        """The cuts that fit the program, or bring it as low as they can."""
+        program, cuts = self.program, list[Cut]()
+        peak = peak_bytes(program, {})
+        while peak > self.limit and len(cuts) < _MOST_CUTS:
+            tried = self._tried(program)
+            enough = [cut for lower, _, cut in tried if lower <= self.limit]
+            if enough:
+                return (*cuts, self._fastest(program, enough))
+            lower, _, cut = min(tried, default=(peak, 0, None))
+            if cut is None or lower >= peak:
+                break
+            program, peak = apply_cuts(program, [cut], self.avoid), lower
+            cuts.append(cut)
+        return tuple(cuts)
+
+    def _tried(self, program: Program) -> list[tuple[int, int, Cut]]:
+        """Each cut worth trying with the peak after it, and its number.
+
+        Few blocks take least for their sums; where they help and are not enough, one position at a
+        time takes least for the blocks.
+        """
+        links, avoid = linked_axes(program), frozenset(names_within(program)).union(self.avoid)
+        found, before = list[tuple[int, int, Cut]](), peak_bytes(program, {})
+        for number, (cut, size) in enumerate(_moves(program, self.limit)):
+            for width in dict.fromkeys((-(-size // SUM_RADIX), 1)):
+                narrow = replace(cut, width=width)
+                peak = peak_bytes(_apply(program, narrow, avoid, links), {})
+                found.append((peak, number, narrow))
+                if peak <= self.limit or peak >= before:
+                    break
+        return found
+
+    def _fastest(self, program: Program, cuts: Iterable[Cut]) -> Cut:
+        """The fastest of cuts that fit, each in the widest blocks that do."""
+        best: dict[tuple[str, int], Cut] = {}
+        for cut in cuts:
+            best[cut.value, cut.axis] = max(
+                cut, best.get((cut.value, cut.axis), cut), key=lambda cut: cut.width
+            )
+        widened = [self._widened(program, cut) for cut in best.values()]
+        return min(widened)[2]
+
+    def _widened(self, program: Program, cut: Cut) -> tuple[float, int, Cut]:
+        fitted = apply_cuts(program, [cut], self.avoid)
         while True:
-            cuts[position] = replace(cuts[position], width=2 * cuts[position].width)
-            wider = _fitted(apply_cuts(program, cuts), tuple(cuts), nominal, rates)
-            if wider.peak > limit or wider.program == best.program:
-                break
-            if wider.time_us < best.time_us:
-                best = wider
-            if cuts[position].width >= _MOST_WIDTH:
-                break
-    return best
+            wider = replace(cut, width=2 * cut.width)
+            tried = apply_cuts(program, [wider], self.avoid)
+            if tried == fitted or peak_bytes(tried, {}) > self.limit:
+                return program_us(fitted, {}, self.rates), -cut.width, cut
+            cut, fitted = wider, tried
 
 
-_MOST_WIDTH = 2**20
+def _moves(program: Program, limit: int) -> Iterator[tuple[Cut, int]]:
+    """Each index of the program, and of loops whose bodies take too much, with its size."""
+    for name, axis in dict.fromkeys(linked_axes(program).values()):
+        size = evaluate(program.values[name].shape[axis], {})
+        if size > 1:
+            yield Cut(name, axis, 1), size
+    for moment, live in live_bytes(program, {}):
+        loop = moment.step.op
+        if live > limit and isinstance(loop, Loop):
+            inner = [argument.value.name for argument in loop.body.arguments]
+            outside = dict(zip(inner, moment.step.operands, strict=True))
+            body = _numeric(loop.body, within(loop, {}))
+            for cut, size in _moves(body, limit - live):
+                yield replace(cut, value=outside.get(cut.value, cut.value)), size
 
 
 def largest_alive(program: Program, nominal: Binding) -> tuple[str, int]:

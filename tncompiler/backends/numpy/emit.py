@@ -28,7 +28,15 @@ class NumpyEmitter(Emitter):
     """NumPy's spelling of each operation."""
 
     long_sum = LONG_SUM
-    helpers = ("embed_diagonal", "gate", "long_matmul", "long_sum", "take_diagonal")
+    helpers = (
+        "embed_diagonal",
+        "gate",
+        "gelu",
+        "long_matmul",
+        "long_sum",
+        "rsqrt",
+        "take_diagonal",
+    )
 
     def __init__(self, program: Program, entry: str) -> None:
         super().__init__(program, entry)

@@ -33,7 +33,29 @@ def gate(x: np.ndarray, by: np.ndarray) -> np.ndarray:
     integer = np.dtype(f"i{x.dtype.itemsize}")
     mask = np.asarray(by > 0).astype(integer)
     np.negative(mask, out=mask)
-    return np.asarray(mask & np.asarray(x).view(integer)).view(x.dtype)
+    bits = np.asarray(x).view(integer)
+    into = mask if mask.shape == bits.shape else None
+    gated: np.ndarray = np.bitwise_and(mask, bits, out=into)
+    return gated.view(x.dtype)  # type: ignore[no-any-return]
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x/2 (1 + erf(x/√2)) in one new array."""
+    from scipy.special import erf  # only programs that use it pay for importing scipy
+
+    out = np.empty_like(x)
+    np.multiply(x, math.sqrt(0.5), out=out)
+    erf(out, out=out)
+    out += 1.0
+    out *= x
+    out *= 0.5
+    return out
+
+
+def rsqrt(x: np.ndarray) -> np.ndarray:
+    """1/√x in one new array."""
+    out = np.asarray(np.sqrt(x))
+    return np.divide(1.0, out, out=out)
 
 
 def long_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -64,11 +64,11 @@ GELU = Elementwise(
     "gelu",
     1,
     lambda x: 0.5 * x * (1.0 + erf_reference(_SQRT_HALF * x)),
-    f"0.5 * {{0}} * (1.0 + erf({_SQRT_HALF!r} * {{0}}))",
+    "gelu({0})",
     "torch.nn.functional.gelu({0})",
     partials=(_gelu_slope,),
     domain=_REAL,
-    scipy=("erf",),
+    helper="gelu",
 )
 SILU = Elementwise(
     "silu",

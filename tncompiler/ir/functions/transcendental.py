@@ -55,9 +55,10 @@ RSQRT = Elementwise(
     "rsqrt",
     1,
     lambda x: 1.0 / np.sqrt(x),
-    "1.0 / np.sqrt({0})",
+    "rsqrt({0})",
     "torch.rsqrt({0})",
     partials=(lambda call, x, out: -0.5 * out / x,),
+    helper="rsqrt",
 )
 SIN = Elementwise(
     "sin",

@@ -1,62 +1,141 @@
 """Cut a joint program (outputs and gradients) into a forward and a backward program.
 
-In: the program that `adjoint` made, scheduled. Out: the forward program, whose outputs are the
-primal outputs and then the saved values; and the backward program, whose arguments are the primal
-arguments it reads, the saved values and the cotangents. Numbers, and permuted copies of
-arguments, are made in both.
+In: the program that `adjoint` made, scheduled, and which computed values to keep. Out: the forward
+program, whose outputs are the primal outputs and then the saved values; and the backward program,
+whose arguments are the primal arguments it reads, the saved values and the cotangents. What the
+backward program needs and is not kept is computed again, just before its first use. Numbers, and
+permuted copies of arguments, always are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from tncompiler.ir.passes.dead import drop_dead_steps
-from tncompiler.ir.program import Argument, Literal, Pad, Permute, Program, Slice, Step, Value
+from tncompiler.ir.program import (
+    Argument,
+    Literal,
+    Pad,
+    Permute,
+    Program,
+    Slice,
+    Step,
+    Value,
+    fresh_name,
+)
 from tncompiler.ir.sizes import Size, symbols_of
 
 
 @dataclass(frozen=True)
 class TrainingPrograms:
-    """``saved`` names the values that the forward program returns after its outputs."""
+    """``saved`` names the values that the forward program returns after its outputs.
+
+    ``recomputed`` names those that the backward program computes again, as the forward program
+    calls them; numbers and copies of arguments are not listed.
+    """
 
     forward: Program
     backward: Program
     saved: tuple[str, ...]
+    recomputed: tuple[str, ...] = ()
 
 
-def partition(joint: Program, output_count: int) -> TrainingPrograms:
-    """Cut after the steps that the first `output_count` outputs need."""
+def partition(
+    joint: Program, output_count: int, kept: Collection[str] | None = None
+) -> TrainingPrograms:
+    """Cut after the steps that the first `output_count` outputs need.
+
+    ``kept``: the computed values that may be saved; None: whatever the backward program needs.
+    """
     primal, gradients = joint.outputs[:output_count], joint.outputs[output_count:]
     forward = drop_dead_steps(replace(joint, outputs=primal))
-    done = {step.out.name for step in forward.steps}
-    rest = drop_dead_steps(replace(joint, outputs=gradients))
-    literals = {s.out.name for s in joint.steps if isinstance(s.op, Literal)}
-    given = {argument.value.name for argument in joint.arguments}
-    again = literals | {
-        s.out.name
-        for s in joint.steps
-        if isinstance(s.op, Permute) and given.issuperset(s.operands)
-    }
-    backward_steps = tuple(s for s in rest.steps if s.out.name not in done or s.out.name in again)
-    backward_steps = _live(backward_steps, gradients)
-    made = {step.out.name for step in backward_steps}
-    needed = {name for step in backward_steps for name in step.operands} | set(gradients)
+    backward = _Backward(joint, forward, kept)
+    steps = backward.write(gradients)
+    needed = {name for step in steps for name in step.operands} | set(backward.outputs)
+    made = {step.out.name for step in steps}
     saved = tuple(
-        s.out.name for s in forward.steps if s.out.name in needed and s.out.name not in made
+        step.out.name
+        for step in forward.steps
+        if step.out.name in needed and step.out.name not in made
     )
     primals = tuple(a for a in joint.arguments if a.kind != "cotangent")
-    needed |= _size_carriers(joint, backward_steps, needed)
+    needed |= _size_carriers(joint, steps, needed)
     read = tuple(a for a in primals if a.value.name in needed)
-    kept = tuple(Argument(joint.values[name], "saved") for name in saved)
+    arguments = tuple(Argument(joint.values[name], "saved") for name in saved)
     cotangents = tuple(a for a in joint.arguments if a.kind == "cotangent")
     return TrainingPrograms(
         Program(primals, forward.steps, (*primal, *saved), joint.equations),
-        Program((*read, *kept, *cotangents), backward_steps, gradients, joint.equations),
+        Program((*read, *arguments, *cotangents), steps, backward.outputs, joint.equations),
         saved,
+        tuple(backward.recomputed),
     )
 
 
-def _live(steps: tuple[Step, ...], outputs: tuple[str, ...]) -> tuple[Step, ...]:
+class _Backward:
+    """The steps of the backward program, with what must be computed again put in place."""
+
+    def __init__(self, joint: Program, forward: Program, kept: Collection[str] | None) -> None:
+        self.joint, self.kept = joint, kept
+        self.forward = {step.out.name: step for step in forward.steps}
+        self.given = {argument.value.name for argument in joint.arguments}
+        self.taken = set(joint.values)
+        self.again: dict[str, str] = {}  # as the forward program calls it → as made again
+        self.steps: list[Step] = []
+        self.recomputed: list[str] = []
+        self.outputs: tuple[str, ...] = ()
+
+    def write(self, gradients: tuple[str, ...]) -> tuple[Step, ...]:
+        rest = drop_dead_steps(replace(self.joint, outputs=gradients))
+        own = [step for step in rest.steps if step.out.name not in self.forward]
+        for step in _live(own, gradients):
+            self._append(step, step.out)
+        self.outputs = tuple(self._ready(name) for name in gradients)
+        return tuple(self.steps)
+
+    def _append(self, step: Step, out: Value) -> None:
+        self.steps.append(Step(out, step.op, tuple(self._ready(name) for name in step.operands)))
+
+    def _ready(self, name: str) -> str:
+        """What a value is called where it is read; made again first if it must be."""
+        if name not in self.forward or self._is_saved(self.forward[name]):
+            return name
+        pending = [name]
+        while pending:  # what it is made of first; a chain may be as long as the program
+            step = self.forward[pending[-1]]
+            missing = [n for n in step.operands if self._is_missing(n)]
+            pending.extend(missing)
+            if not missing:
+                pending.pop()
+                if step.out.name not in self.again:
+                    self._make_again(step)
+        return self.again[name]
+
+    def _is_missing(self, name: str) -> bool:
+        step = self.forward.get(name)
+        return step is not None and name not in self.again and not self._is_saved(step)
+
+    def _make_again(self, step: Step) -> None:
+        name = step.out.name
+        free = isinstance(step.op, Literal) or self._copies_argument(step)
+        called = name if free else fresh_name(f"{name}_again", self.taken)
+        self.taken.add(called)
+        if not free:
+            self.recomputed.append(name)
+        operands = tuple(self.again.get(n, n) for n in step.operands)
+        self.steps.append(Step(replace(step.out, name=called), step.op, operands))
+        self.again[name] = called
+
+    def _is_saved(self, step: Step) -> bool:
+        if isinstance(step.op, Literal) or self._copies_argument(step):
+            return False
+        return self.kept is None or step.out.name in self.kept
+
+    def _copies_argument(self, step: Step) -> bool:
+        return isinstance(step.op, Permute) and self.given.issuperset(step.operands)
+
+
+def _live(steps: list[Step], outputs: tuple[str, ...]) -> tuple[Step, ...]:
     """The steps that an output depends on."""
     live = set(outputs)
     for step in reversed(steps):

@@ -122,13 +122,19 @@ def _shifted(rank: int, axis: int, before: int, after: int) -> tuple[int | None,
 # ---------------------------------------------------------------------------- the transformation
 
 
-def slice_index(program: Program, axis: Axis, width: int, avoid: Collection[str] = ()) -> Program:
+def slice_index(
+    program: Program,
+    axis: Axis,
+    width: int,
+    avoid: Collection[str] = (),
+    links: Mapping[Axis, Axis] | None = None,
+) -> Program:
     """The program with loops over the index of `axis`; itself where nothing can go into one.
 
     ``width``: positions of a block. ``avoid``: names, of values and sizes, that are in use around
-    the program.
+    the program. ``links``: the program's `linked_axes`, if they are known already.
     """
-    return _Slicing(program, axis, width, avoid).program()
+    return _Slicing(program, axis, width, avoid, links or linked_axes(program)).program()
 
 
 def names_within(program: Program) -> set[str]:
@@ -153,10 +159,16 @@ class _Place:
 
 
 class _Slicing:
-    def __init__(self, program: Program, axis: Axis, width: int, avoid: Collection[str]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        axis: Axis,
+        width: int,
+        avoid: Collection[str],
+        links: Mapping[Axis, Axis],
+    ) -> None:
         self.source, self.width = program, width
         self.taken = {*avoid, *program.values}
-        links = linked_axes(program)
         root = links[axis]
         self.carried: dict[str, list[int]] = {}
         for (name, number), other in links.items():
@@ -247,9 +259,11 @@ class _Slicing:
         local = made.difference(results)
         inner = {name: self._inner(name, local, results) for name in (*operands, *made)}
         inner |= {name: literal.out for name, literal in literals.items()}
+        arguments = tuple(Argument(inner[name], self._kind(name)) for name in operands)
+        copies = self._copies(operands, steps, inner)
         body = Program(
-            tuple(Argument(inner[name], self._kind(name)) for name in operands),
-            (*literals.values(), *(self._moved(step, inner) for step in steps)),
+            arguments,
+            (*literals.values(), *copies, *(self._moved(step, inner) for step in steps)),
             tuple(inner[name].name for name in results),
         )
         sliced = tuple(self.axis_of(name) for name in operands)
@@ -261,6 +275,20 @@ class _Slicing:
             for position, name in enumerate(results)
         ]
         return [Step(token, op, tuple(operands)), *picks]
+
+    def _copies(
+        self, operands: Sequence[str], steps: Sequence[Step], inner: dict[str, Value]
+    ) -> list[Step]:
+        """Blocks that do not lie together in memory are copied before a contraction reads them."""
+        read = {n for step in steps if isinstance(step.op, Contract) for n in step.operands}
+        copies = []
+        for name in operands:
+            if name in read and self.axis_of(name):
+                block = inner[name]
+                inner[name] = replace(block, name=self._fresh(f"{name}_block"))
+                axes = tuple(range(len(block.shape)))
+                copies.append(Step(inner[name], Permute(axes), (block.name,)))
+        return copies
 
     def _wanted(self, made: set[str]) -> set[str]:
         """What is read outside the loop."""

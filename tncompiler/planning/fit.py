@@ -1,0 +1,99 @@
+"""Fit a training step into a limit of memory: what to keep, what to make again, what to slice.
+
+In: the joint program and a limit. Out: forward and backward programs, perhaps with loops, and how
+they were chosen: the fastest of those that fit, by predicted time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from tncompiler.ir.passes.partition import TrainingPrograms, partition
+from tncompiler.ir.passes.slicing import names_within
+from tncompiler.ir.program import Program
+from tncompiler.ir.sizes import Binding
+from tncompiler.planning.memory import held_bytes, step_peak
+from tncompiler.planning.order import Pair
+from tncompiler.planning.rates import Rates
+from tncompiler.planning.recompute import choose_kept
+from tncompiler.planning.slicing import Cut, Fitted, fit_program
+from tncompiler.planning.timing import program_us
+
+UNLIMITED = 2**62
+T = TypeVar("T", "Fitted", "FittedStep")
+
+
+@dataclass(frozen=True, slots=True)
+class FittedStep:
+    """A training step: its programs, the cuts in each, its peak and its predicted microseconds."""
+
+    programs: TrainingPrograms
+    forward_cuts: tuple[Cut, ...]
+    backward_cuts: tuple[Cut, ...]
+    peak: int
+    time_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class FittedOrders(Generic[T]):
+    """What was fitted, and the order of each network in it."""
+
+    orders: Mapping[str, tuple[Pair, ...]]
+    fitted: T
+
+
+def fastest(found: Sequence[FittedOrders[T]], limit: int) -> FittedOrders[T]:
+    """The fastest inside the limit, the first among equals; else the one with the lowest peak."""
+    enough = [one for one in found if one.fitted.peak <= limit]
+    if enough:
+        return min(enough, key=lambda one: one.fitted.time_us)
+    return min(found, key=lambda one: one.fitted.peak)
+
+
+def fit_step(
+    joint: Program, count: int, nominal: Binding, limit: int, rates: Rates, recompute: str
+) -> FittedStep:
+    """The fastest step inside the limit that was found, else the one with the lowest peak.
+
+    ``count``: outputs of the joint program that are no gradients. ``recompute``: "auto", "never"
+    or "always".
+    """
+    found = list(_steps(joint, count, nominal, limit, rates, recompute))
+    enough = [step for step in found if step.peak <= limit]
+    if enough:
+        return min(enough, key=lambda step: step.time_us)
+    return min(found, key=lambda step: step.peak)
+
+
+def _steps(
+    joint: Program, count: int, nominal: Binding, limit: int, rates: Rates, recompute: str
+) -> Iterator[FittedStep]:
+    outputs = frozenset(joint.outputs[:count])
+    if recompute == "never":
+        yield _sliced(partition(joint, count), nominal, limit, rates)
+        return
+    if recompute == "always":
+        yield _sliced(partition(joint, count, outputs), nominal, limit, rates)
+        return
+    kept = choose_kept(joint, count, nominal, limit, rates)
+    everything = partition(joint, count)
+    if kept is not None:
+        yield _sliced(partition(joint, count, kept), nominal, limit, rates)
+        if kept.issuperset(everything.saved):
+            return
+    yield _sliced(everything, nominal, limit, rates)
+    yield _sliced(partition(joint, count, outputs), nominal, limit, rates)
+
+
+def _sliced(cut: TrainingPrograms, nominal: Binding, limit: int, rates: Rates) -> FittedStep:
+    """The step as it is where it fits, else with loops in whichever program takes too much."""
+    held = held_bytes(cut.forward, nominal)
+    forward = fit_program(cut.forward, nominal, limit, rates)
+    taken = names_within(forward.program)
+    backward = fit_program(cut.backward, nominal, limit - held, rates, taken)
+    programs = replace(cut, forward=forward.program, backward=backward.program)
+    time_us = program_us(forward.program, nominal, rates) + backward.time_us
+    peak = step_peak(programs, nominal)
+    return FittedStep(programs, forward.cuts, backward.cuts, peak, time_us)
