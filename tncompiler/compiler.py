@@ -24,12 +24,20 @@ from tncompiler.ir.program import Contract, Program, operand_values
 from tncompiler.planning.choose import choose_orders
 from tncompiler.planning.fit import UNLIMITED, FittedOrders, FittedStep, fastest, fit_step
 from tncompiler.planning.machine import as_machine
+from tncompiler.planning.memory import peak_bytes
 from tncompiler.planning.options import Path, PlanOptions
 from tncompiler.planning.order import Pair, order_of_path
 from tncompiler.planning.plan import ContractionPlan, make_plan, program_digest
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.schedule import schedule
-from tncompiler.planning.slicing import Fitted, fit_program, largest_alive, sliced_names
+from tncompiler.planning.sliced_network import slice_program
+from tncompiler.planning.slicing import (
+    Cut,
+    Fitted,
+    apply_cuts,
+    fit_program,
+    largest_alive,
+)
 from tncompiler.problem import Nominal, Problem
 
 
@@ -143,8 +151,8 @@ class Compilation(Problem):
         def make() -> FittedOrders[Fitted]:
             limit, rates = self._limit, self._rates
             found = [
-                FittedOrders(orders, fit_program(program, nominal, limit, rates))
-                for program, orders in self._alternatives(dtypes, nominal, ())
+                FittedOrders(orders, fit_program(program, nominal, limit, rates, start=cuts))
+                for program, orders, cuts in self._alternatives(dtypes, nominal, ())
             ]
             best = fastest(found, limit)
             if best.fitted.peak > limit:
@@ -166,18 +174,39 @@ class Compilation(Problem):
 
     def _alternatives(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
-    ) -> Iterator[tuple[Program, Any]]:
-        """The scheduled program; under a limit also in the orders that other objectives give."""
-        first = self.scheduled(dtypes, nominal, wrt)
-        yield first
+    ) -> Iterator[tuple[Program, Any, tuple[Cut, ...]]]:
+        """The scheduled program; under a limit also in other orders, and with cuts to start from.
+
+        The others are the orders that other objectives give, and cotengra's for a sliced network.
+        """
+        program, orders = self.scheduled(dtypes, nominal, wrt)
+        yield program, orders, ()
         if self.options.memory_limit is None or self._is_given:
             return
-        seen = [first[1]]
+        seen = [orders]
         for minimize in ("memory", "flops"):
-            other = self._schedule(dtypes, nominal, wrt, replace(self.options, minimize=minimize))
-            if other[1] not in seen:
-                seen.append(other[1])
-                yield other
+            options = replace(self.options, minimize=minimize)
+            program, others = self._schedule(dtypes, nominal, wrt, options)
+            if others not in seen:
+                seen.append(others)
+                yield program, others, ()
+        yield from self._sliced_networks(dtypes, nominal, orders)
+
+    def _sliced_networks(
+        self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any
+    ) -> Iterator[tuple[Program, Any, tuple[Cut, ...]]]:
+        """The program with its largest network sliced by cotengra, aimed lower until it fits."""
+        logical = self.logical(dtypes)
+        for share in (1, 2, 4, 8, 16, 32, 64):
+            target = max(self._limit // share, 1)
+            sliced = slice_program(logical, orders, nominal, target, self.options.seed)
+            if sliced is None:
+                return
+            program, made = schedule(logical, nominal, self.options, sliced.orders)
+            program = run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+            if peak_bytes(apply_cuts(program, sliced.cuts), nominal) <= self._limit or share == 64:
+                yield program, made, sliced.cuts
+                return
 
     @property
     def _is_given(self) -> bool:
@@ -255,11 +284,11 @@ class Compilation(Problem):
             limit, count = self._limit, len(self.outputs)
             recompute = str(self.options.recompute)
             found = []
-            for program, orders in self._alternatives(dtypes, nominal, wrt):
+            for program, orders, cuts in self._alternatives(dtypes, nominal, wrt):
                 joint, _ = schedule(adjoint(program, wrt), nominal, self.options)
                 joint = run_passes(joint, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
                 show(3, "joint program", joint.to_text())
-                step = fit_step(joint, count, nominal, limit, self._rates, recompute)
+                step = fit_step(joint, count, nominal, limit, self._rates, recompute, cuts)
                 found.append(FittedOrders(orders, step))
             best = fastest(found, limit)
             if best.fitted.peak > limit:
@@ -344,18 +373,17 @@ class Compilation(Problem):
             fitted = step.fitted
             joint = self.joint(dtypes, nominal, wrt)
             plan = make_plan(logical, joint, step.orders, nominal, self.options.minimize)
-            cuts = (*fitted.forward_cuts, *fitted.backward_cuts)
             return replace(
                 plan,
                 peak_memory=fitted.peak,
                 saved=fitted.programs.saved,
                 recomputed=fitted.programs.recomputed,
-                sliced_indices=sliced_names(joint, cuts),
+                sliced_indices=fitted.sliced,
             )
         whole = self.inference(dtypes, nominal)
         program = whole.fitted.program
         plan = make_plan(logical, program, whole.orders, nominal, self.options.minimize)
-        return replace(plan, sliced_indices=sliced_names(program, whole.fitted.cuts))
+        return replace(plan, sliced_indices=whole.fitted.sliced)
 
     def default_dtypes(self, default: str) -> tuple[str, ...]:
         """The dtypes of a call in which undecided leaves have `default`."""

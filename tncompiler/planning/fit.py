@@ -27,11 +27,15 @@ T = TypeVar("T", "Fitted", "FittedStep")
 
 @dataclass(frozen=True, slots=True)
 class FittedStep:
-    """A training step: its programs, the cuts in each, its peak and its predicted microseconds."""
+    """A training step: its programs, the cuts in each, its peak and its predicted microseconds.
+
+    ``sliced``: what the indices of the cuts are called.
+    """
 
     programs: TrainingPrograms
     forward_cuts: tuple[Cut, ...]
     backward_cuts: tuple[Cut, ...]
+    sliced: tuple[str, ...]
     peak: int
     time_us: float
 
@@ -53,47 +57,55 @@ def fastest(found: Sequence[FittedOrders[T]], limit: int) -> FittedOrders[T]:
 
 
 def fit_step(
-    joint: Program, count: int, nominal: Binding, limit: int, rates: Rates, recompute: str
+    joint: Program,
+    count: int,
+    nominal: Binding,
+    limit: int,
+    rates: Rates,
+    recompute: str,
+    start: tuple[Cut, ...] = (),
 ) -> FittedStep:
     """The fastest step inside the limit that was found, else the one with the lowest peak.
 
     ``count``: outputs of the joint program that are no gradients. ``recompute``: "auto", "never"
-    or "always".
+    or "always". ``start``: cuts that are made before any other where there must be some.
     """
-    found = list(_steps(joint, count, nominal, limit, rates, recompute))
+    choices = _choices(joint, count, nominal, limit, rates, recompute)
+    found = [_sliced(cut, nominal, limit, rates, start) for cut in choices]
     enough = [step for step in found if step.peak <= limit]
     if enough:
         return min(enough, key=lambda step: step.time_us)
     return min(found, key=lambda step: step.peak)
 
 
-def _steps(
+def _choices(
     joint: Program, count: int, nominal: Binding, limit: int, rates: Rates, recompute: str
-) -> Iterator[FittedStep]:
+) -> Iterator[TrainingPrograms]:
+    """The step with the values kept that are best without loops; and with all, and with none."""
     outputs = frozenset(joint.outputs[:count])
-    if recompute == "never":
-        yield _sliced(partition(joint, count), nominal, limit, rates)
-        return
-    if recompute == "always":
-        yield _sliced(partition(joint, count, outputs), nominal, limit, rates)
+    if recompute != "auto":
+        yield partition(joint, count, outputs if recompute == "always" else None)
         return
     kept = choose_kept(joint, count, nominal, limit, rates)
     everything = partition(joint, count)
     if kept is not None:
-        yield _sliced(partition(joint, count, kept), nominal, limit, rates)
+        yield partition(joint, count, kept)
         if kept.issuperset(everything.saved):
             return
-    yield _sliced(everything, nominal, limit, rates)
-    yield _sliced(partition(joint, count, outputs), nominal, limit, rates)
+    yield everything
+    yield partition(joint, count, outputs)
 
 
-def _sliced(cut: TrainingPrograms, nominal: Binding, limit: int, rates: Rates) -> FittedStep:
+def _sliced(
+    cut: TrainingPrograms, nominal: Binding, limit: int, rates: Rates, start: tuple[Cut, ...]
+) -> FittedStep:
     """The step as it is where it fits, else with loops in whichever program takes too much."""
     held = held_bytes(cut.forward, nominal)
-    forward = fit_program(cut.forward, nominal, limit, rates)
+    forward = fit_program(cut.forward, nominal, limit, rates, start=start)
     taken = names_within(forward.program)
-    backward = fit_program(cut.backward, nominal, limit - held, rates, taken)
+    backward = fit_program(cut.backward, nominal, limit - held, rates, taken, start)
     programs = replace(cut, forward=forward.program, backward=backward.program)
     time_us = program_us(forward.program, nominal, rates) + backward.time_us
     peak = step_peak(programs, nominal)
-    return FittedStep(programs, forward.cuts, backward.cuts, peak, time_us)
+    sliced = tuple(dict.fromkeys((*forward.sliced, *backward.sliced)))
+    return FittedStep(programs, forward.cuts, backward.cuts, sliced, peak, time_us)

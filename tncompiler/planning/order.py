@@ -36,7 +36,7 @@ def contraction_order(
     terms: list[list[str]] = [[letter(label) for label in labels] for labels in inputs]
     known: dict[str, float] = {letter(k): float(max(size, 1)) for k, size in sizes.items()}
     out: list[str] = [letter(label) for label in dict.fromkeys(output)]
-    return _pairs(_search(terms, out, known, options), len(inputs))
+    return split_path(_search(terms, out, known, options), len(inputs))
 
 
 class _Letter(str):
@@ -124,7 +124,7 @@ def order_of_path(
     kept = [k for k in range(count) if k not in scalars]
     alias.update({old: new for new, old in enumerate(kept)})
     pairs: list[Pair] = []
-    for old, (left, right) in enumerate(_pairs(linear_to_ssa(path, count), count), start=count):
+    for old, (left, right) in enumerate(split_path(linear_to_ssa(path, count), count), start=count):
         a, b = alias[left], alias[right]
         if a is not None and b is not None:
             pairs.append((a, b))
@@ -134,7 +134,7 @@ def order_of_path(
     return tuple(pairs)
 
 
-def _pairs(path: Sequence[Sequence[int]], count: int) -> tuple[Pair, ...]:
+def split_path(path: Sequence[Sequence[int]], count: int) -> tuple[Pair, ...]:
     """The path with single-tensor steps followed through and larger ones split into pairs."""
     alias: dict[int, int] = {}
     pairs: list[Pair] = []

@@ -1,7 +1,8 @@
 """Which computed values a training step keeps for its backward pass, and which it makes again.
 
-In: the joint program, integers for its free sizes, bytes. Out: the values to keep. Exact for programs with few intermediates; for larger ones values are dropped one by one, the
-one first that saves most bytes for its time.
+In: the joint program, integers for its free sizes, bytes. Out: the values to keep. Exact for
+programs with few intermediates; for larger ones values are dropped one by one, the one first that
+saves most bytes for its time.
 """
 
 from __future__ import annotations

@@ -1,76 +1,127 @@
 """Fit a scheduled program into a limit of memory by computing along indices block by block.
 
-In: a program, integers for its free sizes, bytes. Out: the cuts that were made, in order, and the
-program with their loops. Greedy: while the peak is too high, the cut after which it is lowest; as
-soon as one cut is enough, the fastest of those that are, in the widest blocks that fit.
+In: a program, integers for its free sizes, bytes. Out: the cuts that were made and the program with
+their loops. Greedy: while the peak is too high, the cut after which it is lowest; as soon as one
+more is enough, the fastest of those that are, in the widest blocks that fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 
 from tncompiler.ir.passes.slicing import Axis, linked_axes, names_within, slice_index
-from tncompiler.ir.program import Loop, Program, Step, Value
+from tncompiler.ir.program import Loop, Pick, Program, Step, Value
 from tncompiler.ir.sizes import Binding, evaluate
-from tncompiler.planning.memory import SUM_RADIX, live_bytes, nbytes, owners, peak_bytes, within
+from tncompiler.planning.memory import (
+    SUM_RADIX,
+    Moment,
+    live_bytes,
+    nbytes,
+    peak_bytes,
+    within,
+)
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.timing import program_us
 
 _MOST_CUTS = 32
+_MOST_STEPS = 20_000  # that a search looks at, over all the programs that it tries
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cut:
-    """An axis of a value along whose index is computed, `width` positions at a time."""
+    """An axis of a value along whose index is computed, `width` positions at a time.
+
+    ``sink``: whether what a loop alone reads is made in it, for every block anew.
+    """
 
     value: str
     axis: int
     width: int
+    sink: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A program with loops, the cuts that made them, its peak and its predicted microseconds."""
+    """A program with loops, the cuts that made them, its peak and its predicted microseconds.
+
+    ``sliced``: what the indices of the cuts are called.
+    """
 
     program: Program
     cuts: tuple[Cut, ...]
+    sliced: tuple[str, ...]
     peak: int
     time_us: float
+
+
+# ---------------------------------------------------------------------------- cuts → loops
 
 
 def apply_cuts(
     program: Program, cuts: Iterable[Cut], avoid: Collection[str] = frozenset()
 ) -> Program:
-    """The program with a loop for each cut, later ones inside earlier ones where they meet.
+    """The program with a loop for each cut, the index that lives longest outermost.
 
-    ``avoid``: names that are in use around the program.
+    Cuts name values of the program as it is given. ``avoid``: names that are in use around it.
     """
-    for cut in cuts:
-        program = _apply(program, cut, frozenset(names_within(program)).union(avoid))
+    members = _members(program)
+    lives = _last_steps(program, members)
+    links = {axis: root for root, axes in members.items() for axis in axes}
+    named = {(cut.value, cut.axis): cut for cut in cuts}
+    wanted = {links[axis]: cut for axis, cut in named.items() if axis in links}
+    taken = names_within(program).union(avoid)
+    for root in sorted(wanted, key=lambda root: -lives[root]):
+        program = _apply(program, members[root], wanted[root], taken)
+        taken |= names_within(program)
     return program
 
 
-def _apply(
-    program: Program, cut: Cut, avoid: frozenset[str], links: dict[Axis, Axis] | None = None
-) -> Program:
-    if cut.value in program.values:
-        program = slice_index(program, (cut.value, cut.axis), cut.width, avoid, links)
-    return program.with_steps(_inside(step, cut, avoid) for step in program.steps)
+def _members(program: Program) -> dict[Axis, set[Axis]]:
+    """The axes of each index, by the first of them."""
+    found: dict[Axis, set[Axis]] = {}
+    for axis, root in linked_axes(program).items():
+        found.setdefault(root, set()).add(axis)
+    return found
 
 
-def _inside(step: Step, cut: Cut, avoid: frozenset[str]) -> Step:
-    """The step; a loop that reads the value whole, or makes it, with the cut in its body."""
-    op = step.op
-    if not isinstance(op, Loop):
+def _last_steps(program: Program, members: Mapping[Axis, Collection[Axis]]) -> dict[Axis, int]:
+    """The last step that carries or sums each index; beyond the end if an output carries it."""
+    last = {argument.value.name: 0 for argument in program.arguments}
+    for position, step in enumerate(program.steps):
+        last.update(dict.fromkeys((*step.operands, step.out.name), position))
+    last.update(dict.fromkeys(program.outputs, len(program.steps)))
+    return {root: max(last[name] for name, _ in axes) for root, axes in members.items()}
+
+
+def _apply(program: Program, members: Collection[Axis], cut: Cut, avoid: set[str]) -> Program:
+    """The index in loops: here, and in the bodies of the loops that are here already."""
+    older = {step.out.name for step in program.steps if isinstance(step.op, Loop)}
+    links = linked_axes(program)
+    for root in dict.fromkeys(links[axis] for axis in sorted(members) if axis in links):
+        program = slice_index(program, root, cut.width, sink=cut.sink, avoid=avoid)
+    return program.with_steps(
+        _inside(program, step, members, cut, avoid) if step.out.name in older else step
+        for step in program.steps
+    )
+
+
+def _inside(
+    program: Program, step: Step, members: Collection[Axis], cut: Cut, avoid: set[str]
+) -> Step:
+    loop: Loop = step.op  # type: ignore[assignment]
+    inner = {axis for axis in members if axis[0] in loop.body.producers}
+    for name, sliced, argument in zip(step.operands, loop.sliced, loop.body.arguments, strict=True):
+        inner |= {(argument.value.name, k) for n, k in members if n == name and k != sliced}
+    for other in program.steps:
+        if isinstance(other.op, Pick) and other.operands == (step.out.name,):
+            made, joined = loop.body.outputs[other.op.position], loop.joined[other.op.position]
+            inner |= {(made, k) for n, k in members if n == other.out.name and k != joined}
+    if not inner:
         return step
-    body = op.body
-    if cut.value in names_within(body) and cut.value not in step.operands:
-        body = _apply(body, cut, avoid)
-    for name, axis, argument in zip(step.operands, op.sliced, body.arguments, strict=True):
-        if name == cut.value and axis != cut.axis:
-            body = _apply(body, replace(cut, value=argument.value.name), avoid)
-    return step if body is op.body else replace(step, op=replace(op, body=body))
+    body = _apply(loop.body, inner, cut, avoid)
+    return step if body is loop.body else replace(step, op=replace(loop, body=body))
 
 
 # ---------------------------------------------------------------------------- the search
@@ -82,24 +133,27 @@ def fit_program(
     limit: int,
     rates: Rates,
     avoid: Collection[str] = frozenset(),
+    start: tuple[Cut, ...] = (),
 ) -> Fitted:
     """The program inside the limit if cuts can bring it there, else as low as they can.
 
-    ``avoid``: names that are in use around the program.
+    ``avoid``: names that are in use around the program. ``start``: cuts that are made before any
+    other, if the program does not fit without.
     """
-    numbers = _numeric(program, nominal)
+    numbers = numeric(program, nominal)
     search = _Search(numbers, limit, rates, frozenset(avoid))
-    cuts = search.cuts() if peak_bytes(numbers, {}) > limit else ()
+    cuts = search.cuts(start) if peak_bytes(numbers, {}) > limit else ()
     fitted = apply_cuts(numbers, cuts, avoid)
     return Fitted(
         apply_cuts(program, cuts, avoid),
         cuts,
+        tuple(dict.fromkeys(program.values[cut.value].axes[cut.axis] for cut in cuts)),
         peak_bytes(fitted, {}),
         program_us(fitted, {}, rates),
     )
 
 
-def _numeric(program: Program, nominal: Binding) -> Program:
+def numeric(program: Program, nominal: Binding) -> Program:
     """The program with numbers for its sizes, to be measured and not to be run."""
 
     def at(value: Value) -> Value:
@@ -110,6 +164,14 @@ def _numeric(program: Program, nominal: Binding) -> Program:
     return replace(program, arguments=arguments, steps=steps)
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class _Load:
+    """How far a program is from fitting: its peak, and what all steps take too much together."""
+
+    peak: int
+    excess: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Search:
     program: Program
@@ -117,98 +179,77 @@ class _Search:
     rates: Rates
     avoid: frozenset[str]
 
-    def cuts(self) -> tuple[Cut, ...]:
+    def cuts(self, start: tuple[Cut, ...]) -> tuple[Cut, ...]:
         """The cuts that fit the program, or bring it as low as they can."""
-        program, cuts = self.program, list[Cut]()
-        peak = peak_bytes(program, {})
-        while peak > self.limit and len(cuts) < _MOST_CUTS:
-            tried = self._tried(program)
-            enough = [cut for lower, _, cut in tried if lower <= self.limit]
+        cuts, load, seen = start, self._load(start), 0
+        while load.excess and len(cuts) < _MOST_CUTS and seen < _MOST_STEPS:
+            tried = list(self._tried(cuts))
+            seen += len(tried) * len(self.program.steps)
+            enough = [cut for after, cut in tried if not after.excess]
             if enough:
-                return (*cuts, self._fastest(program, enough))
-            lower, _, cut = min(tried, default=(peak, 0, None))
-            if cut is None or lower >= peak:
+                return min(self._widened((*cuts, cut)) for cut in enough)[1]
+            after, cut = min(tried, default=(load, None))
+            if cut is None or after >= load:
                 break
-            program, peak = apply_cuts(program, [cut], self.avoid), lower
-            cuts.append(cut)
-        return tuple(cuts)
+            cuts, load = (*cuts, cut), after
+        return cuts
 
-    def _tried(self, program: Program) -> list[tuple[int, int, Cut]]:
-        """Each cut worth trying with the peak after it, and its number.
+    def _load(self, cuts: tuple[Cut, ...]) -> _Load:
+        program = apply_cuts(self.program, cuts, self.avoid)
+        live = [live for _, live in live_bytes(program, {})]
+        excess = sum(max(one - self.limit, 0) for one in live)
+        return _Load(max(live, default=0), excess)
 
-        Few blocks take least for their sums; where they help and are not enough, one position at a
-        time takes least for the blocks.
+    def _tried(self, cuts: tuple[Cut, ...]) -> Iterator[tuple[_Load, Cut]]:
+        """Each further cut with what is left to do after it.
+
+        Few blocks take least for their sums, one position at a time takes least for the blocks;
+        what is made before a loop takes memory, made in it, time.
         """
-        links, avoid = linked_axes(program), frozenset(names_within(program)).union(self.avoid)
-        found, before = list[tuple[int, int, Cut]](), peak_bytes(program, {})
-        for number, (cut, size) in enumerate(_moves(program, self.limit)):
-            for width in dict.fromkeys((-(-size // SUM_RADIX), 1)):
-                narrow = replace(cut, width=width)
-                peak = peak_bytes(_apply(program, narrow, avoid, links), {})
-                found.append((peak, number, narrow))
-                if peak <= self.limit or peak >= before:
+        links = linked_axes(self.program)
+        done = {links[cut.value, cut.axis] for cut in cuts}
+        for name, axis in dict.fromkeys(links.values()):
+            size = evaluate(self.program.values[name].shape[axis], {})
+            if size < 2 or (name, axis) in done:
+                continue
+            widths = dict.fromkeys((-(-size // SUM_RADIX), 1))
+            for width, sink in product(widths, (False, True)):
+                cut = Cut(name, axis, width, sink)
+                after = self._load((*cuts, cut))
+                yield after, cut
+                if not after.excess:
                     break
-        return found
 
-    def _fastest(self, program: Program, cuts: Iterable[Cut]) -> Cut:
-        """The fastest of cuts that fit, each in the widest blocks that do."""
-        best: dict[tuple[str, int], Cut] = {}
-        for cut in cuts:
-            best[cut.value, cut.axis] = max(
-                cut, best.get((cut.value, cut.axis), cut), key=lambda cut: cut.width
-            )
-        widened = [self._widened(program, cut) for cut in best.values()]
-        return min(widened)[2]
-
-    def _widened(self, program: Program, cut: Cut) -> tuple[float, int, Cut]:
-        fitted = apply_cuts(program, [cut], self.avoid)
-        while True:
-            wider = replace(cut, width=2 * cut.width)
-            tried = apply_cuts(program, [wider], self.avoid)
-            if tried == fitted or peak_bytes(tried, {}) > self.limit:
-                return program_us(fitted, {}, self.rates), -cut.width, cut
-            cut, fitted = wider, tried
+    def _widened(self, cuts: tuple[Cut, ...]) -> tuple[float, tuple[Cut, ...]]:
+        """The cuts in the widest blocks that fit, the last one first, and the time they take."""
+        fitted = apply_cuts(self.program, cuts, self.avoid)
+        for position in reversed(range(len(cuts))):
+            while True:
+                cut = replace(cuts[position], width=2 * cuts[position].width)
+                wider = (*cuts[:position], cut, *cuts[position + 1 :])
+                tried = apply_cuts(self.program, wider, self.avoid)
+                if tried == fitted or peak_bytes(tried, {}) > self.limit:
+                    break
+                cuts, fitted = wider, tried
+        return program_us(fitted, {}, self.rates), cuts
 
 
-def _moves(program: Program, limit: int) -> Iterator[tuple[Cut, int]]:
-    """Each index of the program, and of loops whose bodies take too much, with its size."""
-    for name, axis in dict.fromkeys(linked_axes(program).values()):
-        size = evaluate(program.values[name].shape[axis], {})
-        if size > 1:
-            yield Cut(name, axis, 1), size
-    for moment, live in live_bytes(program, {}):
-        loop = moment.step.op
-        if live > limit and isinstance(loop, Loop):
-            inner = [argument.value.name for argument in loop.body.arguments]
-            outside = dict(zip(inner, moment.step.operands, strict=True))
-            body = _numeric(loop.body, within(loop, {}))
-            for cut, size in _moves(body, limit - live):
-                yield replace(cut, value=outside.get(cut.value, cut.value)), size
+# ---------------------------------------------------------------------------- what to say of it
 
 
 def largest_alive(program: Program, nominal: Binding) -> tuple[str, int]:
     """The computed value with the most bytes that is alive at the peak, in loops too."""
-    held: dict[str, int] = {}
-    best: tuple[int, tuple[str, int]] = (-1, ("", 0))
-    owner = owners(program)
-    for moment, live in live_bytes(program, nominal):
-        held.update((name, nbytes(program.values[name]).evaluate(nominal)) for name in moment.made)
-        if live > best[0] and held:
-            name = max(held, key=lambda name: held[name])
-            best = (live, (name, held[name]))
-            if isinstance(moment.step.op, Loop):
-                inner = largest_alive(moment.step.op.body, within(moment.step.op, nominal))
-                best = (live, max(best[1], inner, key=lambda found: found[1]))
+    numbers = numeric(program, nominal)
+    alive: dict[str, None] = {}
+    best: tuple[int, Moment | None, list[str]] = (0, None, [])
+    for moment, live in live_bytes(numbers, {}):
+        alive.update(dict.fromkeys(moment.made))
+        if live > best[0]:
+            best = (live, moment, list(alive))
         for name in moment.freed:
-            held.pop(owner.get(name, name), None)
-    return best[1]
-
-
-def sliced_names(program: Program, cuts: Sequence[Cut]) -> tuple[str, ...]:
-    """What the indices of the cuts are called."""
-    values, pending = dict(program.values), [program]
-    while pending:
-        current = pending.pop()
-        values.update(current.values)
-        pending += [step.op.body for step in current.steps if isinstance(step.op, Loop)]
-    return tuple(dict.fromkeys(values[cut.value].axes[cut.axis] for cut in cuts))
+            alive.pop(name, None)
+    _, at, names = best
+    found = [(name, nbytes(numbers.values[name]).evaluate({})) for name in names]
+    if at is not None and isinstance(at.step.op, Loop):
+        found.append(largest_alive(at.step.op.body, within(at.step.op, {})))
+    return max(found, key=lambda item: item[1], default=("", 0))

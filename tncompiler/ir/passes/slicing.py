@@ -126,15 +126,22 @@ def slice_index(
     program: Program,
     axis: Axis,
     width: int,
+    *,
+    sink: bool = False,
     avoid: Collection[str] = (),
     links: Mapping[Axis, Axis] | None = None,
 ) -> Program:
     """The program with loops over the index of `axis`; itself where nothing can go into one.
 
-    ``width``: positions of a block. ``avoid``: names, of values and sizes, that are in use around
-    the program. ``links``: the program's `linked_axes`, if they are known already.
+    ``width``: positions of a block. ``sink``: whether what a loop alone reads is made in it, again
+    for every block, rather than once before it, where it takes memory. ``avoid``: names, of values
+    and sizes, that are in use around the program. ``links``: the program's `linked_axes`, if they
+    are known already.
     """
-    return _Slicing(program, axis, width, avoid, links or linked_axes(program)).program()
+    slicing = _Slicing(program, axis, width, avoid, links or linked_axes(program))
+    if sink:
+        slicing.sink()
+    return slicing.program()
 
 
 def names_within(program: Program) -> set[str]:
@@ -206,6 +213,21 @@ class _Slicing:
                     phase = max(phase, place.phase + (place.inside and not together))
             places[step.out.name] = _Place(phase, inside)
         return places
+
+    def sink(self) -> None:
+        """Move steps that only one loop reads into it."""
+        readers: dict[str, set[_Place]] = {name: set() for name in self.source.outputs}
+        elsewhere = _Place(-1, inside=False)
+        for name in self.source.outputs:
+            readers[name].add(elsewhere)
+        for step in reversed(self.source.steps):
+            places = readers.get(step.out.name, {elsewhere})
+            if not isinstance(step.op, Literal | Loop | Pick) and len(places) == 1:
+                (place,) = places
+                if place.inside and not self.places[step.out.name].inside:
+                    self.places[step.out.name] = place
+            for name in step.operands:
+                readers.setdefault(name, set()).add(self.places[step.out.name])
 
     def _fits(self, step: Step) -> bool:
         """Whether the step works along the index position by position, or sums over it."""
