@@ -177,12 +177,19 @@ class Compilation(Problem):
     ) -> Iterator[tuple[Program, Any, tuple[Cut, ...]]]:
         """The scheduled program; under a limit also in other orders, and with cuts to start from.
 
-        The others are the orders that other objectives give, and cotengra's for a sliced network.
+        The others are the orders that other objectives give; where a network is large, cotengra's
+        order for it sliced is the only one.
         """
         program, orders = self.scheduled(dtypes, nominal, wrt)
-        yield program, orders, ()
-        if self.options.memory_limit is None or self._is_given:
+        fits = not wrt and peak_bytes(program, nominal) <= self._limit
+        if self.options.memory_limit is None or self._is_given or fits:
+            yield program, orders, ()
             return
+        networks = list(self._sliced_networks(dtypes, nominal, orders))
+        yield from networks
+        if networks:
+            return
+        yield program, orders, ()
         seen = [orders]
         for minimize in ("memory", "flops"):
             options = replace(self.options, minimize=minimize)
@@ -190,7 +197,6 @@ class Compilation(Problem):
             if others not in seen:
                 seen.append(others)
                 yield program, others, ()
-        yield from self._sliced_networks(dtypes, nominal, orders)
 
     def _sliced_networks(
         self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any

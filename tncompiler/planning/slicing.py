@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 
 from tncompiler.ir.passes.slicing import Axis, linked_axes, names_within, slice_index
 from tncompiler.ir.program import Loop, Pick, Program, Step, Value
@@ -26,7 +26,7 @@ from tncompiler.planning.rates import Rates
 from tncompiler.planning.timing import program_us
 
 _MOST_CUTS = 32
-_MOST_STEPS = 20_000  # that a search looks at, over all the programs that it tries
+_MOST_STEPS = 8_000  # that a search looks at, over all the programs that it tries
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -181,10 +181,11 @@ class _Search:
 
     def cuts(self, start: tuple[Cut, ...]) -> tuple[Cut, ...]:
         """The cuts that fit the program, or bring it as low as they can."""
-        cuts, load, seen = start, self._load(start), 0
-        while load.excess and len(cuts) < _MOST_CUTS and seen < _MOST_STEPS:
-            tried = list(self._tried(cuts))
-            seen += len(tried) * len(self.program.steps)
+        cuts, load = start, self._load(start)
+        left = _MOST_STEPS // max(len(self.program.steps), 1)
+        while load.excess and len(cuts) < _MOST_CUTS and left > 0:
+            tried = list(islice(self._tried(cuts), left))
+            left -= len(tried)
             enough = [cut for after, cut in tried if not after.excess]
             if enough:
                 return min(self._widened((*cuts, cut)) for cut in enough)[1]
@@ -220,17 +221,20 @@ class _Search:
                 if not after.excess:
                     break
 
+    def _size(self, cut: Cut) -> int:
+        return evaluate(self.program.values[cut.value].shape[cut.axis], {})
+
     def _widened(self, cuts: tuple[Cut, ...]) -> tuple[float, tuple[Cut, ...]]:
         """The cuts in the widest blocks that fit, the last one first, and the time they take."""
         fitted = apply_cuts(self.program, cuts, self.avoid)
         for position in reversed(range(len(cuts))):
-            while True:
-                cut = replace(cuts[position], width=2 * cuts[position].width)
-                wider = (*cuts[:position], cut, *cuts[position + 1 :])
-                tried = apply_cuts(self.program, wider, self.avoid)
-                if tried == fitted or peak_bytes(tried, {}) > self.limit:
+            while (cut := cuts[position]).width < self._size(cut):
+                wider = replace(cut, width=2 * cut.width)
+                more = (*cuts[:position], wider, *cuts[position + 1 :])
+                tried = apply_cuts(self.program, more, self.avoid)
+                if peak_bytes(tried, {}) > self.limit:
                     break
-                cuts, fitted = wider, tried
+                cuts, fitted = more, tried
         return program_us(fitted, {}, self.rates), cuts
 
 
@@ -239,17 +243,16 @@ class _Search:
 
 def largest_alive(program: Program, nominal: Binding) -> tuple[str, int]:
     """The computed value with the most bytes that is alive at the peak, in loops too."""
-    numbers = numeric(program, nominal)
     alive: dict[str, None] = {}
     best: tuple[int, Moment | None, list[str]] = (0, None, [])
-    for moment, live in live_bytes(numbers, {}):
+    for moment, live in live_bytes(program, nominal):
         alive.update(dict.fromkeys(moment.made))
         if live > best[0]:
             best = (live, moment, list(alive))
         for name in moment.freed:
             alive.pop(name, None)
     _, at, names = best
-    found = [(name, nbytes(numbers.values[name]).evaluate({})) for name in names]
+    found = [(name, nbytes(program.values[name]).evaluate(nominal)) for name in names]
     if at is not None and isinstance(at.step.op, Loop):
-        found.append(largest_alive(at.step.op.body, within(at.step.op, {})))
+        found.append(largest_alive(at.step.op.body, within(at.step.op, nominal)))
     return max(found, key=lambda item: item[1], default=("", 0))
