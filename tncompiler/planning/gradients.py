@@ -10,7 +10,7 @@ each gradient may come from another tree, and a set that is made anyway costs no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -24,7 +24,8 @@ Parts = dict[Tensors, tuple[Tensors, Tensors]]  # the two sets that a set is mad
 Tree = Mapping[Tensors, tuple[Tensors, Tensors]]
 
 GRADIENTS_UP_TO = 12  # tensors; beyond, looking costs more than there is to gain
-_FRESH_ORDERS = 2  # of the candidates for one gradient alone
+_OWN_ORDERS = 2  # of the candidates for one gradient alone
+_FEW = 4  # trees, the best for all gradients at once, that each gradient may move to
 _ROUNDS = 2
 
 
@@ -129,19 +130,20 @@ def best_gradients(
     """The gradients that go best with an order: all from its tree, from another, or each its own.
 
     Starts from the best tree for all gradients at once and then moves one gradient after the other,
-    the dearest first, to whatever tree makes the whole cheaper.
+    the dearest first, to a tree of its own or one of the best few, if the whole gets cheaper.
     """
     base = sets.tree(pairs)
     active = sorted(sets.network.active)
-    trees = [base, *(sets.tree(order) for order in orders)]
-    for operand in active:
-        trees += _own_trees(sets, base, operand, options)
+    own = {operand: _own_trees(sets, base, operand, options) for operand in active}
+    trees = [base, *map(sets.tree, orders), *(tree for found in own.values() for tree in found)]
     starts = [dict.fromkeys(active, tree) for tree in trees]
-    choice = min(starts, key=lambda choice: _total(sets, base, choice))
+    costs = [_total(sets, base, start) for start in starts]
+    ranked = sorted(range(len(trees)), key=costs.__getitem__)
+    choice, few = starts[ranked[0]], [base, *(trees[k] for k in ranked[:_FEW])]
     for _ in range(_ROUNDS):
         before = choice
         for operand in sorted(active, key=lambda k: -_own_cost(sets, base, before, k)):
-            choice = _moved(sets, base, choice, operand, trees)
+            choice = _moved(sets, base, choice, operand, [*few, *own[operand]])
         if choice == before:
             break
     return _numbered(sets, base, choice)
@@ -154,8 +156,9 @@ def may_replan(network: Network, options: PlanOptions) -> bool:
     return known and some and 2 < len(network.terms) <= GRADIENTS_UP_TO
 
 
-def _own_trees(sets: Sets, base: Tree, operand: int, options: PlanOptions) -> Iterator[Tree]:
+def _own_trees(sets: Sets, base: Tree, operand: int, options: PlanOptions) -> list[Tree]:
     """Trees for one gradient: over all other tensors, and over what the value's tree has made."""
+    trees: list[Tree] = []
     siblings, place = [], sets.gradient(operand)
     while place in base:
         place, sibling = base[place]
@@ -165,8 +168,9 @@ def _own_trees(sets: Sets, base: Tree, operand: int, options: PlanOptions) -> It
         terms = tuple(sets.terms(tensors) for tensors in leaves)
         output = sets.network.terms[operand]
         network = Network(terms, output, sets.network.sizes, sets.network.dtype)
-        for order in islice(candidate_orders(network, options.trials, options.seed), _FRESH_ORDERS):
-            yield {**below, **sets.tree(order, leaves)}
+        orders = candidate_orders(network, options.trials, options.seed)
+        trees += [{**below, **sets.tree(order, leaves)} for order in islice(orders, _OWN_ORDERS)]
+    return trees
 
 
 def _total(sets: Sets, base: Tree, choice: Mapping[int, Tree]) -> float:
