@@ -102,10 +102,34 @@ def _expression(terms: Any, output: str, sizes: dict[str, int], names: Any = Non
 
 def _layers() -> Iterator[Named]:
     for name, (rank, ins, outs) in LAYERS.items():
-        weight = getattr(tnc.formats, name)(rank, clamp=True).network(ins, outs)
-        legs = [i for i in weight.indices if i.name.startswith("i")]
         for batch in BATCHES:
-            (rows,) = tnc.indices("b", size=batch)
-            x = tnc.input("x", rows, *legs)
-            out = (rows, *(i for i in weight.indices if i not in legs))
-            yield f"{name}-b{batch}", tnc.contract(x, weight, out=out)
+            yield f"{name}-b{batch}", _layer(name, rank, ins, outs, batch)
+
+
+def _layer(name: str, rank: Any, ins: tuple[int, ...], outs: tuple[int, ...], batch: int) -> Any:
+    weight = getattr(tnc.formats, name)(rank, clamp=True).network(ins, outs)
+    legs = [i for i in weight.indices if i.name.startswith("i")]
+    (rows,) = tnc.indices("b", size=batch)
+    x = tnc.input("x", rows, *legs)
+    return tnc.contract(x, weight, out=(rows, *(i for i in weight.indices if i not in legs)))
+
+
+# name: (format, rank, input modes, output modes, batch); the first layer of a model, whose data
+# needs no gradient: the batch is best streamed for the value, and summed first for the gradients
+FIRST_LAYERS: dict[str, tuple[str, Any, tuple[int, ...], tuple[int, ...], int]] = {
+    "Tucker-r32": ("Tucker", 32, (24, 32), (48, 64), 512),
+    "Tucker-r40": ("Tucker", 40, (24, 32), (48, 64), 512),
+    "BlockTerm-r32": ("BlockTerm", 32, (24, 32), (48, 64), 512),
+    "HT-r28": ("HT", 28, (32, 32), (32, 32), 512),
+    "HT-r40": ("HT", 40, (64, 32), (32, 16), 2048),
+    "TT-r192": ("TT", 192, (16, 16), (64, 64), 2048),
+}
+
+
+def gradient_networks() -> list[tuple[str, Any, tuple[str, ...]]]:
+    """Networks that gain by gradients on trees of their own, with the leaves that need one."""
+    found = []
+    for name, (format_name, rank, ins, outs, batch) in FIRST_LAYERS.items():
+        expr = _layer(format_name, rank, ins, outs, batch)
+        found.append((name, expr, tuple(k.name for k in expr.leaves if k.kind == "param")))
+    return found

@@ -456,10 +456,10 @@ def mutated(data: Any, paths: list[tuple[Any, ...]], rng: random.Random) -> Any:
 
 def signed(data: Any) -> str:
     """Plan data with the checksum that belongs to it, as a forger would write it."""
-    from tncompiler.planning.plan import _checksum
+    from tncompiler.planning.plan import checksum_of
 
     data.pop("checksum", None)
-    return json.dumps({**data, "checksum": _checksum(data)})
+    return json.dumps({**data, "checksum": checksum_of(data)})
 
 
 def corrupted(text: str, rng: random.Random) -> str:

@@ -802,7 +802,7 @@ def test_plans_from_no_text_are_refused(text) -> None:
 
 def test_a_plan_with_a_repaired_checksum_cannot_do_harm() -> None:
     """Even a plan with a valid checksum must be a valid plan."""
-    from tncompiler.planning.plan import _checksum
+    from tncompiler.planning.plan import checksum_of
 
     expr = tnc.contract(*chain())
     data = json.loads(tnc.plan(expr).to_json())
@@ -818,7 +818,7 @@ def test_a_plan_with_a_repaired_checksum_cannot_do_harm() -> None:
     ]
     for pairs in bad:
         data["networks"][0]["pairs"] = pairs
-        text = json.dumps({**data, "checksum": _checksum(data)})
+        text = json.dumps({**data, "checksum": checksum_of(data)})
         with pytest.raises(TncError):
             numpy_of(expr, plan=tnc.ContractionPlan.from_json(text))(
                 *[rand(*t.shape) for t in chain()]

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _PUBLIC: dict[str, str] = {
     "compile": "tncompiler.api",
     "plan": "tncompiler.api",
+    "plan_family": "tncompiler.api",
     "einsum": "tncompiler.drop_in.einsum",
     "einsum_expression": "tncompiler.drop_in.expression",
     "contract_path": "tncompiler.drop_in.paths",
@@ -22,6 +23,7 @@ _PUBLIC: dict[str, str] = {
     "from_quimb": "tncompiler.ir.interchange.quimb",
     "PlanOptions": "tncompiler.planning.options",
     "ContractionPlan": "tncompiler.planning.plan",
+    "PlanFamily": "tncompiler.planning.family",
     "Expr": "tncompiler.ir.expressions",
     "TncError": "tncompiler.ir.errors",
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 from tncompiler.backends import emitter_of
 from tncompiler.compiler import Compilation
+from tncompiler.families import free_size, make_family
 from tncompiler.ir.dtypes import dtype_name, is_differentiable
 from tncompiler.ir.errors import (
     ArgumentError,
@@ -14,6 +15,7 @@ from tncompiler.ir.errors import (
     DTypeError,
 )
 from tncompiler.ir.origin import call_site
+from tncompiler.planning.family import PlanFamily
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.plan import ContractionPlan
 
@@ -89,3 +91,29 @@ def plan(
     given = {} if sizes is None else sizes
     compilation = Compilation(expr, None, given, options, parameters_known=False)
     return compilation.plan(compilation.nominal({}))
+
+
+def plan_family(
+    expr: Any,
+    symbol: Any,
+    low: int,
+    high: int,
+    *,
+    sizes: Mapping[Any, Any] | None = None,
+    options: PlanOptions | None = None,
+) -> PlanFamily:
+    """The plans that are best on parts of low … high, the range of one size.
+
+    ``symbol``: the size by Index, symbol or name. ``sizes`` gives the others; what is neither given
+    nor follows counts as 128. With ``options.training`` true, plans and costs are those of training
+    steps with all gradients. A compiled network picks its plans by the same rule; it is within 5 %
+    of the predicted time of a plan made for the very size. Raises: PlanError if there is no such
+    free size or the range is empty.
+    """
+    given = {} if sizes is None else sizes
+    compilation = Compilation(expr, None, given, options, parameters_known=False)
+    leaves = (*compilation.inputs, *compilation.params)
+    wrt = tuple(leaf.name for leaf in leaves if is_differentiable(leaf.dtype))
+    dtypes = compilation.default_dtypes("float32")
+    wanted = wrt if compilation.options.training is True else ()
+    return make_family(compilation, dtypes, free_size(compilation, symbol), (low, high), wanted)

@@ -28,7 +28,7 @@ class Specialisation:
         self.positions = tuple(names.index(name) for name in wrt)
         self.count = len(names)
         if wrt:
-            self.pair = compilation.training_executable(call.dtypes, call.nominal, wrt, backend)
+            self.pair = compilation.training_executable(call.dtypes, call.free, wrt, backend)
             arguments = [a.value.name for a in self.pair.backward.program.arguments]
             self.read = tuple(names.index(name) for name in arguments if name in names)
 
@@ -36,12 +36,12 @@ class Specialisation:
     def run(self) -> Callable[..., tuple[Any, ...]]:
         """The forward program, where no gradient is asked for."""
         call = self._call
-        return self._compilation.inference_executable(call.dtypes, call.nominal, self.backend).run
+        return self._compilation.inference_executable(call.dtypes, call.free, self.backend).run
 
     @cached_property
     def flat(self) -> Flat:
         """The forward program in operations that torch differentiates."""
-        return self._compilation.flat_executable(self._call.dtypes, self._call.nominal).run
+        return self._compilation.flat_executable(self._call.dtypes, self._call.free).run
 
 
 class NetworkFunction(torch.autograd.Function):

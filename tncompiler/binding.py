@@ -30,10 +30,10 @@ from tncompiler.ir.sizes import evaluate, render_size, solve_all, solve_for, sub
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a call's arrays say: dtypes of all leaves, and the sizes to plan for."""
+    """What a call's arrays say: dtypes of all leaves, the free sizes, and all sizes."""
 
     dtypes: tuple[str, ...]
-    nominal: dict[sympy.Symbol, int]
+    free: dict[sympy.Symbol, int]
     sizes: dict[sympy.Symbol, int]
 
 
@@ -98,8 +98,8 @@ def read_call(compilation: Compilation, arrays: Sequence[Any], default: str | No
     for leaf, name in zip(leaves, names, strict=True):
         _check_dtype(leaf, name, default)
     sizes = _read_sizes(compilation, arrays)
-    nominal = {symbol: _bucket(sizes[symbol]) for symbol in compilation.free_symbols}
-    return Call((default, *names), nominal, sizes)
+    free = {symbol: sizes[symbol] for symbol in compilation.free_symbols}
+    return Call((default, *names), free, sizes)
 
 
 def _check_dtype(leaf: Leaf, name: str, default: str) -> None:
@@ -196,9 +196,3 @@ def _match(item: tuple[Leaf, int, int], binding: dict[sympy.Symbol, int]) -> boo
             where=f"the {leaf.kind} declared at {leaf.origin}",
             fix="give arrays whose axes of one index have one size",
         ) from None
-
-
-def _bucket(size: int) -> int:
-    """The power of two nearest to a size in ratio: calls with near sizes share one plan."""
-    low = 1 << max(size.bit_length() - 1, 0)
-    return 2 * low if size * size > 2 * low * low else low

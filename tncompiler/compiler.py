@@ -16,19 +16,21 @@ from tncompiler.debug import show, watcher
 from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.lower import lower
-from tncompiler.ir.passes import LOGICAL_PASSES, SCHEDULED_PASSES, run_passes
-from tncompiler.ir.passes.adjoint import adjoint
+from tncompiler.ir.passes import LOGICAL_PASSES, MERGING_PASSES, SCHEDULED_PASSES, run_passes
+from tncompiler.ir.passes.adjoint import GradientOrder, adjoint
 from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.passes.tangent import tangent
 from tncompiler.ir.program import Contract, Program, operand_values
 from tncompiler.planning.choose import choose_orders
 from tncompiler.planning.fit import UNLIMITED, FittedOrders, FittedStep, fastest, fit_step
 from tncompiler.planning.machine import as_machine
-from tncompiler.planning.memory import peak_bytes
+from tncompiler.planning.memory import peak_bytes, step_peak
 from tncompiler.planning.options import Path, PlanOptions
 from tncompiler.planning.order import Pair, order_of_path
+from tncompiler.planning.pick import Picker, nearest_powers
 from tncompiler.planning.plan import ContractionPlan, make_plan, program_digest
 from tncompiler.planning.rates import Rates
+from tncompiler.planning.replan import choose_gradients, joint_cost, orders_cost
 from tncompiler.planning.schedule import schedule
 from tncompiler.planning.sliced_network import slice_program
 from tncompiler.planning.slicing import (
@@ -120,8 +122,11 @@ class Compilation(Problem):
     def scheduled(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...] = ()
     ) -> tuple[Program, Any]:
-        """The program, ordered for gradients by the leaves in `wrt`, and its networks' orders."""
-        return self._schedule(dtypes, nominal, wrt, self.options)
+        """The program, ordered for gradients by the leaves in `wrt`, and its networks' orders.
+
+        Free sizes are those of a call; the plan is that of `planned_sizes`.
+        """
+        return self._schedule(dtypes, self.planned_sizes(dtypes, nominal, wrt), wrt, self.options)
 
     def _schedule(
         self,
@@ -134,9 +139,9 @@ class Compilation(Problem):
             logical = self.logical(dtypes)
             orders = self._orders(logical)
             if orders is None:
-                orders = choose_orders(logical, nominal, options, self._planned_for(wrt))
+                orders = self._chosen(dtypes, nominal, wrt, options)
             program, orders = schedule(logical, nominal, options, orders)
-            finished = run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+            finished = self._finished(program, nominal)
             show(1, "orders", "\n".join(f"{name}: {pairs}" for name, pairs in orders.items()))
             show(3, "scheduled program", finished.to_text())
             return finished, orders
@@ -145,8 +150,58 @@ class Compilation(Problem):
             ("scheduled", dtypes, tuple(nominal.items()), wrt, options.minimize), make
         )
 
+    def _chosen(
+        self,
+        dtypes: tuple[str, ...],
+        nominal: Nominal,
+        wrt: tuple[str, ...],
+        options: PlanOptions,
+    ) -> Mapping[str, tuple[Pair, ...]]:
+        """The best orders at these very sizes."""
+
+        def make() -> Mapping[str, tuple[Pair, ...]]:
+            wanted = self._planned_for(wrt)
+            return choose_orders(self.logical(dtypes), nominal, options, wanted)
+
+        return self._once(  # type: ignore[no-any-return]
+            ("chosen", dtypes, tuple(nominal.items()), wrt, options.minimize), make
+        )
+
+    def _finished(self, program: Program, nominal: Nominal) -> Program:
+        """A scheduled program after all passes; one value for sizes that come to the same."""
+
+        def make() -> Program:
+            return run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+
+        return self._once(("finished", program), make) if nominal else make()
+
+    def planned_sizes(
+        self, dtypes: tuple[str, ...], sizes: Nominal, wrt: tuple[str, ...] = ()
+    ) -> Nominal:
+        """The sizes whose plan runs at `sizes`: powers of two around them; see planning/pick.py.
+
+        Where orders are given, or come from a search that is not cheap, the nearest ones. Under a
+        limit of memory the very sizes: what fits at others says nothing.
+        """
+        if not sizes or self.options.memory_limit is not None:
+            return sizes
+        if self._is_given or self.options.search != "auto":
+            return nearest_powers(sizes)
+
+        def make() -> Picker:
+            program, wanted = self.logical(dtypes), self._planned_for(wrt)
+
+            def cost(orders: Mapping[str, tuple[Pair, ...]], at: Nominal) -> float:
+                return orders_cost(program, orders, at, self.options, wanted)
+
+            return Picker(lambda at: self._chosen(dtypes, at, wrt, self.options), cost)
+
+        picker: Picker = self._once(("picker", dtypes, wrt), make)
+        return picker.pick(sizes)
+
     def inference(self, dtypes: tuple[str, ...], nominal: Nominal) -> FittedOrders[Fitted]:
         """The program that runs where no gradient is asked for, inside the limit of memory."""
+        nominal = self.planned_sizes(dtypes, nominal)
 
         def make() -> FittedOrders[Fitted]:
             limit, rates = self._limit, self._rates
@@ -285,14 +340,13 @@ class Compilation(Problem):
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
     ) -> FittedOrders[FittedStep]:
         """Forward and backward programs inside the limit of memory, and how they were chosen."""
+        nominal = self.planned_sizes(dtypes, nominal, wrt)
 
         def make() -> FittedOrders[FittedStep]:
             limit, count = self._limit, len(self.outputs)
             recompute = str(self.options.recompute)
             found = []
-            for program, orders, cuts in self._alternatives(dtypes, nominal, wrt):
-                joint, _ = schedule(adjoint(program, wrt), nominal, self.options)
-                joint = run_passes(joint, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+            for joint, orders, cuts in self._joints(dtypes, nominal, wrt):
                 show(3, "joint program", joint.to_text())
                 step = fit_step(joint, count, nominal, limit, self._rates, recompute, cuts)
                 found.append(FittedOrders(orders, step))
@@ -309,6 +363,47 @@ class Compilation(Problem):
         return self._once(  # type: ignore[no-any-return]
             ("training", dtypes, tuple(nominal.items()), wrt), make
         )
+
+    def _joints(
+        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
+    ) -> list[tuple[Program, Any, tuple[Cut, ...]]]:
+        """Programs with their gradients, orders, and cuts to start from: the cheapest one.
+
+        Under a limit of memory all of them, since any may be the one that fits.
+        """
+        found, tried = [], []
+        for program, orders, cuts in self._alternatives(dtypes, nominal, wrt):
+            found.append((self._differentiated(program, wrt, nominal), orders, cuts))
+            tried += [] if cuts else [orders]
+        alone = self.scheduled(dtypes, nominal)[1]  # for the value; gradients from other trees
+        for orders in [*tried, *([] if alone in tried else [alone])]:
+            joints = self._replanned(dtypes, nominal, wrt, orders)
+            found += [(joint, orders, ()) for joint in joints]
+        if self.options.memory_limit is not None:
+            return found
+        return [min(found, key=lambda one: joint_cost(one[0], nominal, self.options))]
+
+    def _replanned(
+        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...], orders: Any
+    ) -> Iterator[Program]:
+        """The program in these orders with gradients on trees of their own; none if no gain."""
+        logical, wanted = self.logical(dtypes), self._planned_for(wrt)
+        gradients = choose_gradients(logical, orders, nominal, self.options, wanted)
+        if gradients:
+            ordered, _ = schedule(logical, nominal, self.options, orders)
+            ordered = run_passes(ordered, MERGING_PASSES, scheduled=True, watcher=watcher())
+            yield self._differentiated(ordered, wrt, nominal, gradients)
+
+    def _differentiated(
+        self,
+        program: Program,
+        wrt: tuple[str, ...],
+        nominal: Nominal,
+        gradients: Mapping[str, GradientOrder] | None = None,
+    ) -> Program:
+        """A scheduled program with its gradients, scheduled again."""
+        joint, _ = schedule(adjoint(program, wrt, orders=gradients), nominal, self.options)
+        return self._finished(joint, nominal)
 
     def joint(self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]) -> Program:
         """Forward and backward as one program."""
@@ -328,11 +423,12 @@ class Compilation(Problem):
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
     ) -> Program:
         """The program for outputs and their tangents along `wrt`."""
+        nominal = self.planned_sizes(dtypes, nominal)
 
         def make() -> Program:
             program, _ = self.scheduled(dtypes, nominal)
             moved, _ = schedule(tangent(program, wrt), nominal, self.options)
-            return run_passes(moved, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+            return self._finished(moved, nominal)
 
         return self._once(  # type: ignore[no-any-return]
             ("tangent", dtypes, tuple(nominal.items()), wrt), make
@@ -369,11 +465,16 @@ class Compilation(Problem):
         backward = self.executable(cut.backward, backend, "backward")
         return TrainingExecutable(cut, forward, backward, len(self.outputs))
 
-    def plan(self, nominal: Nominal, dtypes: tuple[str, ...] | None = None) -> ContractionPlan:
-        """The plan of the forward pass."""
+    def plan(
+        self,
+        nominal: Nominal,
+        dtypes: tuple[str, ...] | None = None,
+        wrt: tuple[str, ...] | None = None,
+    ) -> ContractionPlan:
+        """The plan that a call of these sizes runs; of a training step if `wrt` names leaves."""
         dtypes = dtypes or self.default_dtypes("float32")
         logical = self.logical(dtypes)
-        wrt = self._planned_for(())
+        wrt = self._planned_for(()) if wrt is None else wrt
         if wrt:
             step = self.training_step(dtypes, nominal, wrt)
             fitted = step.fitted
@@ -381,7 +482,7 @@ class Compilation(Problem):
             plan = make_plan(logical, joint, step.orders, nominal, self.options.minimize)
             return replace(
                 plan,
-                peak_memory=fitted.peak,
+                peak_memory=step_peak(fitted.programs, nominal),
                 saved=fitted.programs.saved,
                 recomputed=fitted.programs.recomputed,
                 sliced_indices=fitted.sliced,

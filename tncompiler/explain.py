@@ -35,7 +35,7 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import as_size, evaluate, render_size, solve_all, solve_for
-from tncompiler.planning.cost import program_cost, step_bytes, step_elementwise, step_flops
+from tncompiler.planning.cost import step_bytes, step_elementwise, step_flops
 from tncompiler.planning.memory import is_view, nbytes
 from tncompiler.planning.plan import step_equation
 
@@ -191,7 +191,7 @@ class _Report:
         return sum(nbytes(program.values[name]).evaluate(self.nominal) for name in owners)
 
     def totals(self) -> list[str]:
-        cost = program_cost(self.program, self.nominal).at(self.nominal)
+        cost = self.network.cost(self.nominal, self.part)
         moved = f"{cost.bytes_read:,} read, {cost.bytes_written:,} written"
         rows = [
             ("flops", _exact(cost.flops, "FLOP")),

@@ -218,7 +218,7 @@ class NumpyFunction(Inspection):
 
     def _run(self, key: object, call: Call) -> Callable[..., Any]:
         """The program for arrays of the shapes and dtypes in the key, remembered."""
-        run = self.compilation.inference_executable(call.dtypes, call.nominal, "numpy").run
+        run = self.compilation.inference_executable(call.dtypes, call.free, "numpy").run
         if len(self._runs) >= _KEPT:
             self._runs.clear()
         return self._runs.setdefault(key, run)
@@ -233,7 +233,7 @@ class NumpyFunction(Inspection):
         arrays = self._arrays(args, kwargs, parameters)
         call = self._call(arrays)
         wrt = self._wrt(call)
-        pair = self.compilation.training_executable(call.dtypes, call.nominal, wrt, "numpy")
+        pair = self.compilation.training_executable(call.dtypes, call.free, wrt, "numpy")
         results = pair.forward.run(*arrays)
         outputs, saved = results[: pair.output_count], results[pair.output_count :]
         names = [argument.value.name for argument in pair.forward.program.arguments]
@@ -316,7 +316,7 @@ class NumpyFunction(Inspection):
                     where=call_site(),
                     fix=f"{self._wrt(call)}",
                 )
-        program = self.compilation.directional(call.dtypes, call.nominal, names)
+        program = self.compilation.directional(call.dtypes, call.free, names)
         run = self.compilation.executable(program, "numpy", "tangent").run
         held = {leaf.name: a for leaf, a in zip(self.compilation.ordered, arrays, strict=True)}
         moved = [self._tangent(name, tangents[name], held[name]) for name in names]

@@ -14,7 +14,8 @@ from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.program import Program
 from tncompiler.planning.cost import Cost, program_cost
-from tncompiler.planning.memory import peak_expression
+from tncompiler.planning.family import PlanFamily
+from tncompiler.planning.memory import live_terms, peak_expression, step_peak, step_terms
 from tncompiler.planning.plan import ContractionPlan
 
 PARTS = ("forward", "backward", "step")
@@ -71,10 +72,39 @@ class Inspection:
         return self.compilation.joint(self._dtypes(), nominal, names)
 
     def plan(self, sizes: Mapping[Any, Any] | None = None) -> ContractionPlan:
-        """The contraction plan of the forward pass; free sizes that are not given count as 128."""
+        """The plan of the forward pass that a call of these sizes runs.
+
+        Free sizes that are not given count as 128; `plans` lists the ranges.
+        """
         return self.compilation.plan(
             self.compilation.nominal({} if sizes is None else sizes), self._dtypes()
         )
+
+    def plans(
+        self,
+        low: int = 1,
+        high: int = 65536,
+        *,
+        symbol: Any = None,
+        sizes: Mapping[Any, Any] | None = None,
+        part: str = "forward",
+    ) -> PlanFamily:
+        """The plans that calls run for the sizes low … high of the free size, by ranges.
+
+        ``symbol`` names the size if several are free, ``sizes`` gives the others. ``part``:
+        "forward", or "step" for calls that ask for all gradients.
+        """
+        from tncompiler.families import free_size, make_family
+
+        if part not in ("forward", "step"):
+            raise ArgumentError(
+                f"there are no plans of part {part!r:.40}",
+                where=call_site(),
+                fix="choose of forward, step",
+            )
+        wrt = self._differentiable(None) if part == "step" else ()
+        wanted = free_size(self.compilation, symbol)
+        return make_family(self.compilation, self._dtypes(), wanted, (low, high), wrt, sizes)
 
     def cost(self, sizes: Mapping[Any, Any] | None = None, part: str = "forward") -> Cost:
         """Flops, bytes and peak of all outputs together; symbolic in the sizes that are free.
@@ -86,8 +116,8 @@ class Inspection:
         cost = program_cost(program, nominal)
         if part == "step":
             names = self._differentiable(None)
-            step = self.compilation.training_step(self._dtypes(), nominal, names)
-            cost = replace(cost, peak_bytes=step.fitted.peak)
+            cut = self.compilation.training(self._dtypes(), nominal, names)
+            cost = replace(cost, peak_bytes=step_peak(cut, nominal))
         return cost.at(self.compilation.nominal(sizes)) if sizes else cost
 
     @property
@@ -102,7 +132,13 @@ class Inspection:
 
     def peak_expression(self, part: str = "forward") -> sympy.Expr:
         """The peak in bytes as an unevaluated Max in the free sizes (plan for sizes of 128)."""
-        return peak_expression(self.program(None, part))
+        program = self.program(None, part)
+        if part != "step":
+            return peak_expression(live_terms(program))
+        nominal, names = self.compilation.nominal({}), self._differentiable(None)
+        return peak_expression(
+            step_terms(self.compilation.training(self._dtypes(), nominal, names))
+        )
 
     def source(
         self,

@@ -237,7 +237,7 @@ class CompiledModule(Inspection, nn.Module):
         return Specialisation(self.compilation, call, wrt, backend)
 
     def _is_tiny(self, call: Call) -> bool:
-        program, _ = self.compilation.scheduled(call.dtypes, call.nominal)
+        program, _ = self.compilation.scheduled(call.dtypes, call.free)
         machine = as_machine(self.compilation.options.machine).cpu
         return program_us(program, call.sizes, machine.libraries["torch"]) < TINY_US
 
@@ -258,7 +258,7 @@ class CompiledModule(Inspection, nn.Module):
             return "torch"
         if self.backend != "auto":
             return self.backend
-        program, _ = self.compilation.scheduled(call.dtypes, call.nominal)
+        program, _ = self.compilation.scheduled(call.dtypes, call.free)
         machine = as_machine(self.compilation.options.machine).cpu
         return faster_backend(
             program, call.sizes, machine, training=bool(wrt), threads=torch.get_num_threads()

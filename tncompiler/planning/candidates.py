@@ -82,11 +82,11 @@ def tree_cost(network: Network, pairs: Sequence[Pair], minimize: str, rates: Rat
     for made, (a, b, left, right, kept) in enumerate(_walk(network, pairs), len(network.terms)):
         free = network.cached and a in fixed and b in fixed
         if not free:
-            total += _product_cost(network, left, right, kept, minimize, rates)
+            total += product_cost(network, left, right, kept, minimize, rates)
         if a in active:
-            total += _product_cost(network, kept, right, left, minimize, rates)
+            total += product_cost(network, kept, right, left, minimize, rates)
         if b in active:
-            total += _product_cost(network, kept, left, right, minimize, rates)
+            total += product_cost(network, kept, left, right, minimize, rates)
         if a in active or b in active:
             active.add(made)
         if a in fixed and b in fixed:
@@ -116,7 +116,7 @@ def _walk(
         yield a, b, left, right, kept
 
 
-def _product_cost(
+def product_cost(
     network: Network, a: Terms, b: Terms, out: Terms, minimize: str, rates: Rates
 ) -> float:
     shared = a & b

@@ -32,13 +32,23 @@ def choose_orders(
     """
     if options.search != "auto":
         return {}
+    return {
+        name: best_order(network, options)
+        for name, network in networks_of(program, nominal, wrt, cached=cached).items()
+        if 2 < len(network.terms) <= POOL_UP_TO
+    }
+
+
+def networks_of(
+    program: Program, nominal: Binding, wrt: Collection[str] = (), *, cached: bool = False
+) -> dict[str, Network]:
+    """The contractions of three operands or more, by the name of their value."""
     active, moving = reachable_from(program, tuple(wrt)), _moving(program)
-    chosen = {}
-    for step in program.steps:
-        network = _network(program, step, nominal, active, moving, cached)
-        if network is not None and 2 < len(network.terms) <= POOL_UP_TO:
-            chosen[step.out.name] = best_order(network, options)
-    return chosen
+    found = {
+        step.out.name: _network(program, step, nominal, active, moving, cached)
+        for step in program.steps
+    }
+    return {name: network for name, network in found.items() if network is not None}
 
 
 def best_order(network: Network, options: PlanOptions) -> tuple[Pair, ...]:

@@ -21,7 +21,7 @@ from tncompiler.planning.recompute import choose_kept
 from tncompiler.planning.slicing import Cut, Fitted, fit_program
 from tncompiler.planning.timing import program_us
 
-UNLIMITED = 2**62
+UNLIMITED = 1 << 100_000  # bytes: above every peak, also of sizes that no array can have
 T = TypeVar("T", "Fitted", "FittedStep")
 
 

@@ -7,7 +7,7 @@ loop takes its results, the levels of its sums, and what its body takes for one 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -142,13 +142,13 @@ def _loop_bytes(loop: Loop, binding: Binding) -> int:
     return peak_bytes(loop.body, inner) + (max(levels, 1) - 1) * sum(sums)
 
 
-def peak_expression(program: Program) -> sympy.Expr:
-    """The peak in the free sizes: an unevaluated Max over the steps, built on request."""
-    totals = dict.fromkeys(_live_terms(program))
+def peak_expression(alive: Iterable[Terms]) -> sympy.Expr:
+    """The peak of what is alive at each step, in the free sizes: an unevaluated Max."""
+    totals = dict.fromkeys(alive)
     return sympy.Max(0, *(terms.to_sympy() for terms in totals), evaluate=False)
 
 
-def _live_terms(program: Program) -> Iterator[Terms]:
+def live_terms(program: Program) -> Iterator[Terms]:
     """What is alive while each step runs, in loops too."""
     alive: dict[str, Terms] = {}
     for moment in moments(program):
@@ -157,7 +157,7 @@ def _live_terms(program: Program) -> Iterator[Terms]:
         yield total
         op = moment.step.op
         if isinstance(op, Loop):
-            for inner in _live_terms(op.body):
+            for inner in live_terms(op.body):
                 yield total + inner.replaced(op.block, op.width)
         for name in moment.freed:
             del alive[name]
@@ -172,8 +172,22 @@ def step_peak(cut: TrainingPrograms, binding: Binding) -> int:
     return max(peak_bytes(cut.forward, binding), held_bytes(cut.forward, binding) + backward)
 
 
+def step_terms(cut: TrainingPrograms) -> Iterator[Terms]:
+    """What is alive while each step of a training step runs."""
+    held = held_terms(cut.forward)
+    yield from live_terms(cut.forward)
+    yield held
+    for alive in live_terms(cut.backward):
+        yield held + alive
+
+
 def held_bytes(program: Program, binding: Binding) -> int:
-    """The bytes of a program's outputs; two views of one array count once."""
+    """The bytes of a program's outputs."""
+    return held_terms(program).evaluate(binding)
+
+
+def held_terms(program: Program) -> Terms:
+    """The bytes of a program's outputs in the free sizes; two views of one array count once."""
     owner = owners(program)
     held = dict.fromkeys(owner[name] for name in program.outputs if name in owner)
-    return sum(nbytes(program.values[name]).evaluate(binding) for name in held)
+    return Terms.total(nbytes(program.values[name]) for name in held)

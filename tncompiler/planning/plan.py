@@ -121,7 +121,7 @@ class ContractionPlan:
     def to_json(self) -> str:
         """The plan as JSON text with schema version and checksum."""
         data = _to_data(self)
-        return json.dumps({**data, "checksum": _checksum(data)}, indent=1)
+        return json.dumps({**data, "checksum": checksum_of(data)}, indent=1)
 
     @staticmethod
     def from_json(text: str) -> ContractionPlan:
@@ -131,7 +131,7 @@ class ContractionPlan:
             checksum = data.pop("checksum")
             if data["format"] != "tncompiler plan" or data["schema"] != SCHEMA:
                 raise KeyError("schema")
-            intact = checksum == _checksum(data)
+            intact = checksum == checksum_of(data)
             plan = _from_data(data) if intact else None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             raise FileFormatError(
@@ -153,16 +153,16 @@ def _value(terms: Terms) -> sympy.Expr | int:
     return int(value) if isinstance(value, sympy.Integer) else value
 
 
-def _checksum(data: Mapping[str, Any]) -> str:
+def checksum_of(data: Mapping[str, Any]) -> str:
     text = json.dumps(data, sort_keys=True)
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _terms_data(terms: Terms) -> list[Any]:
+def terms_data(terms: Terms) -> list[Any]:
     return [[c, [size_text(f) for f in factors]] for c, factors in terms.terms]
 
 
-def _terms_from(data: Any) -> Terms:
+def terms_from(data: Any) -> Terms:
     return Terms(tuple((int(c), tuple(parse_size(f) for f in factors)) for c, factors in data))
 
 
@@ -189,7 +189,7 @@ def _to_data(plan: ContractionPlan) -> dict[str, Any]:
                 "kind": s.kind,
                 "equation": s.equation,
                 "shape": list(s.shape),
-                **{cost: _terms_data(getattr(s, cost)) for cost in _COSTS},
+                **{cost: terms_data(getattr(s, cost)) for cost in _COSTS},
             }
             for s in plan.steps
         ],
@@ -204,7 +204,7 @@ def _from_data(data: Mapping[str, Any]) -> ContractionPlan:
             str(item["kind"]),
             str(item["equation"]),
             tuple(map(str, item["shape"])),
-            *(_terms_from(item[cost]) for cost in _COSTS),
+            *(terms_from(item[cost]) for cost in _COSTS),
         )
         for item in data["steps"]
     )

@@ -34,14 +34,10 @@ LOGICAL_PASSES = (
     "merge_common_steps",
     "drop_dead_steps",
 )
+# after planning: each value once, axes as they come
+MERGING_PASSES = ("absorb_relabelings", "merge_common_steps", "drop_dead_steps")
 # after planning, and after differentiating a planned program
-SCHEDULED_PASSES = (
-    "absorb_relabelings",
-    "merge_common_steps",
-    "drop_dead_steps",
-    "order_axes",
-    "copy_operands",
-)
+SCHEDULED_PASSES = (*MERGING_PASSES, "order_axes", "copy_operands")
 
 
 def load_pass(name: str) -> Callable[[Program], Program]:

@@ -6,7 +6,8 @@ outputs, the gradient of each chosen argument. Values that no chosen argument re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tncompiler.ir.builder import Builder
@@ -16,6 +17,7 @@ from tncompiler.ir.program import (
     Cast,
     Concat,
     Contract,
+    Labels,
     Literal,
     Map,
     Merge,
@@ -29,18 +31,46 @@ from tncompiler.ir.program import (
     Value,
     fresh_name,
     label_names,
+    label_sizes,
     operand_values,
 )
 from tncompiler.ir.trace import Traced, Tracer
 
 
-def adjoint(program: Program, wrt: Sequence[str], *, keep_outputs: bool = True) -> Program:
+@dataclass(frozen=True, slots=True)
+class GradientOrder:
+    """How the gradients of one network are made, in place of reversing the steps it became.
+
+    ``network`` is its contraction of all operands. ``pairs``: what to contract with what; operands
+    have their numbers, then comes the cotangent, then the results. ``results``: the number of each
+    operand's gradient.
+    """
+
+    network: Step
+    pairs: tuple[tuple[int, int], ...]
+    results: Mapping[int, int]
+
+    def fits(self, program: Program) -> bool:
+        """Whether the program still has all values that the network was made of."""
+        names = (*self.network.operands, self.network.out.name)
+        return all(name in program.values for name in names)
+
+
+def adjoint(
+    program: Program,
+    wrt: Sequence[str],
+    *,
+    keep_outputs: bool = True,
+    orders: Mapping[str, GradientOrder] | None = None,
+) -> Program:
     """Append the gradients of the arguments named in `wrt`.
 
     The new cotangent arguments are named after the outputs; the result's outputs are those of the
     program (unless `keep_outputs` is false), then one gradient per name, zeros where none flows.
+    ``orders``: by the name of its value, how a network's gradients are made; others are reversed.
     """
-    reverse = _Reverse(program, wrt)
+    fitting = {name: o for name, o in (orders or {}).items() if o.fits(program)}
+    reverse = _Reverse(program, wrt, fitting)
     for step in reversed(program.steps):
         reverse.step(step)
     gradients = [reverse.gradient(name) for name in wrt]
@@ -58,8 +88,10 @@ def reachable_from(program: Program, names: Sequence[str]) -> set[str]:
 
 
 class _Reverse:
-    def __init__(self, program: Program, wrt: Sequence[str]) -> None:
-        self.program = program
+    def __init__(
+        self, program: Program, wrt: Sequence[str], orders: Mapping[str, GradientOrder]
+    ) -> None:
+        self.program, self.orders = program, orders
         self.builder = Builder(like=program)
         self.active = reachable_from(program, wrt)
         self.pending: dict[str, list[Value]] = {}
@@ -91,7 +123,9 @@ class _Reverse:
 
     def step(self, step: Step) -> None:
         cotangent = self.received(step.out.name)
-        if cotangent is not None:
+        if cotangent is not None and step.out.name in self.orders:
+            _Ordered(self, self.orders[step.out.name], cotangent).give_all()
+        elif cotangent is not None:
             operands = operand_values(self.program, step)
             ADJOINT_RULES[type(step.op)](self, step, operands, cotangent)
 
@@ -121,6 +155,53 @@ def _contract(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent:
         wanted = op.inputs[position]
         axes = [names[label] for label in wanted]
         rev.give(target, rev.builder.contract(values, wires, wanted, target.shape, axes))
+
+
+class _Ordered:
+    """The gradients of a network in an order of their own.
+
+    Sets of operands are contracted as the forward pass does it and conjugated where they meet the
+    cotangent, so that what the forward pass has made too is seen to be the same, and merged.
+    """
+
+    def __init__(self, rev: _Reverse, order: GradientOrder, cotangent: Value) -> None:
+        self.rev, self.order = rev, order
+        self.op: Contract = order.network.op  # type: ignore[assignment]
+        self.operands = [rev.program.values[name] for name in order.network.operands]
+        self.sizes = label_sizes(self.op, self.operands, order.network.out)
+        self.names = label_names(self.op, self.operands, order.network.out)
+        wires = (*self.op.inputs, self.op.output)
+        self.terms = list(zip((*self.operands, cotangent), wires, strict=True))
+        self.members = [frozenset((k,)) for k in range(len(self.terms))]
+
+    def give_all(self) -> None:
+        given = {number: operand for operand, number in self.order.results.items()}
+        for number, (a, b) in enumerate(self.order.pairs, len(self.terms)):
+            operand = given.get(number)
+            self.members.append(self.members[a] | self.members[b])
+            wanted = self._open(a, b) if operand is None else self.op.inputs[operand]
+            made = self._contract(self._factor(a), self._factor(b), wanted)
+            self.terms.append((made, wanted))
+            if operand is not None:
+                self.rev.give(self.operands[operand], made)
+
+    def _open(self, a: int, b: int) -> Labels:
+        """The labels of a product that others carry too, in the order that scheduling gives it."""
+        others = [k for k in range(len(self.operands) + 1) if k not in self.members[-1]]
+        outside = {label for k in others for label in self.terms[k][1]}
+        inside = dict.fromkeys((*self.terms[a][1], *self.terms[b][1]))
+        return tuple(label for label in inside if label in outside)
+
+    def _contract(self, a: tuple[Value, Labels], b: tuple[Value, Labels], wanted: Labels) -> Value:
+        shape, axes = [self.sizes[k] for k in wanted], [self.names[k] for k in wanted]
+        return self.rev.builder.contract((a[0], b[0]), (a[1], b[1]), wanted, shape, axes)
+
+    def _factor(self, number: int) -> tuple[Value, Labels]:
+        """A term of the product in the making, conjugated if it is about to meet the cotangent."""
+        value, labels = self.terms[number]
+        cotangent = len(self.operands)
+        meets = cotangent in self.members[-1] and cotangent not in self.members[number]
+        return (self.rev.conj(value), labels) if meets else (value, labels)
 
 
 def _map(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:

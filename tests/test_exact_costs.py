@@ -1,0 +1,236 @@
+"""Flops and peak are exact: compared with torch's flop counter, and with operations one by one.
+
+torch counts matrix products only, so products without a sum and plain sums are compared with
+numbers that count themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import sympy
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import tncompiler as tnc
+from tests.networks import Case, random_network
+from tests.test_plan_family import FORMATS, B, layer
+from tncompiler.inspection import PARTS
+from tncompiler.ir.matmul import is_matmul
+from tncompiler.ir.program import Contract, Program, Step, operand_values
+from tncompiler.ir.sizes import Binding, evaluate
+from tncompiler.planning.cost import program_cost, step_flops
+from tncompiler.planning.memory import live_terms, peak_bytes, peak_expression, step_peak
+
+SIZES = (1, 3, 40)
+MOST_POINTS = 20_000  # of a contraction that is counted point by point
+
+# ---------------------------------------------------------------------------- torch's counter
+
+
+def matmul_flops(program: Program, sizes: Binding) -> int:
+    """What torch counts too: the flops of steps that are matrix products."""
+    steps = (s for s in program.steps if isinstance(s.op, Contract) and is_matmul(s.op))
+    return sum(step_flops(program, step).evaluate(sizes) for step in steps)
+
+
+def torch_flops(module: torch.nn.Module, x: torch.Tensor) -> tuple[int, int]:
+    """Counted flops of an inference call and of a training step."""
+    with FlopCounterMode(display=False) as inference, torch.no_grad():
+        module(x)
+    with FlopCounterMode(display=False) as step:
+        module(x.requires_grad_()).sum().backward()
+    return inference.get_total_flops(), step.get_total_flops()
+
+
+def short_layer(name: str) -> Any:
+    """A layer whose sums are short: long ones are split, and torch counts what that adds."""
+    if name != "LowRank":
+        return layer(name)
+    weight = tnc.formats.LowRank(64).network((384,), (256,))
+    legs = [i for i in weight.indices if i.name.startswith("i")]
+    out = (B, *(i for i in weight.indices if i not in legs))
+    return tnc.contract(tnc.input("x", B, *legs), weight, out=out)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_flops_of_layers_are_those_that_torch_counts(name: str) -> None:
+    module = tnc.compile(short_layer(name), backend="torch", seed=0)
+    (leaf,) = module.compilation.inputs
+    for size in SIZES:
+        at = {B.size: size}
+        x = torch.randn([evaluate(n, at) for n in leaf.shape])
+        programs = [module.program({"b": size}, part) for part in ("forward", "step")]
+        expected = tuple(matmul_flops(program, at) for program in programs)
+        assert torch_flops(module, x) == expected
+        assert expected[0] <= module.cost({"b": size}).flops
+
+
+def test_torch_counts_what_is_not_there() -> None:
+    """The comparison fails for another size."""
+    module = tnc.compile(short_layer("LowRank"), backend="torch", seed=0)
+    counted, _ = torch_flops(module, torch.randn(4, 384))
+    assert counted != matmul_flops(module.program({"b": 4}), {B.size: 5})
+
+
+# ---------------------------------------------------------------------------- numbers that count
+
+
+class Counted:
+    """A number that counts multiplications and additions of its kind."""
+
+    multiplied = added = 0
+
+    def __mul__(self, other: Counted) -> Counted:
+        Counted.multiplied += 1
+        return self
+
+    def __add__(self, other: Counted) -> Counted:
+        Counted.added += 1
+        return self
+
+
+def counted_flops(program: Program, sizes: Binding) -> int:
+    """The operations of all contractions; a multiply-add counts 2, the first of a sum as well."""
+    return sum(
+        _counted(program, step, sizes)
+        for step in program.steps
+        if isinstance(step.op, Contract) and step.op.inputs
+    )
+
+
+def _counted(program: Program, step: Step, sizes: Binding) -> int:
+    op: Any = step.op
+    arrays = []
+    for value in operand_values(program, step):
+        shape = tuple(evaluate(size, sizes) for size in value.shape)
+        array = np.empty(shape, object)
+        array.fill(Counted())
+        arrays.append(array)
+    Counted.multiplied = Counted.added = 0
+    carried = {label for labels in op.inputs for label in labels}
+    once = tuple(label for label in dict.fromkeys(op.output) if label in carried)
+    total = _loop_over(op.inputs, once, arrays)
+    results = len(total)
+    multiplied, added = Counted.multiplied, Counted.added
+    if not carried - set(once):
+        return multiplied
+    return 2 * multiplied if len(arrays) > 1 else added + results
+
+
+def _loop_over(wires: Any, out: Any, arrays: list[np.ndarray]) -> dict[tuple[int, ...], Counted]:
+    """The contraction, one point of its index space after the other."""
+    extents: dict[int, int] = {}
+    for labels, array in zip(wires, arrays, strict=True):
+        extents.update(zip(labels, array.shape, strict=True))
+    labels = [*extents]
+    total: dict[tuple[int, ...], Counted] = {}
+    for point in np.ndindex(*extents.values()):
+        at = dict(zip(labels, point, strict=True))
+        factors = [
+            array[tuple(at[label] for label in own)]
+            for own, array in zip(wires, arrays, strict=True)
+        ]
+        product = functools.reduce(lambda a, b: a * b, factors)
+        key = tuple(at[label] for label in out)
+        total[key] = total[key] + product if key in total else product
+    return total
+
+
+def corpus() -> Iterator[Case]:
+    """Networks with a free batch and without; small enough to be counted point by point."""
+    for seed in range(60):
+        yield random_network(seed, 6, dtype="float64")
+
+
+def points(program: Program, sizes: Binding) -> int:
+    return max((step_flops(program, s).evaluate(sizes) for s in program.steps), default=0)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_flops_are_the_operations_done_one_by_one(part: str) -> None:
+    seen = 0
+    for case in corpus():
+        f = tnc.compile(case.outputs, framework="numpy", dtype="float64", sizes=case.given, seed=0)
+        for size in (0, 1, 2, 5) if f.compilation.free_symbols else (1,):
+            sizes = {symbol: size for symbol in f.compilation.free_symbols}
+            program = f.program(sizes, part)
+            if points(program, sizes) > MOST_POINTS:
+                continue
+            given = {symbol.name: n for symbol, n in sizes.items()}
+            assert f.cost(given, part).flops == counted_flops(program, sizes), case.seed
+            seen += program_cost(program, sizes).at(sizes).flops > 0
+    assert seen > 30
+
+
+def test_counting_sees_another_contraction() -> None:
+    i, j, k = tnc.indices("i j k", i=2, j=3, k=4)
+    f = tnc.compile(tnc.input("A", i, j) @ tnc.input("B", j, k), framework="numpy")
+    assert counted_flops(f.program(), {}) == 2 * 2 * 3 * 4 == f.flops
+    g = tnc.compile(tnc.input("A", i, j) * tnc.input("B", j, k), framework="numpy")
+    assert counted_flops(g.program(), {}) == 2 * 3 * 4 == g.flops
+    h = tnc.compile(tnc.input("A", i, j).sum(j), framework="numpy")
+    assert counted_flops(h.program(), {}) == 2 * 3 == h.flops
+
+
+# ---------------------------------------------------------------------------- symbols
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_symbolic_costs_are_those_of_every_size(part: str) -> None:
+    """One program, its costs in the free sizes, and at numbers: flops, bytes and peak."""
+    seen = 0
+    for case in corpus():
+        f = tnc.compile(case.outputs, framework="numpy", dtype="float64", sizes=case.given, seed=0)
+        if not f.compilation.free_symbols:
+            continue
+        program = f.program(None, part)
+        symbolic, peak = (
+            program_cost(program, f.compilation.nominal({})),
+            peak_expression(live_terms(program)),
+        )
+        for size in (0, 1, 2, 7, 1000):
+            sizes = {symbol: size for symbol in f.compilation.free_symbols}
+            cost = symbolic.at(sizes)
+            assert cost.flops == sum(step_flops(program, s).evaluate(sizes) for s in program.steps)
+            assert substituted(symbolic.flops, sizes) == cost.flops
+            assert substituted(symbolic.bytes_read, sizes) == cost.bytes_read
+            assert substituted(peak, sizes) == peak_bytes(program, sizes)
+            seen += 1
+    assert seen > 30
+
+
+def test_the_peak_of_a_step_in_its_sizes() -> None:
+    """Outputs and saved values stay alive until the end; as an expression, and at numbers."""
+    seen = 0
+    for case in corpus():
+        f = tnc.compile(case.outputs, framework="numpy", dtype="float64", sizes=case.given, seed=0)
+        wrt = f._differentiable(None)
+        if not f.compilation.free_symbols or not wrt:
+            continue
+        peak = f.peak_expression("step")
+        cut = f.compilation.training(f._dtypes(), f.compilation.nominal({}), wrt)
+        for size in (0, 1, 2, 7, 1000):
+            sizes = {symbol: size for symbol in f.compilation.free_symbols}
+            assert substituted(peak, sizes) == step_peak(cut, sizes)
+            seen += 1
+    assert seen > 30
+
+
+def substituted(expression: Any, sizes: Binding) -> int:
+    """By sympy's own rules, an independent way."""
+    return int(sympy.sympify(expression).xreplace({s: sympy.Integer(n) for s, n in sizes.items()}))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_flops_and_peak_of_a_layer_in_its_batch(name: str) -> None:
+    f = tnc.compile(layer(name), framework="numpy", seed=0)
+    member = f.plans(100, 1000).member(128)
+    for size in {member.low, 128, member.high}:
+        cost = f.cost({"b": size})
+        assert substituted(f.flops, {B.size: size}) == cost.flops
+        assert substituted(f.peak_expression(), {B.size: size}) == cost.peak_bytes
