@@ -16,13 +16,20 @@ from tncompiler.debug import show, watcher
 from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.lower import lower
-from tncompiler.ir.passes import LOGICAL_PASSES, SCHEDULED_PASSES, run_passes
+from tncompiler.ir.passes import (
+    LOGICAL_PASSES,
+    SCHEDULED_PASSES,
+    STABILIZING_PASSES,
+    run_passes,
+)
 from tncompiler.ir.passes.adjoint import adjoint
 from tncompiler.ir.passes.partition import TrainingPrograms
+from tncompiler.ir.passes.stabilize import scaled_outputs
 from tncompiler.ir.passes.tangent import tangent
 from tncompiler.ir.program import Contract, Program, operand_values
 from tncompiler.planning.choose import choose_orders
 from tncompiler.planning.fit import UNLIMITED, FittedOrders, FittedStep, fastest, fit_step
+from tncompiler.planning.keeping import Kept, cut_kept
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.memory import peak_bytes
 from tncompiler.planning.options import Path, PlanOptions
@@ -38,6 +45,7 @@ from tncompiler.planning.slicing import (
     fit_program,
     largest_alive,
 )
+from tncompiler.planning.timing import program_us
 from tncompiler.problem import Nominal, Problem
 
 
@@ -52,6 +60,14 @@ class Executable:
     @property
     def run(self) -> Callable[..., tuple[Any, ...]]:
         return self.loaded.run
+
+
+@dataclass(frozen=True, slots=True)
+class KeptExecutable:
+    """``prepare`` makes of parameters and constants what ``rest`` reads after the arguments."""
+
+    prepare: Executable
+    rest: Executable
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +106,7 @@ class Compilation(Problem):
             self.check_parameters()
         self._cache: dict[object, Any] = {}
         self._lock = threading.RLock()
+        self._paired = (False,) * len(self.outputs)  # which outputs come with a scale
 
     # ---------------------------------------------------------------- the pipeline, stage by stage
 
@@ -113,15 +130,26 @@ class Compilation(Problem):
                 leaves=self.ordered,
                 library=self.library,
             )
-            return run_passes(program, LOGICAL_PASSES, watcher=watcher())
+            program = run_passes(program, LOGICAL_PASSES, watcher=watcher())
+            if self.stabilized:  # here, as torch.compile can trace no lock when results are packed
+                self._paired = scaled_outputs(program)
+            return program
 
         return self._once(("logical", dtypes), make)  # type: ignore[no-any-return]
 
     def scheduled(
-        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...] = ()
+        self,
+        dtypes: tuple[str, ...],
+        nominal: Nominal,
+        wrt: tuple[str, ...] = (),
+        *,
+        cached: bool = False,
     ) -> tuple[Program, Any]:
-        """The program, ordered for gradients by the leaves in `wrt`, and its networks' orders."""
-        return self._schedule(dtypes, nominal, wrt, self.options)
+        """The program, ordered for gradients by the leaves in `wrt`, and its networks' orders.
+
+        ``cached``: ordered for calls between which products of parameters are kept.
+        """
+        return self._schedule(dtypes, nominal, wrt, self.options, cached)
 
     def _schedule(
         self,
@@ -129,24 +157,34 @@ class Compilation(Problem):
         nominal: Nominal,
         wrt: tuple[str, ...],
         options: PlanOptions,
+        cached: bool = False,
     ) -> tuple[Program, Any]:
         def make() -> tuple[Program, Any]:
             logical = self.logical(dtypes)
             orders = self._orders(logical)
             if orders is None:
-                orders = choose_orders(logical, nominal, options, self._planned_for(wrt))
+                needed = self._planned_for(wrt)
+                orders = choose_orders(logical, nominal, options, needed, cached=cached)
             program, orders = schedule(logical, nominal, options, orders)
-            finished = run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+            finished = run_passes(program, self._passes(), scheduled=True, watcher=watcher())
             show(1, "orders", "\n".join(f"{name}: {pairs}" for name, pairs in orders.items()))
             show(3, "scheduled program", finished.to_text())
             return finished, orders
 
         return self._once(  # type: ignore[no-any-return]
-            ("scheduled", dtypes, tuple(nominal.items()), wrt, options.minimize), make
+            ("scheduled", dtypes, tuple(nominal.items()), wrt, options.minimize, cached), make
         )
 
-    def inference(self, dtypes: tuple[str, ...], nominal: Nominal) -> FittedOrders[Fitted]:
-        """The program that runs where no gradient is asked for, inside the limit of memory."""
+    def inference(
+        self, dtypes: tuple[str, ...], nominal: Nominal, *, keeps: bool = False
+    ) -> FittedOrders[Fitted]:
+        """The program that runs where no gradient is asked for, inside the limit of memory.
+
+        ``keeps``: what parameters alone make may be kept between calls, as `kept` says.
+        """
+        if keeps and self.kept(dtypes, nominal) is not None:
+            program, orders = self.scheduled(dtypes, nominal, cached=True)
+            return FittedOrders(orders, fit_program(program, nominal, UNLIMITED, self._rates))
 
         def make() -> FittedOrders[Fitted]:
             limit, rates = self._limit, self._rates
@@ -190,7 +228,8 @@ class Compilation(Problem):
             if others not in seen:
                 seen.append(others)
                 yield program, others, ()
-        yield from self._sliced_networks(dtypes, nominal, orders)
+        if not self.stabilized:  # blocks of a sum that carries exponents would have to be aligned
+            yield from self._sliced_networks(dtypes, nominal, orders)
 
     def _sliced_networks(
         self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any
@@ -221,6 +260,40 @@ class Compilation(Problem):
             where=self.place(),
             fix=f"give memory_limit={least} or more",
         )
+
+    def kept(self, dtypes: tuple[str, ...], nominal: Nominal) -> Kept | None:
+        """The program cut for calls between which what parameters alone make is kept.
+
+        None where that saves no time, takes too much memory, or memory is what was asked for.
+        """
+
+        def make() -> Kept | None:
+            if self.options.minimize == "memory" or self.options.memory_limit is not None:
+                return None
+            cut = cut_kept(self.scheduled(dtypes, nominal, cached=True)[0])
+            if cut is None:
+                return None
+            rates = self._rates
+            whole, _ = self.scheduled(dtypes, nominal)
+            saves = program_us(cut.rest, nominal, rates) < program_us(whole, nominal, rates)
+            return cut if saves else None
+
+        return self._once(("kept", dtypes, tuple(nominal.items())), make)  # type: ignore[no-any-return]
+
+    @property
+    def stabilized(self) -> bool:
+        """Whether networks carry exponents, and come out as pairs of value and log10 scale."""
+        return self.options.stabilize == "exponent"
+
+    def _passes(self) -> tuple[str, ...]:
+        before = STABILIZING_PASSES if self.stabilized else ()
+        return (*before, *SCHEDULED_PASSES)
+
+    def pack(self, results: Sequence[Any]) -> Any:
+        """Results of a program in the container of the outputs, networks with their scales."""
+        values, scales = results[: len(self.outputs)], iter(results[len(self.outputs) :])
+        pairs = zip(values, self._paired, strict=True)
+        return self.container.pack([(v, next(scales)) if pair else v for v, pair in pairs])
 
     def _planned_for(self, wrt: tuple[str, ...]) -> tuple[str, ...]:
         """The leaves whose gradients count when orders are compared."""
@@ -281,13 +354,15 @@ class Compilation(Problem):
         """Forward and backward programs inside the limit of memory, and how they were chosen."""
 
         def make() -> FittedOrders[FittedStep]:
-            limit, count = self._limit, len(self.outputs)
+            limit, values = self._limit, len(self.outputs)
             recompute = str(self.options.recompute)
             found = []
             for program, orders, cuts in self._alternatives(dtypes, nominal, wrt):
-                joint, _ = schedule(adjoint(program, wrt), nominal, self.options)
+                reverse = adjoint(program, wrt, seeded=values)
+                joint, _ = schedule(reverse, nominal, self.options)
                 joint = run_passes(joint, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
                 show(3, "joint program", joint.to_text())
+                count = len(program.outputs)  # values, then scales
                 step = fit_step(joint, count, nominal, limit, self._rates, recompute, cuts)
                 found.append(FittedOrders(orders, step))
             best = fastest(found, limit)
@@ -308,7 +383,7 @@ class Compilation(Problem):
         """Forward and backward as one program."""
         cut = self.training(dtypes, nominal, wrt)
         cotangents = tuple(a for a in cut.backward.arguments if a.kind == "cotangent")
-        count = len(self.outputs)
+        count = len(cut.forward.outputs) - len(cut.saved)
         made = {step.out.name for step in cut.forward.steps}
         steps = [s for s in cut.backward.steps if s.out.name not in made]
         return Program(
@@ -355,16 +430,28 @@ class Compilation(Problem):
         """The whole program in aten operations, without loops, for torch to look into."""
         return self.executable(self.scheduled(dtypes, nominal)[0], "torch", "forward")
 
+    def kept_executable(
+        self, dtypes: tuple[str, ...], nominal: Nominal, backend: str
+    ) -> KeptExecutable | None:
+        """What parameters alone make, and the rest; None where nothing is kept."""
+        cut = self.kept(dtypes, nominal)
+        if cut is None:
+            return None
+        prepare = self.executable(cut.prepare, backend, "prepare")
+        return KeptExecutable(prepare, self.executable(cut.rest, backend, "forward"))
+
     def training_executable(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...], backend: str
     ) -> TrainingExecutable:
         cut = self.training(dtypes, nominal, wrt)
         forward = self.executable(cut.forward, backend, "forward")
         backward = self.executable(cut.backward, backend, "backward")
-        return TrainingExecutable(cut, forward, backward, len(self.outputs))
+        return TrainingExecutable(cut, forward, backward, len(cut.forward.outputs) - len(cut.saved))
 
-    def plan(self, nominal: Nominal, dtypes: tuple[str, ...] | None = None) -> ContractionPlan:
-        """The plan of the forward pass."""
+    def plan(
+        self, nominal: Nominal, dtypes: tuple[str, ...] | None = None, *, keeps: bool = False
+    ) -> ContractionPlan:
+        """The plan of the forward pass: ``keeps`` as in `inference`."""
         dtypes = dtypes or self.default_dtypes("float32")
         logical = self.logical(dtypes)
         wrt = self._planned_for(())
@@ -380,7 +467,7 @@ class Compilation(Problem):
                 recomputed=fitted.programs.recomputed,
                 sliced_indices=fitted.sliced,
             )
-        whole = self.inference(dtypes, nominal)
+        whole = self.inference(dtypes, nominal, keeps=keeps)
         program = whole.fitted.program
         plan = make_plan(logical, program, whole.orders, nominal, self.options.minimize)
         return replace(plan, sliced_indices=whole.fitted.sliced)

@@ -34,13 +34,16 @@ from tncompiler.ir.program import (
 from tncompiler.ir.trace import Traced, Tracer
 
 
-def adjoint(program: Program, wrt: Sequence[str], *, keep_outputs: bool = True) -> Program:
+def adjoint(
+    program: Program, wrt: Sequence[str], *, keep_outputs: bool = True, seeded: int | None = None
+) -> Program:
     """Append the gradients of the arguments named in `wrt`.
 
     The new cotangent arguments are named after the outputs; the result's outputs are those of the
     program (unless `keep_outputs` is false), then one gradient per name, zeros where none flows.
+    Only the first `seeded` outputs receive a cotangent; the others are constants.
     """
-    reverse = _Reverse(program, wrt)
+    reverse = _Reverse(program, wrt, program.outputs[:seeded])
     for step in reversed(program.steps):
         reverse.step(step)
     gradients = [reverse.gradient(name) for name in wrt]
@@ -58,14 +61,14 @@ def reachable_from(program: Program, names: Sequence[str]) -> set[str]:
 
 
 class _Reverse:
-    def __init__(self, program: Program, wrt: Sequence[str]) -> None:
+    def __init__(self, program: Program, wrt: Sequence[str], seeded: Sequence[str]) -> None:
         self.program = program
         self.builder = Builder(like=program)
         self.active = reachable_from(program, wrt)
         self.pending: dict[str, list[Value]] = {}
         for step in program.steps:
             self.builder.copy(step, operand_values(program, step))
-        for position, name in enumerate(program.outputs):
+        for position, name in enumerate(seeded):
             self._seed(program.values[name], position)
 
     def _seed(self, output: Value, position: int) -> None:
