@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -19,6 +19,7 @@ from tncompiler.ir.expressions import Leaf
 from tncompiler.ir.origin import call_site
 from tncompiler.kept import KeptValues, Marks
 from tncompiler.measure import fitting_factors
+from tncompiler.parameters import Parameters
 
 Arrays = dict[str, np.ndarray]
 Pull = Callable[[Any], Arrays]
@@ -40,72 +41,6 @@ class _Ready:
 
 
 _KEPT = 256  # combinations of shapes that a function remembers
-
-
-class Parameters(MutableMapping[str, np.ndarray]):
-    """Parameters by name: read-only arrays, replaced by assignment; names cannot be added."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray], shared: Parameters | None = None) -> None:
-        self._cells = {name: [_read_only(array)] for name, array in arrays.items()}
-        if shared is not None:
-            for name in self._cells.keys() & shared._cells.keys():
-                self._check(name, shared[name])
-                self._cells[name] = shared._cells[name]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._cells[name][0]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name not in self._cells:
-            raise ArgumentError(
-                f"there is no parameter {name!r}",
-                where=call_site(),
-                fix=f"the parameters are: {sorted(self)}",
-            )
-        try:
-            new = np.asarray(value)
-        except ValueError as error:
-            raise ShapeError(
-                f"parameter {name!r}: {error}", where=call_site(), fix="give an array"
-            ) from None
-        self._check(name, new)
-        self._cells[name][0] = _read_only(new.astype(self[name].dtype))
-
-    def _check(self, name: str, new: np.ndarray) -> None:
-        old = self[name]
-        if new.shape != old.shape:
-            raise ShapeError(
-                f"parameter {name!r} has shape {old.shape}, not {new.shape}",
-                where=call_site(),
-                fix="assign an array of the same shape",
-            )
-        if not np.can_cast(new.dtype, old.dtype, "same_kind"):
-            raise DTypeError(
-                f"parameter {name!r} has dtype {old.dtype}; {new.dtype} does not fit",
-                where=call_site(),
-                fix=f"convert it with .astype({old.dtype.name!r})",
-            )
-
-    def __delitem__(self, name: str) -> None:
-        raise ArgumentError(
-            "parameters cannot be removed", where=call_site(), fix="assign another array instead"
-        )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cells)
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(f"{name}: {array.shape}" for name, array in self.items())
-        return f"Parameters({shapes})"
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    view = np.array(array)
-    view.flags.writeable = False
-    return view
 
 
 def _array(name: str, value: Any) -> np.ndarray:

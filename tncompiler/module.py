@@ -8,7 +8,7 @@ differentiate itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,7 @@ from torch import Tensor, nn
 from tncompiler.autograd import Flat, NetworkFunction, Specialisation, enter, leave, watched
 from tncompiler.binding import Call, order_inputs, read_call
 from tncompiler.compiler import Compilation, Executable
-from tncompiler.function import (
-    check_init_shape,
-    example_arrays,
-    initial_array,
-    parameter_stds,
-)
+from tncompiler.function import example_arrays, parameter_stds
 from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, NUMPY_ONLY, dtype_name, is_differentiable
 from tncompiler.ir.errors import ArgumentError, BackendError, DeviceError, DTypeError, NameClash
@@ -35,6 +30,7 @@ from tncompiler.kept import KeptValues
 from tncompiler.measure import fitting_factors
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_US, faster_backend, program_us
+from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep
 
 _KEPT = 256  # combinations of shapes that a module remembers
@@ -151,20 +147,20 @@ class CompiledModule(Inspection, nn.Module):
         values of size 1 on such inputs, whatever their norms and however long the network;
         without, an input counts as having variance 1 an element. ``skip``: names to leave alone.
         """
-        examples = None if inputs is None else example_arrays(self.compilation, _on_cpu(inputs))
+        examples = None if inputs is None else example_arrays(self.compilation, on_cpu(inputs))
         stds = parameter_stds(self.compilation, examples)
         drawn = {}
         for leaf, (owner, name) in zip(self.compilation.params, self._owners, strict=False):
             if leaf.name not in skip:
                 parameter = owner._parameters[name]
                 assert parameter is not None
-                _initialize(leaf, parameter, stds.get(leaf.name, 1.0), generator)
+                initialize(leaf, parameter, stds.get(leaf.name, 1.0), generator)
                 if leaf.init is None:
                     drawn[leaf.name] = parameter
         if examples is not None:
             leaves = (*self.compilation.params, *self.compilation.constants)
             tensors = zip(leaves, self._held(), strict=True)
-            held = {**examples, **{leaf.name: _on_cpu([t])[0] for leaf, t in tensors}}
+            held = {**examples, **{leaf.name: on_cpu([t])[0] for leaf, t in tensors}}
             for name, factor in fitting_factors(self.compilation, held, drawn).items():
                 drawn[name].mul_(factor)
 
@@ -458,44 +454,6 @@ def _autocast(leaves: Sequence[Leaf], tensors: Sequence[Tensor], device: str) ->
         else t
         for leaf, t in zip(leaves, tensors, strict=True)
     ]
-
-
-def _on_cpu(values: Any) -> Any:
-    """Tensors as NumPy arrays, by name or in order; bfloat16, which NumPy lacks, as float32."""
-    if isinstance(values, Mapping):
-        return {name: _on_cpu([value])[0] for name, value in values.items()}
-    return [
-        (v.float() if v.dtype == torch.bfloat16 else v).detach().cpu().resolve_conj().numpy()
-        if isinstance(v, Tensor)
-        else v
-        for v in values
-    ]
-
-
-def _initialize(
-    leaf: Leaf, parameter: Tensor, std: float, generator: torch.Generator | None
-) -> None:
-    if leaf.init is None or (isinstance(leaf.init, str) and leaf.init == "normal"):
-        scale = std if leaf.init is None else 1.0
-        if parameter.is_floating_point() or parameter.is_complex():
-            parameter.normal_(0.0, scale, generator=generator) if scale else parameter.zero_()
-            return
-    given = leaf.init(tuple(parameter.shape)) if callable(leaf.init) else None
-    if isinstance(given, Tensor):
-        value = given
-        check_init_shape(leaf, tuple(value.shape), tuple(parameter.shape))
-    else:
-        rng = np.random.default_rng(0)
-        shape = tuple(parameter.shape)
-        kind = np.dtype("complex128" if parameter.is_complex() else "float64")
-        value = torch.from_numpy(initial_array(leaf, shape, std, kind, rng))
-    if value.is_complex() and not parameter.is_complex():
-        raise DTypeError(
-            f"the init of {leaf.name!r} is complex",
-            where=call_site(),
-            fix="give it a complex dtype",
-        )
-    parameter.copy_(value)
 
 
 def _rebuild(
