@@ -575,6 +575,21 @@ def test_reports_still_work() -> None:
     assert f.cost({"b": 4}).peak_bytes > 0
 
 
+@pytest.mark.parametrize("limit", [7000, 5000])
+def test_inside_a_limit_of_memory(limit: int) -> None:
+    """slices over a batch, values made again: the same numbers"""
+    known = chain(5, 8, 64, 1e-3)
+    options = tnc.PlanOptions(stabilize="exponent", memory_limit=limit)
+    g = tnc.compile(tnc.log(mps(5, 8).abs()), framework="numpy", plan=options)
+    g.parameters.update(known.parameters())
+    expected, gradients = log_oracle(known)
+    assert_near(g(*known.inputs()), expected, 1e-6)
+    value, pull = g.vjp(*known.inputs())
+    assert_near(value, expected, 1e-6)
+    assert_near(pull(np.ones(64, np.float32))["A3"], gradients[3], 1e-4)
+    assert g.plan({"b": 64}).sliced_indices == (("b",) if limit == 5000 else ())
+
+
 def test_sizes_of_zero() -> None:
     """Correctness holds at every size, 0 included."""
     a, b, i = tnc.Index("a"), tnc.Index("b"), tnc.Index("i", 2)
