@@ -23,9 +23,7 @@ def test_a_classifier_of_784_sites_starts_at_order_one() -> None:
     """an MPS classifier of 784 sites on cos/sin features starts with outputs of order 1"""
     inputs = chain(784, 2, 32, 1.0).inputs()
     g = tnc.compile(mps(784, 16, 10), framework="numpy", seed=0)
-    assert (
-        not 1e-3 < typical(g(*inputs)) < 1e3
-    )  # norms of 1 counted as norms of the square root of 2
+    assert np.abs(g(*inputs)).max() < 1e-6  # without examples a site counts as twice as large
     g.reset_parameters(1, inputs=inputs)
     outputs = g(*inputs)
     assert np.isfinite(outputs).all()
