@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tncompiler.binding import Call
-from tncompiler.compiler import Compilation
+from tncompiler.compiler import Compilation, KeptExecutable
 
 Flat = Callable[..., tuple[Tensor, ...]]
 
@@ -21,12 +21,19 @@ class Specialisation:
     """One combination of shapes, dtypes and required gradients, ready to run."""
 
     def __init__(
-        self, compilation: Compilation, call: Call, wrt: tuple[str, ...], backend: str
+        self,
+        compilation: Compilation,
+        call: Call,
+        wrt: tuple[str, ...],
+        backend: str,
+        kept: KeptExecutable | None = None,
     ) -> None:
         names = [leaf.name for leaf in compilation.ordered]
-        self.backend, self._compilation, self._call = backend, compilation, call
+        self.backend, self.kept = backend, kept
+        self._compilation, self._call = compilation, call
         self.positions = tuple(names.index(name) for name in wrt)
         self.count = len(names)
+        self.value_count = len(compilation.outputs)  # what a program returns after it are scales
         if wrt:
             self.pair = compilation.training_executable(call.dtypes, call.free, wrt, backend)
             arguments = [a.value.name for a in self.pair.backward.program.arguments]
@@ -55,11 +62,14 @@ class NetworkFunction(torch.autograd.Function):
         ctx.set_materialize_grads(True)
         outputs, saved = results[: spec.pair.output_count], results[spec.pair.output_count :]
         ctx.save_for_backward(*tensors, *saved)
-        return tuple(own(output, tensors, saved) for output in outputs)
+        owned = tuple(own(output, tensors, saved) for output in outputs)
+        ctx.mark_non_differentiable(*owned[spec.value_count :])
+        return owned
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         spec: Specialisation = ctx.spec
+        cotangents = cotangents[: spec.value_count]
         kept = ctx.saved_tensors  # read once: hooks may unpack it, and only once
         tensors, saved = kept[: spec.count], kept[spec.count :]
         device = cotangents[0].device.type
@@ -109,7 +119,7 @@ def _flat_gradients(
     """Gradients through the flat program, themselves differentiable."""
     with torch.enable_grad():
         leaves = [t if k not in spec.positions else t.view_as(t) for k, t in enumerate(tensors)]
-        outputs = spec.flat(*leaves)
+        outputs = spec.flat(*leaves)[: spec.value_count]
         wanted = [leaves[position] for position in spec.positions]
         pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
         if not pairs:

@@ -16,13 +16,21 @@ from tncompiler.debug import show, watcher
 from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.lower import lower
-from tncompiler.ir.passes import LOGICAL_PASSES, MERGING_PASSES, SCHEDULED_PASSES, run_passes
+from tncompiler.ir.passes import (
+    LOGICAL_PASSES,
+    MERGING_PASSES,
+    SCHEDULED_PASSES,
+    STABILIZING_PASSES,
+    run_passes,
+)
 from tncompiler.ir.passes.adjoint import GradientOrder, adjoint
 from tncompiler.ir.passes.partition import TrainingPrograms
+from tncompiler.ir.passes.stabilize import scaled_outputs
 from tncompiler.ir.passes.tangent import tangent
 from tncompiler.ir.program import Contract, Program, operand_values
 from tncompiler.planning.choose import choose_orders
 from tncompiler.planning.fit import UNLIMITED, FittedOrders, FittedStep, fastest, fit_step
+from tncompiler.planning.keeping import Kept, cut_kept
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.memory import peak_bytes, step_peak
 from tncompiler.planning.options import Path, PlanOptions
@@ -40,6 +48,7 @@ from tncompiler.planning.slicing import (
     fit_program,
     largest_alive,
 )
+from tncompiler.planning.timing import program_us
 from tncompiler.problem import Nominal, Problem
 
 
@@ -54,6 +63,14 @@ class Executable:
     @property
     def run(self) -> Callable[..., tuple[Any, ...]]:
         return self.loaded.run
+
+
+@dataclass(frozen=True, slots=True)
+class KeptExecutable:
+    """``prepare`` makes of parameters and constants what ``rest`` reads after the arguments."""
+
+    prepare: Executable
+    rest: Executable
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +109,7 @@ class Compilation(Problem):
             self.check_parameters()
         self._cache: dict[object, Any] = {}
         self._lock = threading.RLock()
+        self._paired = (False,) * len(self.outputs)  # which outputs come with a scale
 
     # ---------------------------------------------------------------- the pipeline, stage by stage
 
@@ -115,18 +133,28 @@ class Compilation(Problem):
                 leaves=self.ordered,
                 library=self.library,
             )
-            return run_passes(program, LOGICAL_PASSES, watcher=watcher())
+            program = run_passes(program, LOGICAL_PASSES, watcher=watcher())
+            if self.stabilized:  # here, as torch.compile can trace no lock when results are packed
+                self._paired = scaled_outputs(program)
+            return program
 
         return self._once(("logical", dtypes), make)  # type: ignore[no-any-return]
 
     def scheduled(
-        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...] = ()
+        self,
+        dtypes: tuple[str, ...],
+        nominal: Nominal,
+        wrt: tuple[str, ...] = (),
+        *,
+        cached: bool = False,
     ) -> tuple[Program, Any]:
         """The program, ordered for gradients by the leaves in `wrt`, and its networks' orders.
 
-        Free sizes are those of a call; the plan is that of `planned_sizes`.
+        Free sizes are those of a call; the plan is that of `planned_sizes`. ``cached``: ordered
+        for calls between which products of parameters are kept.
         """
-        return self._schedule(dtypes, self.planned_sizes(dtypes, nominal, wrt), wrt, self.options)
+        planned = self.planned_sizes(dtypes, nominal, wrt)
+        return self._schedule(dtypes, planned, wrt, self.options, cached)
 
     def _schedule(
         self,
@@ -134,20 +162,21 @@ class Compilation(Problem):
         nominal: Nominal,
         wrt: tuple[str, ...],
         options: PlanOptions,
+        cached: bool = False,
     ) -> tuple[Program, Any]:
         def make() -> tuple[Program, Any]:
             logical = self.logical(dtypes)
             orders = self._orders(logical)
             if orders is None:
-                orders = self._chosen(dtypes, nominal, wrt, options)
+                orders = self._chosen(dtypes, nominal, wrt, options, cached)
             program, orders = schedule(logical, nominal, options, orders)
-            finished = self._finished(program, nominal)
+            finished = self._finished(program, nominal, self._passes())
             show(1, "orders", "\n".join(f"{name}: {pairs}" for name, pairs in orders.items()))
             show(3, "scheduled program", finished.to_text())
             return finished, orders
 
         return self._once(  # type: ignore[no-any-return]
-            ("scheduled", dtypes, tuple(nominal.items()), wrt, options.minimize), make
+            ("scheduled", dtypes, tuple(nominal.items()), wrt, options.minimize, cached), make
         )
 
     def _chosen(
@@ -156,22 +185,25 @@ class Compilation(Problem):
         nominal: Nominal,
         wrt: tuple[str, ...],
         options: PlanOptions,
+        cached: bool = False,
     ) -> Mapping[str, tuple[Pair, ...]]:
         """The best orders at these very sizes."""
 
         def make() -> Mapping[str, tuple[Pair, ...]]:
             wanted = self._planned_for(wrt)
-            return choose_orders(self.logical(dtypes), nominal, options, wanted)
+            return choose_orders(self.logical(dtypes), nominal, options, wanted, cached=cached)
 
         return self._once(  # type: ignore[no-any-return]
-            ("chosen", dtypes, tuple(nominal.items()), wrt, options.minimize), make
+            ("chosen", dtypes, tuple(nominal.items()), wrt, options.minimize, cached), make
         )
 
-    def _finished(self, program: Program, nominal: Nominal) -> Program:
+    def _finished(
+        self, program: Program, nominal: Nominal, passes: tuple[str, ...] = SCHEDULED_PASSES
+    ) -> Program:
         """A scheduled program after all passes; one value for sizes that come to the same."""
 
         def make() -> Program:
-            return run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+            return run_passes(program, passes, scheduled=True, watcher=watcher())
 
         return self._once(("finished", program), make) if nominal else make()
 
@@ -199,9 +231,17 @@ class Compilation(Problem):
         picker: Picker = self._once(("picker", dtypes, wrt), make)
         return picker.pick(sizes)
 
-    def inference(self, dtypes: tuple[str, ...], nominal: Nominal) -> FittedOrders[Fitted]:
-        """The program that runs where no gradient is asked for, inside the limit of memory."""
+    def inference(
+        self, dtypes: tuple[str, ...], nominal: Nominal, *, keeps: bool = False
+    ) -> FittedOrders[Fitted]:
+        """The program that runs where no gradient is asked for, inside the limit of memory.
+
+        ``keeps``: what parameters alone make may be kept between calls, as `kept` says.
+        """
         nominal = self.planned_sizes(dtypes, nominal)
+        if keeps and self.kept(dtypes, nominal) is not None:
+            program, orders = self.scheduled(dtypes, nominal, cached=True)
+            return FittedOrders(orders, fit_program(program, nominal, UNLIMITED, self._rates))
 
         def make() -> FittedOrders[Fitted]:
             limit, rates = self._limit, self._rates
@@ -240,7 +280,8 @@ class Compilation(Problem):
         if self.options.memory_limit is None or self._is_given or fits:
             yield program, orders, ()
             return
-        networks = list(self._sliced_networks(dtypes, nominal, orders))
+        # blocks of a sum that carries exponents would have to be aligned
+        networks = [] if self.stabilized else list(self._sliced_networks(dtypes, nominal, orders))
         yield from networks
         if networks:
             return
@@ -282,6 +323,40 @@ class Compilation(Problem):
             where=self.place(),
             fix=f"give memory_limit={least} or more",
         )
+
+    def kept(self, dtypes: tuple[str, ...], nominal: Nominal) -> Kept | None:
+        """The program cut for calls between which what parameters alone make is kept.
+
+        None where that saves no time, takes too much memory, or memory is what was asked for.
+        """
+
+        def make() -> Kept | None:
+            if self.options.minimize == "memory" or self.options.memory_limit is not None:
+                return None
+            cut = cut_kept(self.scheduled(dtypes, nominal, cached=True)[0])
+            if cut is None:
+                return None
+            rates = self._rates
+            whole, _ = self.scheduled(dtypes, nominal)
+            saves = program_us(cut.rest, nominal, rates) < program_us(whole, nominal, rates)
+            return cut if saves else None
+
+        return self._once(("kept", dtypes, tuple(nominal.items())), make)  # type: ignore[no-any-return]
+
+    @property
+    def stabilized(self) -> bool:
+        """Whether networks carry exponents, and come out as pairs of value and log10 scale."""
+        return self.options.stabilize == "exponent"
+
+    def _passes(self) -> tuple[str, ...]:
+        before = STABILIZING_PASSES if self.stabilized else ()
+        return (*before, *SCHEDULED_PASSES)
+
+    def pack(self, results: Sequence[Any]) -> Any:
+        """Results of a program in the container of the outputs, networks with their scales."""
+        values, scales = results[: len(self.outputs)], iter(results[len(self.outputs) :])
+        pairs = zip(values, self._paired, strict=True)
+        return self.container.pack([(v, next(scales)) if pair else v for v, pair in pairs])
 
     def _planned_for(self, wrt: tuple[str, ...]) -> tuple[str, ...]:
         """The leaves whose gradients count when orders are compared."""
@@ -343,10 +418,10 @@ class Compilation(Problem):
         nominal = self.planned_sizes(dtypes, nominal, wrt)
 
         def make() -> FittedOrders[FittedStep]:
-            limit, count = self._limit, len(self.outputs)
+            limit = self._limit
             recompute = str(self.options.recompute)
             found = []
-            for joint, orders, cuts in self._joints(dtypes, nominal, wrt):
+            for joint, orders, cuts, count in self._joints(dtypes, nominal, wrt):
                 show(3, "joint program", joint.to_text())
                 step = fit_step(joint, count, nominal, limit, self._rates, recompute, cuts)
                 found.append(FittedOrders(orders, step))
@@ -366,19 +441,21 @@ class Compilation(Problem):
 
     def _joints(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
-    ) -> list[tuple[Program, Any, tuple[Cut, ...]]]:
-        """Programs with their gradients, orders, and cuts to start from: the cheapest one.
+    ) -> list[tuple[Program, Any, tuple[Cut, ...], int]]:
+        """Programs with their gradients, orders, cuts to start from, and outputs before gradients.
 
-        Under a limit of memory all of them, since any may be the one that fits.
+        The cheapest one; under a limit of memory all, since any may be the one that fits.
         """
         found, tried = [], []
         for program, orders, cuts in self._alternatives(dtypes, nominal, wrt):
-            found.append((self._differentiated(program, wrt, nominal), orders, cuts))
+            count = len(program.outputs)  # values, then scales
+            found.append((self._differentiated(program, wrt, nominal), orders, cuts, count))
             tried += [] if cuts else [orders]
         alone = self.scheduled(dtypes, nominal)[1]  # for the value; gradients from other trees
         for orders in [*tried, *([] if alone in tried else [alone])]:
-            joints = self._replanned(dtypes, nominal, wrt, orders)
-            found += [(joint, orders, ()) for joint in joints]
+            if not self.stabilized:  # their trees are those of the network without exponents
+                joints = self._replanned(dtypes, nominal, wrt, orders)
+                found += [(joint, orders, (), len(self.outputs)) for joint in joints]
         if self.options.memory_limit is not None:
             return found
         return [min(found, key=lambda one: joint_cost(one[0], nominal, self.options))]
@@ -402,14 +479,15 @@ class Compilation(Problem):
         gradients: Mapping[str, GradientOrder] | None = None,
     ) -> Program:
         """A scheduled program with its gradients, scheduled again."""
-        joint, _ = schedule(adjoint(program, wrt, orders=gradients), nominal, self.options)
+        reverse = adjoint(program, wrt, seeded=len(self.outputs), orders=gradients)
+        joint, _ = schedule(reverse, nominal, self.options)
         return self._finished(joint, nominal)
 
     def joint(self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]) -> Program:
         """Forward and backward as one program."""
         cut = self.training(dtypes, nominal, wrt)
         cotangents = tuple(a for a in cut.backward.arguments if a.kind == "cotangent")
-        count = len(self.outputs)
+        count = len(cut.forward.outputs) - len(cut.saved)
         made = {step.out.name for step in cut.forward.steps}
         steps = [s for s in cut.backward.steps if s.out.name not in made]
         return Program(
@@ -457,21 +535,36 @@ class Compilation(Problem):
         """The whole program in aten operations, without loops, for torch to look into."""
         return self.executable(self.scheduled(dtypes, nominal)[0], "torch", "forward")
 
+    def kept_executable(
+        self, dtypes: tuple[str, ...], nominal: Nominal, backend: str
+    ) -> KeptExecutable | None:
+        """What parameters alone make, and the rest; None where nothing is kept."""
+        cut = self.kept(dtypes, nominal)
+        if cut is None:
+            return None
+        prepare = self.executable(cut.prepare, backend, "prepare")
+        return KeptExecutable(prepare, self.executable(cut.rest, backend, "forward"))
+
     def training_executable(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...], backend: str
     ) -> TrainingExecutable:
         cut = self.training(dtypes, nominal, wrt)
         forward = self.executable(cut.forward, backend, "forward")
         backward = self.executable(cut.backward, backend, "backward")
-        return TrainingExecutable(cut, forward, backward, len(self.outputs))
+        return TrainingExecutable(cut, forward, backward, len(cut.forward.outputs) - len(cut.saved))
 
     def plan(
         self,
         nominal: Nominal,
         dtypes: tuple[str, ...] | None = None,
         wrt: tuple[str, ...] | None = None,
+        *,
+        keeps: bool = False,
     ) -> ContractionPlan:
-        """The plan that a call of these sizes runs; of a training step if `wrt` names leaves."""
+        """The plan that a call of these sizes runs; of a training step if `wrt` names leaves.
+
+        ``keeps`` as in `inference`.
+        """
         dtypes = dtypes or self.default_dtypes("float32")
         logical = self.logical(dtypes)
         wrt = self._planned_for(()) if wrt is None else wrt
@@ -487,7 +580,7 @@ class Compilation(Problem):
                 recomputed=fitted.programs.recomputed,
                 sliced_indices=fitted.sliced,
             )
-        whole = self.inference(dtypes, nominal)
+        whole = self.inference(dtypes, nominal, keeps=keeps)
         program = whole.fitted.program
         plan = make_plan(logical, program, whole.orders, nominal, self.options.minimize)
         return replace(plan, sliced_indices=whole.fitted.sliced)

@@ -35,7 +35,7 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import as_size, evaluate, render_size, solve_all, solve_for
-from tncompiler.planning.cost import step_bytes, step_elementwise, step_flops
+from tncompiler.planning.cost import program_cost, step_bytes, step_elementwise, step_flops
 from tncompiler.planning.memory import is_view, nbytes
 from tncompiler.planning.plan import step_equation
 
@@ -200,6 +200,11 @@ class _Report:
             ("peak", f"{_exact(cost.peak_bytes, 'B')}, arguments not counted"),
             ("kept", f"{_exact(self.kept_bytes(), 'B')} of computed values, for backward"),
         ]
+        cut = self.network.kept(self.nominal) if self.part == "forward" else None
+        if cut is not None:
+            once = program_cost(cut.prepare, {}).at({})
+            held = f"{_exact(cut.kept_bytes(), 'B')} ({', '.join(cut.kept)})"
+            rows.append(("once", f"{_exact(once.flops, 'FLOP')} of these; kept: {held}"))
         dense = dense_layer(self.network, self.nominal)
         if dense is not None:
             rows.append(("dense layer", dense.compared(cost.flops, _DENSE_PRODUCTS[self.part])))

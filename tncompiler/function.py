@@ -2,90 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from tncompiler.binding import Call, order_inputs, read_call
-from tncompiler.compiler import Compilation
+from tncompiler.compiler import Compilation, Executable
 from tncompiler.initialize import standard_deviations
 from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import DEFAULT, is_differentiable, kind
 from tncompiler.ir.errors import ArgumentError, BackendError, DTypeError, GradientError, ShapeError
 from tncompiler.ir.expressions import Leaf
 from tncompiler.ir.origin import call_site
+from tncompiler.kept import KeptValues, Marks
+from tncompiler.measure import fitting_factors
+from tncompiler.parameters import Parameters
 
-Pull = Callable[[Any], dict[str, np.ndarray]]
+Arrays = dict[str, np.ndarray]
+Pull = Callable[[Any], Arrays]
+
+MARKS = Marks(  # arrays are read-only, so that one is another only where it was replaced
+    mark=lambda array: None,
+    age=lambda: None,
+    checksum=lambda array: blake2b(array.tobytes(), digest_size=8).digest(),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What runs for one combination of shapes; ``prepare`` makes what it reads after the arrays, if
+    something is kept between calls."""
+
+    run: Callable[..., Any]
+    prepare: Executable | None
 
 
 _KEPT = 256  # combinations of shapes that a function remembers
-
-
-class Parameters(MutableMapping[str, np.ndarray]):
-    """Parameters by name: read-only arrays, replaced by assignment; names cannot be added."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray], shared: Parameters | None = None) -> None:
-        self._cells = {name: [_read_only(array)] for name, array in arrays.items()}
-        if shared is not None:
-            for name in self._cells.keys() & shared._cells.keys():
-                self._check(name, shared[name])
-                self._cells[name] = shared._cells[name]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._cells[name][0]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name not in self._cells:
-            raise ArgumentError(
-                f"there is no parameter {name!r}",
-                where=call_site(),
-                fix=f"the parameters are: {sorted(self)}",
-            )
-        try:
-            new = np.asarray(value)
-        except ValueError as error:
-            raise ShapeError(
-                f"parameter {name!r}: {error}", where=call_site(), fix="give an array"
-            ) from None
-        self._check(name, new)
-        self._cells[name][0] = _read_only(new.astype(self[name].dtype))
-
-    def _check(self, name: str, new: np.ndarray) -> None:
-        old = self[name]
-        if new.shape != old.shape:
-            raise ShapeError(
-                f"parameter {name!r} has shape {old.shape}, not {new.shape}",
-                where=call_site(),
-                fix="assign an array of the same shape",
-            )
-        if not np.can_cast(new.dtype, old.dtype, "same_kind"):
-            raise DTypeError(
-                f"parameter {name!r} has dtype {old.dtype}; {new.dtype} does not fit",
-                where=call_site(),
-                fix=f"convert it with .astype({old.dtype.name!r})",
-            )
-
-    def __delitem__(self, name: str) -> None:
-        raise ArgumentError(
-            "parameters cannot be removed", where=call_site(), fix="assign another array instead"
-        )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cells)
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(f"{name}: {array.shape}" for name, array in self.items())
-        return f"Parameters({shapes})"
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    view = np.array(array)
-    view.flags.writeable = False
-    return view
 
 
 def _array(name: str, value: Any) -> np.ndarray:
@@ -103,6 +58,8 @@ class NumpyFunction(Inspection):
     """`f(x)` computes the outputs; see also `vjp`, `value_and_grad` and `jvp`.
 
     Inputs by position in the order of `f.inputs`, or by name. Safe to call from many threads.
+    What parameters alone make is kept from call to call until one is replaced; a call with
+    `parameters=` keeps nothing.
     """
 
     def __init__(
@@ -125,10 +82,12 @@ class NumpyFunction(Inspection):
                 "NumPy has no bfloat16", where=call_site(), fix="use dtype='float32'"
             )
         self.compilation, self.backend, self._dtype = compilation, "numpy", dtype
-        self.parameters = self._make_parameters(seed, share)
+        arrays = self._drawn(seed, None)
+        self.parameters = self._shared(arrays, share)
         self._constants = [self._constant(leaf) for leaf in compilation.constants]
         self._calls: dict[object, Call] = {}
-        self._runs: dict[object, Callable[..., Any]] = {}
+        self._runs: dict[object, _Ready] = {}
+        self._kept = KeptValues(MARKS)
 
     @property
     def compute_dtype(self) -> str:
@@ -146,15 +105,20 @@ class NumpyFunction(Inspection):
         assert leaf.value is not None
         return leaf.value.astype(self._leaf_dtype(leaf))
 
-    def _make_parameters(self, seed: int | None, share: Any) -> Parameters:
+    def _drawn(self, seed: int | None, examples: dict[str, np.ndarray] | None) -> Arrays:
+        """First values of all parameters; `examples` of the inputs say how large they are."""
         rng = np.random.default_rng(seed)
-        stds = parameter_stds(self.compilation)
+        stds = parameter_stds(self.compilation, examples)
         arrays = {}
         for leaf in self.compilation.params:
             shape = self.compilation.parameter_shape(leaf)
             arrays[leaf.name] = initial_array(
                 leaf, shape, stds.get(leaf.name, 1.0), self._leaf_dtype(leaf), rng
             )
+        return arrays
+
+    @staticmethod
+    def _shared(arrays: Arrays, share: Any) -> Parameters:
         if share is None:
             return Parameters(arrays)
         if not isinstance(share, NumpyFunction):
@@ -162,6 +126,25 @@ class NumpyFunction(Inspection):
                 "a torch module cannot share", where=call_site(), fix="share a NumPy function"
             )
         return Parameters(arrays, share.parameters)
+
+    def reset_parameters(self, seed: int | None = None, *, inputs: Any = None) -> None:
+        """Draw all parameters anew.
+
+        ``inputs``: examples of all inputs, in order or by name. With them networks start with
+        values of size 1 on such inputs, whatever their norms and however long the network;
+        without, an input counts as having variance 1 an element.
+        """
+        if inputs is None:
+            self.parameters.update(self._drawn(seed, None))
+            return
+        examples = example_arrays(self.compilation, inputs)
+        arrays = self._drawn(seed, examples)
+        constants = zip(self.compilation.constants, self._constants, strict=True)
+        held = {**examples, **arrays, **{leaf.name: array for leaf, array in constants}}
+        drawn = {leaf.name for leaf in self.compilation.params if leaf.init is None}
+        for name, factor in fitting_factors(self.compilation, held, drawn).items():
+            arrays[name] = arrays[name] * factor
+        self.parameters.update(arrays)
 
     # ---------------------------------------------------------------- calling
 
@@ -196,6 +179,17 @@ class NumpyFunction(Inspection):
         )
         return self.compute_dtype if fixed or self._dtype else None
 
+    @property
+    def keeps(self) -> bool:
+        return True
+
+    def invalidate(self) -> None:
+        """Forget what was made of the parameters.
+
+        Needed only after writing into one through another array that shares its memory.
+        """
+        self._kept.drop()
+
     def _call(self, arrays: list[np.ndarray]) -> Call:
         key = tuple((array.shape, array.dtype.char) for array in arrays)
         found = self._calls.get(key)
@@ -210,25 +204,36 @@ class NumpyFunction(Inspection):
         self, *args: Any, parameters: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Any:
         arrays = self._arrays(args, kwargs, parameters)
-        key = tuple((array.shape, array.dtype.char) for array in arrays)
-        run = self._runs.get(key)
-        if run is None:
-            run = self._run(key, self._call(arrays))
-        return self.compilation.container.pack(run(*arrays))
+        keeps = parameters is None
+        key = (keeps, *((array.shape, array.dtype.char) for array in arrays))
+        ready = self._runs.get(key)
+        if ready is None:
+            ready = self._ready(key, self._call(arrays), keeps)
+        if ready.prepare is None:
+            return self.compilation.pack(ready.run(*arrays))
+        held, prepare = arrays[len(self.compilation.inputs) :], ready.prepare
+        values = self._kept.get(held, prepare.source.text, lambda: prepare.run(*held))
+        return self.compilation.pack(ready.run(*arrays, *values))
 
-    def _run(self, key: object, call: Call) -> Callable[..., Any]:
-        """The program for arrays of the shapes and dtypes in the key, remembered."""
-        run = self.compilation.inference_executable(call.dtypes, call.free, "numpy").run
+    def _ready(self, key: object, call: Call, keeps: bool) -> _Ready:
+        """The programs for arrays of the shapes and dtypes in the key, remembered."""
+        compilation, arguments = self.compilation, (call.dtypes, call.free, "numpy")
+        kept = compilation.kept_executable(*arguments) if keeps else None
+        if kept is None:
+            ready = _Ready(compilation.inference_executable(*arguments).run, None)
+        else:
+            ready = _Ready(kept.rest.run, kept.prepare)
         if len(self._runs) >= _KEPT:
             self._runs.clear()
-        return self._runs.setdefault(key, run)
+        return self._runs.setdefault(key, ready)
 
     def vjp(
         self, *args: Any, parameters: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> tuple[Any, Pull]:
         """The outputs, and a function from cotangents (shaped as the outputs) to gradients.
 
-        Gradients come by name, for every float or complex input and parameter.
+        Gradients come by name, for every float or complex input and parameter. A network that comes
+        as a pair (value, log10 scale) takes a cotangent of its value; its scale counts as constant.
         """
         arrays = self._arrays(args, kwargs, parameters)
         call = self._call(arrays)
@@ -245,10 +250,10 @@ class NumpyFunction(Inspection):
         ]
 
         def pull(cotangents: Any) -> dict[str, np.ndarray]:
-            given = self._cotangents(cotangents, outputs)
+            given = self._cotangents(cotangents, outputs[: len(self.compilation.outputs)])
             return dict(zip(wrt, pair.backward.run(*read, *saved, *given), strict=True))
 
-        return self.compilation.container.pack(outputs), pull
+        return self.compilation.pack(outputs), pull
 
     def _wrt(self, call: Call) -> tuple[str, ...]:
         leaves = (*self.compilation.inputs, *self.compilation.params)
@@ -281,8 +286,12 @@ class NumpyFunction(Inspection):
     def value_and_grad(
         self, *args: Any, parameters: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        """The value of a real scalar output and its gradients by name."""
-        value, pull = self.vjp(*args, parameters=parameters, **kwargs)
+        """The value of a real scalar output and its gradients by name.
+
+        A network that comes as a pair (value, log10 scale) has the gradients of its value.
+        """
+        result, pull = self.vjp(*args, parameters=parameters, **kwargs)
+        value = result[0] if isinstance(result, tuple) else result
         scalar = self.compilation.container.kind == "one" and np.ndim(value) == 0
         if not scalar or np.iscomplexobj(value):
             raise GradientError(
@@ -290,7 +299,7 @@ class NumpyFunction(Inspection):
                 where=call_site(),
                 fix="use vjp with a cotangent",
             )
-        return value, pull(np.ones_like(value))
+        return result, pull(np.ones_like(value))
 
     def jvp(
         self, *args: Any, tangents: Mapping[str, Any] | None = None, **kwargs: Any
@@ -321,8 +330,10 @@ class NumpyFunction(Inspection):
         held = {leaf.name: a for leaf, a in zip(self.compilation.ordered, arrays, strict=True)}
         moved = [self._tangent(name, tangents[name], held[name]) for name in names]
         results = run(*arrays, *moved)
-        pack, count = self.compilation.container.pack, len(self.compilation.outputs)
-        return pack(results[:count]), pack(results[count:])
+        count = len(results) // 2  # then as many tangents, of which those of scales are zero
+        moved_values = results[count : count + len(self.compilation.outputs)]
+        pack = self.compilation.container.pack
+        return self.compilation.pack(results[:count]), pack(moved_values)
 
     @staticmethod
     def _tangent(name: str, tangent: Any, array: np.ndarray) -> np.ndarray:
@@ -340,11 +351,21 @@ class NumpyFunction(Inspection):
         return given.astype(array.dtype, copy=False)
 
 
-def parameter_stds(compilation: Compilation) -> dict[str, float]:
+def parameter_stds(
+    compilation: Compilation, examples: Mapping[str, np.ndarray] | None = None
+) -> dict[str, float]:
     """The standard deviation of each parameter that has no `init`."""
     logical = compilation.logical(compilation.default_dtypes("float32"))
     nominal = {**compilation.binding, **compilation.nominal({})}
-    return standard_deviations(logical, compilation.leaves, nominal)
+    return standard_deviations(logical, compilation.leaves, nominal, examples)
+
+
+def example_arrays(compilation: Compilation, inputs: Any) -> dict[str, np.ndarray]:
+    """Example inputs by name, given in order or by name. Raises ArgumentError."""
+    named = isinstance(inputs, Mapping)
+    values = order_inputs(compilation, () if named else inputs, inputs if named else {})
+    leaves = compilation.inputs
+    return {leaf.name: _array(leaf.name, v) for leaf, v in zip(leaves, values, strict=True)}
 
 
 def initial_array(

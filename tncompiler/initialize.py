@@ -31,19 +31,29 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
 def standard_deviations(
-    program: Program, leaves: Mapping[str, Leaf], binding: Binding
+    program: Program,
+    leaves: Mapping[str, Leaf],
+    binding: Binding,
+    examples: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
     """The standard deviation of each parameter without an `init`: 0 for one that is only added.
 
-    Inputs count as having second moment 1, constants and given arrays as what they have.
+    Constants, given arrays and inputs with an example count as having the second moment that they
+    have, all other inputs as 1 an element.
     """
-    return _Moments(program, leaves, binding).run()
+    return _Moments(program, leaves, binding, examples or {}).run()
 
 
 class _Moments:
     """Second moments of all values, as logarithms (a long network over- and underflows floats)."""
 
-    def __init__(self, program: Program, leaves: Mapping[str, Leaf], binding: Binding) -> None:
+    def __init__(
+        self,
+        program: Program,
+        leaves: Mapping[str, Leaf],
+        binding: Binding,
+        examples: Mapping[str, np.ndarray],
+    ) -> None:
         self.program, self.binding = program, binding
         self.log_std: dict[str, float] = {}
         self.added: set[str] = set()
@@ -51,7 +61,7 @@ class _Moments:
             name for name, leaf in leaves.items() if leaf.kind == "param" and leaf.init is None
         }
         self.log_moment = {
-            name: _leaf_moment(leaves[name]) if name in leaves else 0.0
+            name: _leaf_moment(leaves[name], examples.get(name)) if name in leaves else 0.0
             for name in (argument.value.name for argument in program.arguments)
         }
 
@@ -120,8 +130,9 @@ def _through(reference: object, log_moment: float) -> float:
     return math.log(moment) if 0 < moment < math.inf else 0.0
 
 
-def _leaf_moment(leaf: Leaf) -> float:
+def _leaf_moment(leaf: Leaf, example: np.ndarray | None) -> float:
     array = leaf.value if leaf.value is not None else leaf.init
+    array = array if example is None else example
     if isinstance(array, np.ndarray) and array.size:
         moment = float(np.mean(np.abs(array.astype(np.complex128)) ** 2))
         return math.log(moment) if moment > 0 else -math.inf

@@ -15,6 +15,7 @@ from tncompiler.ir.origin import call_site
 from tncompiler.ir.program import Program
 from tncompiler.planning.cost import Cost, program_cost
 from tncompiler.planning.family import PlanFamily
+from tncompiler.planning.keeping import Kept
 from tncompiler.planning.memory import live_terms, peak_expression, step_peak, step_terms
 from tncompiler.planning.plan import ContractionPlan
 
@@ -31,6 +32,16 @@ class Inspection:
     def compute_dtype(self) -> str:
         """The dtype of leaves that declare none."""
         raise TypeError(f"{type(self).__name__} does not say its dtype")
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a call as things are keeps what parameters alone make for the next one."""
+        return False
+
+    def kept(self, sizes: Mapping[Any, Any] | None = None) -> Kept | None:
+        """What is made once for all calls, and the rest; None if every call makes everything."""
+        nominal = self.compilation.nominal({} if sizes is None else sizes)
+        return self.compilation.kept(self._dtypes(), nominal) if self.keeps else None
 
     def _dtypes(self) -> tuple[str, ...]:
         return self.compilation.default_dtypes(self.compute_dtype)
@@ -57,6 +68,7 @@ class Inspection:
     ) -> Program:
         """The scheduled program of the forward pass, the backward pass, or a whole training step.
 
+        The forward pass is that of `plan`, what is kept between calls included; `kept` cuts it.
         ``wrt`` names the leaves that require gradients; all inputs and parameters if not given.
         """
         if not isinstance(part, str) or part not in PARTS:
@@ -65,20 +77,23 @@ class Inspection:
             )
         nominal = self.compilation.nominal({} if sizes is None else sizes)
         if part == "forward":
-            return self.compilation.inference(self._dtypes(), nominal).fitted.program
+            return self.compilation.inference(
+                self._dtypes(), nominal, keeps=self.keeps
+            ).fitted.program
         names = self._differentiable(wrt)
         if part == "backward":
             return self.compilation.training(self._dtypes(), nominal, names).backward
         return self.compilation.joint(self._dtypes(), nominal, names)
 
     def plan(self, sizes: Mapping[Any, Any] | None = None) -> ContractionPlan:
-        """The plan of the forward pass that a call of these sizes runs.
+        """The plan that a call of these sizes without gradients runs.
 
-        Free sizes that are not given count as 128; `plans` lists the ranges.
+        Free sizes that are not given count as 128; `plans` lists the ranges. Where a call keeps
+        what parameters alone make (a module after `eval()`, a NumPy function), products of
+        parameters counted as free.
         """
-        return self.compilation.plan(
-            self.compilation.nominal({} if sizes is None else sizes), self._dtypes()
-        )
+        nominal = self.compilation.nominal({} if sizes is None else sizes)
+        return self.compilation.plan(nominal, self._dtypes(), keeps=self.keeps)
 
     def plans(
         self,
@@ -109,7 +124,8 @@ class Inspection:
     def cost(self, sizes: Mapping[Any, Any] | None = None, part: str = "forward") -> Cost:
         """Flops, bytes and peak of all outputs together; symbolic in the sizes that are free.
 
-        The peak of a step counts outputs and saved values as alive until its end.
+        The peak of a step counts outputs and saved values as alive until its end. A forward pass is
+        the first call's, where what parameters alone make is kept for those that follow.
         """
         program = self.program(sizes, part)
         nominal = self.compilation.nominal({} if sizes is None else sizes)
@@ -147,10 +163,18 @@ class Inspection:
         backend: str | None = None,
         wrt: Sequence[str] | None = None,
     ) -> str:
-        """The generated code of the forward or the backward pass."""
+        """The generated code of the forward or the backward pass.
+
+        Where a call keeps what parameters alone make, first the function that makes it.
+        """
         chosen = self.backend if backend is None else backend
         if isinstance(chosen, str) and chosen == "auto":
             chosen = "torch"  # what auto runs, but for small programs on one thread
+        cut = self.kept(sizes) if part == "forward" else None
+        if cut is not None:
+            both = ((cut.prepare, "prepare"), (cut.rest, part))
+            texts = [self.compilation.executable(p, chosen, e).source.text for p, e in both]
+            return "\n\n".join(texts)
         program = self.program(sizes, part, wrt)
         return self.compilation.executable(program, chosen, part).source.text
 

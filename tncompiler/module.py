@@ -17,16 +17,21 @@ from torch import Tensor, nn
 
 from tncompiler.autograd import Flat, NetworkFunction, Specialisation, enter, leave, watched
 from tncompiler.binding import Call, order_inputs, read_call
-from tncompiler.compiler import Compilation
-from tncompiler.function import check_init_shape, initial_array, parameter_stds
+from tncompiler.compiler import Compilation, Executable
+from tncompiler.function import example_arrays, parameter_stds
 from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, NUMPY_ONLY, dtype_name, is_differentiable
 from tncompiler.ir.errors import ArgumentError, BackendError, DeviceError, DTypeError, NameClash
 from tncompiler.ir.expressions import Leaf
 from tncompiler.ir.origin import call_site
+from tncompiler.ir.program import Program
 from tncompiler.ir.serialize import from_data, to_data
+from tncompiler.kept import KeptValues
+from tncompiler.measure import fitting_factors
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_US, faster_backend, program_us
+from tncompiler.tensor_init import initialize, on_cpu
+from tncompiler.tensor_marks import MARKS, can_keep
 
 _KEPT = 256  # combinations of shapes that a module remembers
 
@@ -53,6 +58,7 @@ class CompiledModule(Inspection, nn.Module):
         self._owners = [self._place(leaf) for leaf in (*compilation.params, *compilation.constants)]
         self._make_leaves(seed, share)
         self._flat_runs: dict[tuple[torch.dtype, ...], Flat] = {}
+        self._kept = KeptValues(MARKS)
         self._prepare()
 
     # ---------------------------------------------------------------- parameters
@@ -129,15 +135,34 @@ class CompiledModule(Inspection, nn.Module):
 
     @torch.no_grad()
     def reset_parameters(
-        self, generator: torch.Generator | None = None, skip: frozenset[str] = frozenset()
+        self,
+        generator: torch.Generator | None = None,
+        skip: frozenset[str] = frozenset(),
+        *,
+        inputs: Any = None,
     ) -> None:
-        """Draw all parameters anew, keeping the variance of activations."""
-        stds = parameter_stds(self.compilation)
+        """Draw all parameters anew, keeping the variance of activations.
+
+        ``inputs``: examples of all inputs, in order or by name. With them networks start with
+        values of size 1 on such inputs, whatever their norms and however long the network;
+        without, an input counts as having variance 1 an element. ``skip``: names to leave alone.
+        """
+        examples = None if inputs is None else example_arrays(self.compilation, on_cpu(inputs))
+        stds = parameter_stds(self.compilation, examples)
+        drawn = {}
         for leaf, (owner, name) in zip(self.compilation.params, self._owners, strict=False):
             if leaf.name not in skip:
                 parameter = owner._parameters[name]
                 assert parameter is not None
-                _initialize(leaf, parameter, stds.get(leaf.name, 1.0), generator)
+                initialize(leaf, parameter, stds.get(leaf.name, 1.0), generator)
+                if leaf.init is None:
+                    drawn[leaf.name] = parameter
+        if examples is not None:
+            leaves = (*self.compilation.params, *self.compilation.constants)
+            tensors = zip(leaves, self._held(), strict=True)
+            held = {**examples, **{leaf.name: on_cpu([t])[0] for leaf, t in tensors}}
+            for name, factor in fitting_factors(self.compilation, held, drawn).items():
+                drawn[name].mul_(factor)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -187,34 +212,83 @@ class CompiledModule(Inspection, nn.Module):
             return self._run(tensors, cast=True)
 
     def _run(self, tensors: Sequence[Tensor], cast: bool) -> Any:
-        pack = self.compilation.container.pack
+        pack = self.compilation.pack
         if watched(tensors):
             return pack(self._flat(tensors)(*tensors))
-        spec = self._specialise(tensors, cast)
+        grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if grad:
+            self._kept.drop()
+        spec = self._specialise(tensors, cast, grad, self._keeps_of(tensors, cast, grad))
         if spec.positions:
             return pack(NetworkFunction.apply(spec, *tensors))  # type: ignore[no-untyped-call]
-        if spec.backend == "numpy":
-            arrays = enter(tensors, "numpy")
-            return pack(leave(spec.run(*arrays), "numpy", arrays))
-        return pack(spec.run(*tensors))
+        arrays = enter(tensors, spec.backend)
+        if spec.kept is None:
+            return pack(leave(spec.run(*arrays), spec.backend, arrays))
+        values = self._kept_values(spec.kept.prepare, tensors, arrays)
+        results = spec.kept.rest.run(*arrays, *values)
+        return pack(leave(results, spec.backend, (*arrays, *values)))
 
-    def _specialise(self, tensors: Sequence[Tensor], cast: bool) -> Specialisation:
-        grad = torch.is_grad_enabled()
-        key = tuple((t.shape, t.dtype, t.device, grad and t.requires_grad) for t in tensors)
+    def _specialise(
+        self, tensors: Sequence[Tensor], cast: bool, grad: bool, keeps: bool
+    ) -> Specialisation:
+        leaves = tuple([(t.shape, t.dtype, t.device, grad and t.requires_grad) for t in tensors])
+        key = (keeps, leaves)
         found = self._specialisations.get(key)
         if found is None:
-            found = self._make_specialisation(tensors, grad, cast)
+            found = self._make_specialisation(tensors, grad, cast, keeps)
             if len(self._specialisations) >= _KEPT:
                 self._specialisations.clear()  # so many shapes: programs are kept, this is refilled
             self._specialisations[key] = found
         return found
+
+    # ---------------------------------------------------------------- what is kept between calls
+
+    @property
+    def keeps(self) -> bool:
+        """Whether calls without gradients keep what parameters alone make: after `eval()`."""
+        return not self.training
+
+    def invalidate(self) -> None:
+        """Forget what was made of the parameters, which happens by itself wherever torch sees that
+        they change: needed after writing to them through `.data` or through NumPy."""
+        self._kept.drop()
+
+    def _keeps_of(self, tensors: Sequence[Tensor], cast: bool, grad: bool) -> bool:
+        """Whether a call may use kept values: no gradients, no autocast, tensors that show it when
+        they change."""
+        if self.training or grad or cast:
+            return False
+        first, last = len(self.compilation.inputs), -len(self.compilation.constants) or None
+        return can_keep(tensors[first:last], tensors[last:] if last else ())
+
+    def _kept_values(
+        self, prepare: Executable, tensors: Sequence[Tensor], arrays: Sequence[Any]
+    ) -> tuple[Any, ...]:
+        """What a program makes of the parameters and constants, as the backend's arrays."""
+        first = len(self.compilation.inputs)
+
+        def make() -> tuple[Any, ...]:
+            with torch.inference_mode(False), torch.no_grad():
+                return prepare.run(*arrays[first:])
+
+        return self._kept.get(tensors[first:], prepare.source.text, make)
+
+    def train(self, mode: bool = True) -> CompiledModule:
+        """As torch's; values kept of the parameters are dropped on entering training."""
+        if mode:
+            self._kept.drop()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._kept.drop()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _call(self, tensors: Sequence[Tensor], cast: bool) -> Call:
         default = _reconciled(self.compilation.ordered, tensors, self._fixed_dtype(), cast)
         return read_call(self.compilation, tensors, default)
 
     def _make_specialisation(
-        self, tensors: Sequence[Tensor], grad: bool, cast: bool
+        self, tensors: Sequence[Tensor], grad: bool, cast: bool, keeps: bool
     ) -> Specialisation:
         devices = {t.device for t in tensors}
         if len(devices) > 1:
@@ -231,10 +305,14 @@ class CompiledModule(Inspection, nn.Module):
             )
             if grad and tensor.requires_grad and is_differentiable(dtype)
         )
-        backend = self._choose(call, wrt, devices)
+        cut = self.compilation.kept(call.dtypes, call.free) if keeps else None
+        backend = self._choose(call, wrt, devices, None if cut is None else cut.rest)
         if self.backend == "auto" and backend == "torch" and self._is_tiny(call):
             wrt = ()  # torch's own autograd starts faster than our function does
-        return Specialisation(self.compilation, call, wrt, backend)
+        kept = None
+        if cut is not None:
+            kept = self.compilation.kept_executable(call.dtypes, call.free, backend)
+        return Specialisation(self.compilation, call, wrt, backend, kept)
 
     def _is_tiny(self, call: Call) -> bool:
         program, _ = self.compilation.scheduled(call.dtypes, call.free)
@@ -250,7 +328,14 @@ class CompiledModule(Inspection, nn.Module):
         on_torch = not set(NUMPY_ONLY) & set(call.dtypes)
         return self._flat_runs.get(dtypes) if on_torch and self._is_tiny(call) else None
 
-    def _choose(self, call: Call, wrt: tuple[str, ...], devices: set[torch.device]) -> str:
+    def _choose(
+        self,
+        call: Call,
+        wrt: tuple[str, ...],
+        devices: set[torch.device],
+        program: Program | None = None,
+    ) -> str:
+        """The backend for a call; ``program``: what it runs, if not the scheduled one."""
         on_cpu = all(device.type == "cpu" for device in devices)
         if on_cpu and self.backend == "auto" and set(NUMPY_ONLY) & set(call.dtypes):
             return "numpy"
@@ -258,7 +343,8 @@ class CompiledModule(Inspection, nn.Module):
             return "torch"
         if self.backend != "auto":
             return self.backend
-        program, _ = self.compilation.scheduled(call.dtypes, call.free)
+        if program is None:
+            program, _ = self.compilation.scheduled(call.dtypes, call.free)
         machine = as_machine(self.compilation.options.machine).cpu
         return faster_backend(
             program, call.sizes, machine, training=bool(wrt), threads=torch.get_num_threads()
@@ -295,6 +381,7 @@ class CompiledModule(Inspection, nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> CompiledModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._kept.drop()
         self._prepare()
         return self
 
@@ -367,32 +454,6 @@ def _autocast(leaves: Sequence[Leaf], tensors: Sequence[Tensor], device: str) ->
         else t
         for leaf, t in zip(leaves, tensors, strict=True)
     ]
-
-
-def _initialize(
-    leaf: Leaf, parameter: Tensor, std: float, generator: torch.Generator | None
-) -> None:
-    if leaf.init is None or (isinstance(leaf.init, str) and leaf.init == "normal"):
-        scale = std if leaf.init is None else 1.0
-        if parameter.is_floating_point() or parameter.is_complex():
-            parameter.normal_(0.0, scale, generator=generator) if scale else parameter.zero_()
-            return
-    given = leaf.init(tuple(parameter.shape)) if callable(leaf.init) else None
-    if isinstance(given, Tensor):
-        value = given
-        check_init_shape(leaf, tuple(value.shape), tuple(parameter.shape))
-    else:
-        rng = np.random.default_rng(0)
-        shape = tuple(parameter.shape)
-        kind = np.dtype("complex128" if parameter.is_complex() else "float64")
-        value = torch.from_numpy(initial_array(leaf, shape, std, kind, rng))
-    if value.is_complex() and not parameter.is_complex():
-        raise DTypeError(
-            f"the init of {leaf.name!r} is complex",
-            where=call_site(),
-            fix="give it a complex dtype",
-        )
-    parameter.copy_(value)
 
 
 def _rebuild(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tncompiler.ir.errors import PlanError
+from tncompiler.ir.origin import call_site
 from tncompiler.planning.options import Path, PlanOptions
 from tncompiler.planning.plan import ContractionPlan
 
@@ -101,6 +102,12 @@ def _registered(name: str | bool) -> Callable[..., Any] | None:
 
 def _options(optimize: Any) -> PlanOptions:
     if isinstance(optimize, PlanOptions):
+        if optimize.stabilize != "none":
+            raise PlanError(
+                "an einsum gives one array, which has no place for a scale",
+                where=call_site(),
+                fix="compile tnc.from_einsum(…) with stabilize='exponent'",
+            )
         return optimize
     if isinstance(optimize, ContractionPlan):
         path = optimize.path if optimize.networks else ()

@@ -175,7 +175,7 @@ class Builder:
 
     def _promoted(self, name: str, operands: Sequence[Value]) -> tuple[list[Value], str]:
         """The operands in their common dtype, and that dtype."""
-        if name == "project":
+        if name in ("project", "shift_exponent"):
             return list(operands), operands[1].dtype
         start = 1 if name == "where" else 0
         dtype, same = self._unify(operands[start:])

@@ -135,6 +135,10 @@ class PlanError(TncError):
     """Plan options or a plan do not fit."""
 
 
+class StaleValues(TncError):
+    """What is kept of parameters no longer holds: they were written to unseen (TNC_DEBUG only)."""
+
+
 class BackendError(TncError):
     """A backend or framework is unknown, missing, or cannot do what is asked."""
 

@@ -19,12 +19,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "search": ("auto", "greedy", "optimal", "hyper", "left-to-right"),
     "precision": ("ieee", "tf32"),
     "recompute": ("auto", "never", "always"),
+    "stabilize": ("none", "exponent"),
 }
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{prefix}b": 1000**k for k, prefix in enumerate("kmgtp", start=1)}
 _UNITS |= {f"{prefix}ib": 1024**k for k, prefix in enumerate("kmgtp", start=1)}
 _LATER: dict[str, tuple[object, str]] = {
-    "stabilize": ("none", "exponent stabilisation"),
     "max_seconds": (None, "cutting a search by time"),
     "parallel": (None, "parallel search"),
 }
@@ -38,6 +38,11 @@ class PlanOptions:
     "greedy", "optimal" or "hyper" with ``trials`` and ``seed``, "left-to-right" (as written), or a
     callable (inputs, output, sizes, memory_limit) → linear path, as opt_einsum calls its own.
     ``path`` fixes the order of the only network: a linear path, as `plan.path` gives it.
+    ``stabilize``: "exponent" carries a power of two beside every product that another one reads,
+    so that none over- or underflows. An output that is a network (a contraction of two or more
+    tensors, or a sum, difference, quotient, part or absolute value of networks) then comes as a
+    pair (value, log10_scale), worth value * 10**log10_scale; the scale is float64, in the shape of
+    the value. A log takes the scale in. Gradients are those of the value, its scale held fixed.
     ``training``: whether orders are compared with their backward pass, "auto" where a call computes
     gradients. ``memory_limit``: bytes, or text such as "2GiB", that a call may allocate, outputs
     and saved values included, inputs and parameters not; to keep it the plan slices indices (loops

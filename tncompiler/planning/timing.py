@@ -33,6 +33,7 @@ _AT_MEMORY_SPEED = frozenset(
         *("add", "sub", "div", "neg", "reciprocal", "stop", "conj", "real", "imag", "abs"),
         *("project", "relu", "relu_gate", "maximum", "minimum", "where"),
         *("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"),
+        *("power_of_two", "exponent", "shift_exponent", "decimal_exponent"),
     )
 )
 # below this a forward pass is left to torch's own autograd, whose start costs about 30 us less

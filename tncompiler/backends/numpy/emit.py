@@ -29,13 +29,8 @@ class NumpyEmitter(Emitter):
 
     long_sum = LONG_SUM
     helpers = (
-        "embed_diagonal",
-        "gate",
-        "gelu",
-        "long_matmul",
-        "long_sum",
-        "rsqrt",
-        "take_diagonal",
+        *("embed_diagonal", "exponent", "gate", "gelu", "long_matmul", "long_sum", "power_of_two"),
+        *("rsqrt", "shift_exponent", "take_diagonal"),
     )
 
     def __init__(self, program: Program, entry: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -95,3 +96,47 @@ def _cut(length: int) -> tuple[int, int, int]:
     """Number of blocks, terms in a block, and how many terms they cover together."""
     blocks = max(min(_BLOCKS, -(-length // _SHORT)), length // _BLOCK)
     return blocks, length // blocks, length // blocks * blocks
+
+
+def power_of_two(x: np.ndarray) -> np.ndarray:
+    """The largest power of two up to each size; 1 for zero, subnormal, infinite and NaN ones."""
+    x = np.asarray(x)
+    integer, digits, _ = _float_format(x.dtype)
+    power = (x.view(integer) >> digits << digits).view(x.dtype)  # the sign bit is 0
+    usable = (power > 0) & (power < np.inf)
+    return np.where(usable, power, x.dtype.type(1))
+
+
+def exponent(power: np.ndarray) -> np.ndarray:
+    """log2 of powers of two (normal numbers), exactly, as whole numbers in their dtype."""
+    power = np.asarray(power)
+    integer, digits, bias = _float_format(power.dtype)
+    whole: np.ndarray = (power.view(integer) >> digits) - bias
+    return whole.astype(power.dtype)
+
+
+def shift_exponent(e: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """`2**e * x` for whole e: in steps, as 2**e alone may be out of range where the product is not.
+
+    Three steps take the smallest number beyond the largest, and back.
+    """
+    x = np.asarray(x)
+    if np.iscomplexobj(x):  # part by part: an infinite complex number times a real one is NaN
+        made = np.empty(np.broadcast_shapes(np.shape(e), x.shape), x.dtype)
+        made.real, made.imag = shift_exponent(e, x.real), shift_exponent(e, x.imag)
+        return made
+    integer, digits, bias = _float_format(x.dtype)
+    left = np.clip(e, -3 * bias + 3, 3 * bias - 3).astype(integer)
+    while True:
+        step = np.clip(left, 1 - bias, bias - 1)
+        x = x * (step + bias << digits).view(x.dtype)
+        left = left - step
+        if not left.any():
+            return x
+
+
+def _float_format(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int, int]:
+    """An integer of the size, the digits of the fraction, and the bias of the exponent."""
+    if dtype.itemsize == 4:
+        return np.dtype(np.int32), 23, 127
+    return np.dtype(np.int64), 52, 1023

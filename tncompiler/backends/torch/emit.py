@@ -25,7 +25,10 @@ class TorchEmitter(Emitter):
     """Torch's spelling of each operation."""
 
     long_sum = LONG_SUM
-    helpers = ("embed_diagonal", "long_bmm", "long_mm", "long_sum", "take_diagonal")
+    helpers = (
+        *("embed_diagonal", "long_bmm", "long_mm", "long_sum", "take_diagonal"),
+        *("exponent", "power_of_two", "shift_exponent"),
+    )
 
     def prelude(self) -> list[str]:
         lines = ["import torch"]
@@ -38,7 +41,9 @@ class TorchEmitter(Emitter):
         return function(name).torch
 
     def import_for(self, name: str) -> None:
-        """Torch's templates need nothing but torch."""
+        helper = function(name).torch_helper
+        if helper:
+            self.imports.add(helper)
 
     @property
     def device(self) -> str:

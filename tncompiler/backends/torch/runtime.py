@@ -98,3 +98,38 @@ def _cut(length: int) -> tuple[int, int, int]:
     """Number of blocks, terms in a block, and how many terms they cover together."""
     blocks = max(_BLOCKS, length // _BLOCK)
     return blocks, length // blocks, length // blocks * blocks
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """The largest power of two up to each size; 1 for zero, subnormal, infinite and NaN ones."""
+    integer, digits, _ = _FLOATS[x.dtype]
+    power = (x.view(integer) >> digits << digits).view(x.dtype)  # the sign bit is 0
+    return torch.where((power > 0) & (power < math.inf), power, 1.0)
+
+
+def exponent(power: Tensor) -> Tensor:
+    """log2 of powers of two (normal numbers), exactly, as whole numbers in their dtype."""
+    integer, digits, bias = _FLOATS[power.dtype]
+    return ((power.view(integer) >> digits) - bias).to(power.dtype)
+
+
+def shift_exponent(e: Tensor, x: Tensor) -> Tensor:
+    """`2**e * x` for whole e: in steps, as 2**e alone may be out of range where the product is not.
+
+    Three steps take the smallest number beyond the largest, and back.
+    """
+    if x.is_complex():  # part by part: an infinite complex number times a real one is NaN
+        return torch.complex(shift_exponent(e, x.real), shift_exponent(e, x.imag))
+    integer, digits, bias = _FLOATS[x.dtype]
+    left = e.clamp(-3 * bias + 3, 3 * bias - 3).to(integer)
+    for _ in range(3):
+        step = left.clamp(1 - bias, bias - 1)
+        x = x * (step + bias << digits).view(x.dtype)
+        left = left - step
+    return x
+
+
+_FLOATS = {  # an integer of that size, digits of the fraction, bias of the exponent
+    torch.float32: (torch.int32, 23, 127),
+    torch.float64: (torch.int64, 52, 1023),
+}

@@ -51,6 +51,10 @@ FUNCTIONS: dict[str, str] = {
     "project": "complex_parts:PROJECT",
     "stop": "complex_parts:STOP",
     "unit_cotangent": "complex_parts:UNIT_COTANGENT",
+    "power_of_two": "scales:POWER_OF_TWO",
+    "exponent": "scales:EXPONENT",
+    "shift_exponent": "scales:SHIFT_EXPONENT",
+    "decimal_exponent": "scales:DECIMAL_EXPONENT",
 }
 
 _LOADED: dict[str, Elementwise] = {}

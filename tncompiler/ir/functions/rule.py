@@ -25,7 +25,7 @@ class Elementwise:
     ``tangent(call, tangents, *operands, out)`` and ``adjoint(call, cotangent, *operands, out)``
     replace them (entries None mean zero). ``numpy`` and ``torch`` are source templates over
     ``{0}``, ``{1}``, …; ``scipy`` names what the NumPy template needs from scipy.special,
-    ``helper`` what it needs from the NumPy backend's runtime.
+    ``helper`` and ``torch_helper`` what it needs from the runtime of the NumPy or torch backend.
     ``result`` is "same" (operands promoted), "real" or "bool"; ``domain`` is the kinds of numbers
     it takes; ``jumps`` says that it is discontinuous where its operands are equal (or zero).
     """
@@ -43,3 +43,4 @@ class Elementwise:
     scipy: tuple[str, ...] = ()
     jumps: bool = False
     helper: str = ""
+    torch_helper: str = ""

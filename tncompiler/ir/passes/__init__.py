@@ -23,6 +23,7 @@ PASSES: dict[str, str] = {
     "copy_operands": "copies:copy_operands",
     "widen_low_precision": "widen:widen_low_precision",
     "sum_booleans": "booleans:sum_booleans",
+    "carry_exponents": "stabilize:carry_exponents",
 }
 
 # before planning: networks as large as they can be, each value once
@@ -36,6 +37,8 @@ LOGICAL_PASSES = (
 )
 # after planning: each value once, axes as they come
 MERGING_PASSES = ("absorb_relabelings", "merge_common_steps", "drop_dead_steps")
+# after planning, if the plan's options say so; before differentiating
+STABILIZING_PASSES = ("carry_exponents",)
 # after planning, and after differentiating a planned program
 SCHEDULED_PASSES = (*MERGING_PASSES, "order_axes", "copy_operands")
 

@@ -61,16 +61,18 @@ def adjoint(
     wrt: Sequence[str],
     *,
     keep_outputs: bool = True,
+    seeded: int | None = None,
     orders: Mapping[str, GradientOrder] | None = None,
 ) -> Program:
     """Append the gradients of the arguments named in `wrt`.
 
     The new cotangent arguments are named after the outputs; the result's outputs are those of the
     program (unless `keep_outputs` is false), then one gradient per name, zeros where none flows.
-    ``orders``: by the name of its value, how a network's gradients are made; others are reversed.
+    Only the first `seeded` outputs receive a cotangent; the others are constants. ``orders``: by
+    the name of its value, how a network's gradients are made; others are reversed.
     """
     fitting = {name: o for name, o in (orders or {}).items() if o.fits(program)}
-    reverse = _Reverse(program, wrt, fitting)
+    reverse = _Reverse(program, wrt, program.outputs[:seeded], fitting)
     for step in reversed(program.steps):
         reverse.step(step)
     gradients = [reverse.gradient(name) for name in wrt]
@@ -89,7 +91,11 @@ def reachable_from(program: Program, names: Sequence[str]) -> set[str]:
 
 class _Reverse:
     def __init__(
-        self, program: Program, wrt: Sequence[str], orders: Mapping[str, GradientOrder]
+        self,
+        program: Program,
+        wrt: Sequence[str],
+        seeded: Sequence[str],
+        orders: Mapping[str, GradientOrder],
     ) -> None:
         self.program, self.orders = program, orders
         self.builder = Builder(like=program)
@@ -97,7 +103,7 @@ class _Reverse:
         self.pending: dict[str, list[Value]] = {}
         for step in program.steps:
             self.builder.copy(step, operand_values(program, step))
-        for position, name in enumerate(program.outputs):
+        for position, name in enumerate(seeded):
             self._seed(program.values[name], position)
 
     def _seed(self, output: Value, position: int) -> None:

@@ -146,7 +146,7 @@ def _live(steps: list[Step], outputs: tuple[str, ...]) -> tuple[Step, ...]:
 
 def _size_carriers(joint: Program, steps: tuple[Step, ...], read: set[str]) -> set[str]:
     """Primal arguments that the steps need only for the sizes on their axes."""
-    wanted = {symbol for step in steps for symbol in _symbols(step)}
+    wanted = {symbol for step in steps for symbol in step_symbols(step)}
     for argument in joint.arguments:
         if argument.value.name in read or argument.kind == "cotangent":
             wanted -= _on_axes(argument.value)
@@ -164,7 +164,8 @@ def _on_axes(value: Value) -> set[Size]:
     return {symbol for size in value.shape for symbol in symbols_of(size)}
 
 
-def _symbols(step: Step) -> set[Size]:
+def step_symbols(step: Step) -> set[Size]:
+    """The sizes that a step must know to be carried out, and that are not yet numbers."""
     sizes = [*step.out.shape]
     match step.op:
         case Slice(_, first, second) | Pad(_, first, second):
