@@ -32,10 +32,12 @@ def make_family(
     bounds: tuple[Any, Any],
     wrt: tuple[str, ...] = (),
     sizes: Mapping[Any, Any] | None = None,
+    *,
+    keeps: bool = False,
 ) -> PlanFamily:
     """The plans that run for the sizes of a range; of training steps if `wrt` names leaves.
 
-    Raises: PlanError if the range is empty.
+    ``keeps``: of calls that keep what parameters alone make. Raises: PlanError if the range is empty.
     """
     low, high = (as_size(bound, f"a bound of {symbol}") for bound in bounds)
     if not isinstance(low, int) or not isinstance(high, int) or low > high:
@@ -44,7 +46,7 @@ def make_family(
             where=call_site(),
             fix="give two integers, the smaller one first",
         )
-    family = _Family(compilation, dtypes, symbol, wrt, dict(sizes or {}))
+    family = _Family(compilation, dtypes, symbol, wrt, dict(sizes or {}), keeps and not wrt)
     members = tuple(family.member(*part) for part in family.ranges(low, high))
     return PlanFamily(symbol.name, members, bool(wrt))
 
@@ -75,15 +77,19 @@ class _Family:
         symbol: sympy.Symbol,
         wrt: tuple[str, ...],
         given: dict[Any, Any],
+        keeps: bool,
     ) -> None:
         self.compilation, self.dtypes, self.symbol = compilation, dtypes, symbol
-        self.wrt, self.given = wrt, given
+        self.wrt, self.given, self.keeps = wrt, given, keeps
 
     def sizes(self, size: int) -> dict[sympy.Symbol, int]:
         return self.compilation.nominal({**self.given, self.symbol: size})
 
     def orders(self, size: int) -> object:
-        return self.compilation.scheduled(self.dtypes, self.sizes(size), self.wrt)[1]
+        sizes = self.sizes(size)
+        if self.keeps:
+            return self.compilation.inference(self.dtypes, sizes, keeps=True).orders
+        return self.compilation.scheduled(self.dtypes, sizes, self.wrt)[1]
 
     def ranges(self, low: int, high: int) -> Iterator[Range]:
         """Where one set of orders runs: between planned sizes they change at most once."""
@@ -106,7 +112,8 @@ class _Family:
         return above
 
     def member(self, low: int, high: int) -> FamilyMember:
-        plan = self.compilation.plan(self.sizes(low), self.dtypes, self.wrt)
+        sizes = self.sizes(low)
+        plan = self.compilation.plan(sizes, self.dtypes, self.wrt, keeps=self.keeps)
         rates = as_machine(self.compilation.options.machine).planning
         curve = tuple(
             (size, program_us(self._program(size), self.sizes(size), rates))
@@ -118,7 +125,7 @@ class _Family:
         sizes = self.sizes(size)
         if self.wrt:
             return self.compilation.joint(self.dtypes, sizes, self.wrt)
-        return self.compilation.inference(self.dtypes, sizes).fitted.program
+        return self.compilation.inference(self.dtypes, sizes, keeps=self.keeps).fitted.program
 
     def _alive(self, size: int) -> Iterator[Terms]:
         if self.wrt:

@@ -119,7 +119,10 @@ class Inspection:
             )
         wrt = self._differentiable(None) if part == "step" else ()
         wanted = free_size(self.compilation, symbol)
-        return make_family(self.compilation, self._dtypes(), wanted, (low, high), wrt, sizes)
+        bounds, keeps = (low, high), self.keeps
+        return make_family(
+            self.compilation, self._dtypes(), wanted, bounds, wrt, sizes, keeps=keeps
+        )
 
     def cost(self, sizes: Mapping[Any, Any] | None = None, part: str = "forward") -> Cost:
         """Flops, bytes and peak of all outputs together; symbolic in the sizes that are free.
