@@ -15,20 +15,24 @@ from tncompiler.backends.source import Loaded, Source, load
 from tncompiler.debug import show, watcher
 from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import PlanError
+from tncompiler.ir.interchange.graphs import from_network
 from tncompiler.ir.lower import lower
+from tncompiler.ir.network import TensorNetwork
 from tncompiler.ir.passes import LOGICAL_PASSES, SCHEDULED_PASSES, run_passes
 from tncompiler.ir.passes.adjoint import adjoint
 from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.passes.tangent import tangent
 from tncompiler.ir.program import Contract, Program, operand_values
-from tncompiler.planning.choose import choose_orders
+from tncompiler.planning.decide import Decisions, decide
+from tncompiler.planning.digest import program_digest
 from tncompiler.planning.fit import UNLIMITED, FittedOrders, FittedStep, fastest, fit_step
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.memory import peak_bytes
 from tncompiler.planning.options import Path, PlanOptions
 from tncompiler.planning.order import Pair, order_of_path
-from tncompiler.planning.plan import ContractionPlan, make_plan, program_digest
+from tncompiler.planning.plan import ContractionPlan, make_plan
 from tncompiler.planning.rates import Rates
+from tncompiler.planning.reuse import Reused, reuse_orders
 from tncompiler.planning.schedule import schedule
 from tncompiler.planning.sliced_network import slice_program
 from tncompiler.planning.slicing import (
@@ -38,6 +42,7 @@ from tncompiler.planning.slicing import (
     fit_program,
     largest_alive,
 )
+from tncompiler.planning.workers import Budget
 from tncompiler.problem import Nominal, Problem
 
 
@@ -86,6 +91,7 @@ class Compilation(Problem):
             )
         self.fixed_plan = plan if isinstance(plan, ContractionPlan) else None
         self.options = plan if isinstance(plan, PlanOptions) else PlanOptions()
+        self.reused: Reused | None = None  # orders that come from the plan of a similar network
         if parameters_known:
             self.check_parameters()
         self._cache: dict[object, Any] = {}
@@ -132,10 +138,8 @@ class Compilation(Problem):
     ) -> tuple[Program, Any]:
         def make() -> tuple[Program, Any]:
             logical = self.logical(dtypes)
-            orders = self._orders(logical)
-            if orders is None:
-                orders = choose_orders(logical, nominal, options, self._planned_for(wrt))
-            program, orders = schedule(logical, nominal, options, orders)
+            decided = self._decided(dtypes, nominal, wrt, options)
+            program, orders = schedule(logical, nominal, options, decided.orders)
             finished = run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
             show(1, "orders", "\n".join(f"{name}: {pairs}" for name, pairs in orders.items()))
             show(3, "scheduled program", finished.to_text())
@@ -211,7 +215,8 @@ class Compilation(Problem):
     @property
     def _is_given(self) -> bool:
         """Whether the user fixed the order."""
-        return self.options.path is not None or self.fixed_plan is not None
+        given = self.options.path is not None or self.fixed_plan is not None
+        return given or self.reused is not None
 
     def _too_small(self, least: int, program: Program, nominal: Nominal) -> PlanError:
         name, size = largest_alive(program, nominal)
@@ -221,6 +226,26 @@ class Compilation(Problem):
             where=self.place(),
             fix=f"give memory_limit={least} or more",
         )
+
+    def _decided(
+        self,
+        dtypes: tuple[str, ...],
+        nominal: Nominal,
+        wrt: tuple[str, ...],
+        options: PlanOptions,
+    ) -> Decisions:
+        """The orders of all networks: those that are given, or what a search decides."""
+        logical = self.logical(dtypes)
+        given = self._orders(logical)
+        if given is not None:
+            return Decisions(given)
+        budget = self._budget(dtypes, nominal, wrt)
+        return decide(logical, nominal, options, self._planned_for(wrt), budget=budget)
+
+    def _budget(self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]) -> Budget:
+        """The time that all searches for one plan have, from the first of them on."""
+        key = ("budget", dtypes, tuple(nominal.items()), wrt)
+        return self._once(key, lambda: Budget.of(self.options))  # type: ignore[no-any-return]
 
     def _planned_for(self, wrt: tuple[str, ...]) -> tuple[str, ...]:
         """The leaves whose gradients count when orders are compared."""
@@ -232,6 +257,8 @@ class Compilation(Problem):
         return wrt or tuple(leaf.name for leaf in leaves if is_differentiable(leaf.dtype))
 
     def _orders(self, logical: Program) -> Any:
+        if self.reused is not None:
+            return self.reused.orders
         if self.options.path is not None:
             return self._given_order(logical, self.options.path)
         if self.fixed_plan is None:
@@ -375,6 +402,8 @@ class Compilation(Problem):
             plan = make_plan(logical, joint, step.orders, nominal, self.options.minimize)
             return replace(
                 plan,
+                cut=self._budget(dtypes, nominal, wrt).cut,
+                replanned=self._replanned,
                 peak_memory=fitted.peak,
                 saved=fitted.programs.saved,
                 recomputed=fitted.programs.recomputed,
@@ -383,9 +412,36 @@ class Compilation(Problem):
         whole = self.inference(dtypes, nominal)
         program = whole.fitted.program
         plan = make_plan(logical, program, whole.orders, nominal, self.options.minimize)
-        return replace(plan, sliced_indices=whole.fitted.sliced)
+        return replace(
+            plan,
+            sliced_indices=whole.fitted.sliced,
+            cut=self._budget(dtypes, nominal, ()).cut,
+            replanned=self._replanned,
+        )
+
+    @property
+    def _replanned(self) -> int | None:
+        return None if self.reused is None else self.reused.replanned
+
+    def plan_from(self, plan: ContractionPlan) -> ContractionPlan:
+        """The plan of the forward pass that keeps what it can of the plan of a similar network."""
+        known = {s: plan.sizes[s.name] for s in self.free_symbols if s.name in plan.sizes}
+        nominal = self.nominal(known)
+        logical = self.logical(self.default_dtypes("float32"))
+        self.reused = reuse_orders(plan.networks, logical, nominal, self.options)
+        return self.plan(nominal)
 
     def default_dtypes(self, default: str) -> tuple[str, ...]:
         """The dtypes of a call in which undecided leaves have `default`."""
         own = (default if leaf.dtype == "default" else leaf.dtype for leaf in self.ordered)
         return (default, *own)
+
+
+def replan(
+    plan: ContractionPlan, edited: Any, sizes: Mapping[Any, Any] | None = None
+) -> ContractionPlan:
+    """What `plan.reuse(edited, sizes)` gives."""
+    outputs = from_network(edited) if isinstance(edited, TensorNetwork) else edited
+    options = PlanOptions(minimize=plan.minimize)
+    given = {} if sizes is None else sizes
+    return Compilation(outputs, None, given, options, parameters_known=False).plan_from(plan)
