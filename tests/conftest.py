@@ -7,7 +7,7 @@ import difflib
 import functools
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"fuzz seed: {fuzz_seed()}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plan_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the user's own cache of plans."""
+    folder = tmp_path_factory.mktemp("plans")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TNC_CACHE_DIR", str(folder))
+        yield folder
 
 
 # The seed ---------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ CASES: dict[str, tuple[type[TncError], Callable[[], object]]] = {
     "share that is no network": (er.ArgumentError, lambda: tnc.compile(W, share={"W": 1})),
     "sizes that are no dict": (er.ArgumentError, lambda: numpy_of(X, sizes=[3])),
     "inputs that are text": (er.ArgumentError, lambda: numpy_of(A @ C, inputs="A")),
-    "plan option not built yet": (er.PlanError, lambda: tnc.PlanOptions(memory_limit="2GiB")),
+    "plan option not built yet": (er.PlanError, lambda: tnc.PlanOptions(stabilize="exponent")),
     "plan trials": (er.PlanError, lambda: tnc.PlanOptions(trials=0)),
     "plan that is no JSON": (er.FileFormatError, lambda: tnc.ContractionPlan.from_json("{")),
     "outputs that are none": (er.ArgumentError, lambda: tnc.compile(None)),

@@ -638,9 +638,9 @@ def test_a_forged_plan_of_other_networks(change: str) -> None:
         data["networks"] = []
     else:
         data["networks"][0].update(tensors=["x", "y"], pairs=[[0, 1]])
-    plan = tnc.ContractionPlan.from_json(signed(data))
     x, y, z = (np.ones(shape, np.float32) for shape in ((4, 2), (2, 3), (3,)))
     with pytest.raises(TncError):
+        plan = tnc.ContractionPlan.from_json(signed(data))
         tnc.compile(expr, framework="numpy", plan=plan)(x, y, z)
 
 

@@ -44,6 +44,7 @@ class Allowance(NamedTuple):
 
 ALLOWANCES = (
     Allowance("compiler", "draw", "methods such as f.draw() load the drawing code on use"),
+    Allowance("planning", "compiler", "plan.reuse(expr) lowers expr as tnc.plan does"),
 )
 
 
@@ -222,7 +223,7 @@ BACKWARD = {
     "relative": ("ir/a.py", "from ..planning import b"),
     "relative in a package": ("ir/passes/__init__.py", "from ...planning import b"),
     "relative without a module": ("ir/a.py", "from .. import dsl"),
-    "in a function": ("planning/a.py", "def f():\n    from tncompiler import dsl"),
+    "in a function": ("backends/a.py", "def f():\n    from tncompiler import dsl"),
     "in a method": ("ir/a.py", "class C:\n    def f(self):\n        import tncompiler.draw"),
     "under TYPE_CHECKING": ("ir/a.py", "if TYPE_CHECKING:\n    import tncompiler.dsl"),
     "by name": ("ir/a.py", 'import importlib\nimportlib.import_module("tncompiler.backends")'),

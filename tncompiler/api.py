@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from tncompiler.backends import emitter_of
@@ -14,7 +14,9 @@ from tncompiler.ir.errors import (
     BackendError,
     DTypeError,
 )
+from tncompiler.ir.expressions import Expr, walk
 from tncompiler.ir.origin import call_site
+from tncompiler.planning.cache import Recent, is_on
 from tncompiler.planning.family import PlanFamily
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.plan import ContractionPlan
@@ -87,10 +89,42 @@ def compile(
 def plan(
     expr: Any, sizes: Mapping[Any, Any] | None = None, options: PlanOptions | None = None
 ) -> ContractionPlan:
-    """The plan for an expression at the given sizes (free sizes count as 128)."""
+    """The plan for an expression at the given sizes (free sizes count as 128).
+
+    The last plans are kept, and the orders that took time to find also on disk; `docs/debugging.md`
+    says where, and how to switch that off.
+    """
     given = {} if sizes is None else sizes
+    key = _plan_key(expr, given, options)
+    known = None if key is None else _PLANS.get(key)
+    if known is not None:
+        return known
     compilation = Compilation(expr, None, given, options, parameters_known=False)
-    return compilation.plan(compilation.nominal({}))
+    made = compilation.plan(compilation.nominal({}))
+    if key is not None and not made.cut and len(made.steps) <= _MOST_STEPS:
+        _PLANS.put(key, made)
+    return made
+
+
+_PLANS: Recent[ContractionPlan] = Recent(128)
+_MOST_STEPS = 2_000  # of a plan that is kept
+
+
+def _plan_key(expr: Any, sizes: Any, options: Any) -> Hashable | None:
+    """What a plan follows from, names included; None where it cannot be told, or is not kept."""
+    if not is_on() or not isinstance(expr, Expr) or not isinstance(sizes, Mapping):
+        return None
+    asked = PlanOptions() if options is None else options
+    if not isinstance(asked, PlanOptions) or callable(asked.search):
+        return None
+    names = tuple(node.indices for node in walk(expr))
+    given = tuple((type(key), key, type(size), size) for key, size in sizes.items())
+    key = (expr.digest, names, given, asked.key())
+    try:
+        hash(key)
+    except TypeError:  # a size or a name of some other kind, which the compilation refuses
+        return None
+    return key
 
 
 def plan_family(

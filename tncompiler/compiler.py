@@ -15,7 +15,9 @@ from tncompiler.backends.source import Loaded, Source, load
 from tncompiler.debug import show, watcher
 from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import PlanError
+from tncompiler.ir.interchange.graphs import from_network
 from tncompiler.ir.lower import lower
+from tncompiler.ir.network import TensorNetwork
 from tncompiler.ir.passes import (
     LOGICAL_PASSES,
     MERGING_PASSES,
@@ -28,7 +30,8 @@ from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.passes.stabilize import scaled_outputs
 from tncompiler.ir.passes.tangent import tangent
 from tncompiler.ir.program import Contract, Program, operand_values
-from tncompiler.planning.choose import choose_orders
+from tncompiler.planning.decide import decide
+from tncompiler.planning.digest import program_digest
 from tncompiler.planning.fit import UNLIMITED, FittedOrders, FittedStep, fastest, fit_step
 from tncompiler.planning.keeping import Kept, cut_kept
 from tncompiler.planning.machine import as_machine
@@ -36,9 +39,10 @@ from tncompiler.planning.memory import peak_bytes, step_peak
 from tncompiler.planning.options import Path, PlanOptions
 from tncompiler.planning.order import Pair, order_of_path
 from tncompiler.planning.pick import Picker, nearest_powers
-from tncompiler.planning.plan import ContractionPlan, make_plan, program_digest
+from tncompiler.planning.plan import ContractionPlan, make_plan
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.replan import choose_gradients, joint_cost, orders_cost
+from tncompiler.planning.reuse import Reused, reuse_orders
 from tncompiler.planning.schedule import schedule
 from tncompiler.planning.sliced_network import slice_program
 from tncompiler.planning.slicing import (
@@ -49,6 +53,7 @@ from tncompiler.planning.slicing import (
     largest_alive,
 )
 from tncompiler.planning.timing import program_us
+from tncompiler.planning.workers import Budget
 from tncompiler.problem import Nominal, Problem
 
 
@@ -105,6 +110,7 @@ class Compilation(Problem):
             )
         self.fixed_plan = plan if isinstance(plan, ContractionPlan) else None
         self.options = plan if isinstance(plan, PlanOptions) else PlanOptions()
+        self.reused: Reused | None = None  # orders that come from the plan of a similar network
         if parameters_known:
             self.check_parameters()
         self._cache: dict[object, Any] = {}
@@ -190,8 +196,9 @@ class Compilation(Problem):
         """The best orders at these very sizes."""
 
         def make() -> Mapping[str, tuple[Pair, ...]]:
-            wanted = self._planned_for(wrt)
-            return choose_orders(self.logical(dtypes), nominal, options, wanted, cached=cached)
+            wanted, budget = self._planned_for(wrt), self._budget(dtypes, nominal, wrt)
+            logical = self.logical(dtypes)
+            return decide(logical, nominal, options, wanted, cached=cached, budget=budget).orders
 
         return self._once(  # type: ignore[no-any-return]
             ("chosen", dtypes, tuple(nominal.items()), wrt, options.minimize, cached), make
@@ -313,7 +320,8 @@ class Compilation(Problem):
     @property
     def _is_given(self) -> bool:
         """Whether the user fixed the order."""
-        return self.options.path is not None or self.fixed_plan is not None
+        given = self.options.path is not None or self.fixed_plan is not None
+        return given or self.reused is not None
 
     def _too_small(self, least: int, program: Program, nominal: Nominal) -> PlanError:
         name, size = largest_alive(program, nominal)
@@ -358,6 +366,11 @@ class Compilation(Problem):
         pairs = zip(values, self._paired, strict=True)
         return self.container.pack([(v, next(scales)) if pair else v for v, pair in pairs])
 
+    def _budget(self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]) -> Budget:
+        """The time that all searches for one plan have, from the first of them on."""
+        key = ("budget", dtypes, tuple(nominal.items()), wrt)
+        return self._once(key, lambda: Budget.of(self.options))  # type: ignore[no-any-return]
+
     def _planned_for(self, wrt: tuple[str, ...]) -> tuple[str, ...]:
         """The leaves whose gradients count when orders are compared."""
         if self.options.training == "auto":
@@ -368,6 +381,8 @@ class Compilation(Problem):
         return wrt or tuple(leaf.name for leaf in leaves if is_differentiable(leaf.dtype))
 
     def _orders(self, logical: Program) -> Any:
+        if self.reused is not None:
+            return self.reused.orders
         if self.options.path is not None:
             return self._given_order(logical, self.options.path)
         if self.fixed_plan is None:
@@ -575,6 +590,8 @@ class Compilation(Problem):
             plan = make_plan(logical, joint, step.orders, nominal, self.options.minimize)
             return replace(
                 plan,
+                cut=self._budget(dtypes, self.planned_sizes(dtypes, nominal, wrt), wrt).cut,
+                replanned=self._replanned_pairs,
                 peak_memory=step_peak(fitted.programs, nominal),
                 saved=fitted.programs.saved,
                 recomputed=fitted.programs.recomputed,
@@ -583,9 +600,36 @@ class Compilation(Problem):
         whole = self.inference(dtypes, nominal, keeps=keeps)
         program = whole.fitted.program
         plan = make_plan(logical, program, whole.orders, nominal, self.options.minimize)
-        return replace(plan, sliced_indices=whole.fitted.sliced)
+        return replace(
+            plan,
+            sliced_indices=whole.fitted.sliced,
+            cut=self._budget(dtypes, self.planned_sizes(dtypes, nominal), ()).cut,
+            replanned=self._replanned_pairs,
+        )
+
+    @property
+    def _replanned_pairs(self) -> int | None:
+        return None if self.reused is None else self.reused.replanned
+
+    def plan_from(self, plan: ContractionPlan) -> ContractionPlan:
+        """The plan of the forward pass that keeps what it can of the plan of a similar network."""
+        known = {s: plan.sizes[s.name] for s in self.free_symbols if s.name in plan.sizes}
+        nominal = self.nominal(known)
+        logical = self.logical(self.default_dtypes("float32"))
+        self.reused = reuse_orders(plan.networks, logical, nominal, self.options)
+        return self.plan(nominal)
 
     def default_dtypes(self, default: str) -> tuple[str, ...]:
         """The dtypes of a call in which undecided leaves have `default`."""
         own = (default if leaf.dtype == "default" else leaf.dtype for leaf in self.ordered)
         return (default, *own)
+
+
+def replan(
+    plan: ContractionPlan, edited: Any, sizes: Mapping[Any, Any] | None = None
+) -> ContractionPlan:
+    """What `plan.reuse(edited, sizes)` gives."""
+    outputs = from_network(edited) if isinstance(edited, TensorNetwork) else edited
+    options = PlanOptions(minimize=plan.minimize)
+    given = {} if sizes is None else sizes
+    return Compilation(outputs, None, given, options, parameters_known=False).plan_from(plan)

@@ -37,7 +37,8 @@ def make_family(
 ) -> PlanFamily:
     """The plans that run for the sizes of a range; of training steps if `wrt` names leaves.
 
-    ``keeps``: of calls that keep what parameters alone make. Raises: PlanError if the range is empty.
+    ``keeps``: of calls that keep what parameters alone make.
+    Raises: PlanError if the range is empty.
     """
     low, high = (as_size(bound, f"a bound of {symbol}") for bound in bounds)
     if not isinstance(low, int) or not isinstance(high, int) or low > high:

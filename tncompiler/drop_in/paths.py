@@ -11,8 +11,9 @@ from tncompiler.ir.equation import Equation, resolve, split_operands
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.interchange.equations import shape_of
 from tncompiler.planning.options import PlanOptions
-from tncompiler.planning.order import Pair, contraction_order, order_of_path, ssa_to_linear
+from tncompiler.planning.order import Pair, order_of_path, ssa_to_linear
 from tncompiler.planning.report import PathInfo, path_info
+from tncompiler.planning.search import contraction_order
 
 
 def contract_path(

@@ -44,11 +44,11 @@ def is_matmul(op: Contract) -> bool:
 def matmul_form(op: Contract, sizes: Mapping[int, int]) -> MatmulForm:
     """The form with the fewest copied elements; among equals the first in a fixed order."""
     a, b = op.inputs
-    out = set(op.output)
-    batch = [label for label in a if label in b and label in out]
-    k = [label for label in a if label in b and label not in out]
-    m = tuple(label for label in a if label not in b)
-    n = tuple(label for label in b if label not in a)
+    on_a, on_b, out = set(a), set(b), set(op.output)
+    batch = [label for label in a if label in on_b and label in out]
+    k = [label for label in a if label in on_b and label not in out]
+    m = tuple([label for label in a if label not in on_b])
+    n = tuple([label for label in b if label not in on_a])
     forms = [
         _form(op, batch_order, m, n, k_order)
         for batch_order, k_order in choices(_orders(batch, b), _orders(k, b))
@@ -79,7 +79,8 @@ def copied_elements(form: MatmulForm, op: Contract, sizes: Mapping[int, int]) ->
 
 def _orders(group: list[int], other: Labels) -> list[Labels]:
     """A group's order on the first operand and on the second."""
-    first, second = tuple(group), tuple(label for label in other if label in group)
+    members = set(group)
+    first, second = tuple(group), tuple([label for label in other if label in members])
     return [first] if first == second else [first, second]
 
 
@@ -87,7 +88,7 @@ def _readable(labels: Labels, batch: Labels, rows: Labels, columns: Labels) -> L
     """The labels as they stand, if they are contiguous blocks that BLAS can read; else None."""
     blocks = [block for block in (batch, rows, columns) if block]
     order = sorted(blocks, key=lambda block: labels.index(block[0]))
-    joined = tuple(label for block in order for label in block)
+    joined = sum(order, ())
     if joined != labels or (batch and (rows or columns) and order[-1] == batch):
         return None
     return joined

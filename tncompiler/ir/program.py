@@ -323,11 +323,11 @@ def fresh_name(wanted: str, taken: Iterable[str]) -> str:
 def canonical(op: Contract) -> Contract:
     """Labels renumbered in order of first appearance."""
     numbers: dict[int, int] = {}
-    wires = tuple(
-        tuple(numbers.setdefault(label, len(numbers)) for label in labels)
+    wires = [
+        tuple([numbers.setdefault(label, len(numbers)) for label in labels])
         for labels in (*op.inputs, op.output)
-    )
-    return Contract(wires[:-1], wires[-1])
+    ]
+    return Contract(tuple(wires[:-1]), wires[-1])
 
 
 def contract_flops(op: Contract, operands: Iterable[Value], out: Value) -> Terms:
@@ -353,7 +353,8 @@ def element_count(value: Value) -> Terms:
 
 def operand_values(program: Program, step: Step) -> tuple[Value, ...]:
     """The values a step reads."""
-    return tuple(program.values[name] for name in step.operands)
+    values = program.values
+    return tuple([values[name] for name in step.operands])
 
 
 def iter_contractions(program: Program) -> Iterator[tuple[Step, Contract]]:

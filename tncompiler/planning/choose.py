@@ -11,10 +11,11 @@ from collections.abc import Collection
 from tncompiler.ir.passes.adjoint import reachable_from
 from tncompiler.ir.program import Contract, Program, Step, label_sizes, operand_values
 from tncompiler.ir.sizes import Binding, evaluate
-from tncompiler.planning.candidates import POOL_UP_TO, Network, candidate_orders, tree_cost
-from tncompiler.planning.machine import as_machine
+from tncompiler.planning.candidates import Network
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
+from tncompiler.planning.search import find_orders
+from tncompiler.planning.workers import Budget
 
 
 def choose_orders(
@@ -24,18 +25,18 @@ def choose_orders(
     wrt: Collection[str] = (),
     *,
     cached: bool = False,
+    budget: Budget | None = None,
 ) -> dict[str, tuple[Pair, ...]]:
-    """The best of the candidates of each network; networks that have one order only are left out.
+    """The best order of each network; those that have one order only are left out.
 
     ``wrt``: arguments whose gradients the same call computes. ``cached``: products of parameters
-    are made once for many calls, and cost nothing here.
+    are made once for many calls, and cost nothing here. ``budget``: the time all searches have.
     """
-    if options.search != "auto":
-        return {}
+    budget = budget or Budget.of(options)
     return {
-        name: best_order(network, options)
+        name: best_order(network, options, budget)
         for name, network in networks_of(program, nominal, wrt, cached=cached).items()
-        if 2 < len(network.terms) <= POOL_UP_TO
+        if len(network.terms) > 2
     }
 
 
@@ -51,11 +52,11 @@ def networks_of(
     return {name: network for name, network in found.items() if network is not None}
 
 
-def best_order(network: Network, options: PlanOptions) -> tuple[Pair, ...]:
+def best_order(
+    network: Network, options: PlanOptions, budget: Budget | None = None
+) -> tuple[Pair, ...]:
     """The candidate with the least cost; the first among equals."""
-    rates = as_machine(options.machine).planning
-    orders = candidate_orders(network, options.trials, options.seed)
-    return min(orders, key=lambda pairs: tree_cost(network, pairs, options.minimize, rates))
+    return find_orders(network, options, budget)[0]
 
 
 def _network(

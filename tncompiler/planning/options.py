@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from tncompiler.planning.machine import Machine, default_machine, load_machine
 
 Path = tuple[tuple[int, ...], ...]
 
+# how trials may be run at once, beside numbers of processes and executors
+EXECUTORS = ("auto", "concurrent.futures", "threads", "loky", "dask", "ray")
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "minimize": ("time", "flops", "memory"),
     "search": ("auto", "greedy", "optimal", "hyper", "left-to-right"),
@@ -24,10 +28,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{prefix}b": 1000**k for k, prefix in enumerate("kmgtp", start=1)}
 _UNITS |= {f"{prefix}ib": 1024**k for k, prefix in enumerate("kmgtp", start=1)}
-_LATER: dict[str, tuple[object, str]] = {
-    "max_seconds": (None, "cutting a search by time"),
-    "parallel": (None, "parallel search"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,12 @@ class PlanOptions:
     tensors, or a sum, difference, quotient, part or absolute value of networks) then comes as a
     pair (value, log10_scale), worth value * 10**log10_scale; the scale is float64, in the shape of
     the value. A log takes the scale in. Gradients are those of the value, its scale held fixed.
+    ``parallel`` runs the trials of "hyper" at once, with the same result: a number of processes,
+    True or "auto" for one a core, an executor (concurrent.futures, a Dask client, Ray through
+    cotengra), or the name of one: "concurrent.futures", "threads", "loky", "dask", "ray".
+    ``max_seconds`` cuts the search: what runs is killed (on an executor: cancelled), the best order
+    so far is taken, at least the greedy one, and `plan.cut` is true. A function given as ``search``
+    is not cut. ``progress`` shows a bar.
     ``training``: whether orders are compared with their backward pass, "auto" where a call computes
     gradients. ``memory_limit``: bytes, or text such as "2GiB", that a call may allocate, outputs
     and saved values included, inputs and parameters not; to keep it the plan slices indices (loops
@@ -60,13 +66,13 @@ class PlanOptions:
     search: str | Callable[..., Any] = "auto"
     trials: int = 32
     max_seconds: float | None = None
-    parallel: Any = None
+    parallel: Any = field(default=None, compare=False)
     precision: str = "ieee"
     stabilize: str = "none"
     machine: str | Machine = field(default_factory=default_machine)
     seed: int = 0
     recompute: str = "auto"
-    progress: bool = False
+    progress: bool = field(default=False, compare=False)
     path: Path | None = None
 
     def __post_init__(self) -> None:
@@ -80,27 +86,21 @@ class PlanOptions:
                     where=call_site(),
                     fix=f"choose one of {', '.join(valid)}",
                 )
-        for name, (only, what) in _LATER.items():
-            if getattr(self, name) != only:
-                raise PlanError(
-                    f"PlanOptions.{name} = {getattr(self, name)!r}: {what} is not built yet",
-                    where=call_site(),
-                    fix=f"leave {name} at {only!r}",
-                )
         if self.memory_limit is not None:
             object.__setattr__(self, "memory_limit", _bytes(self.memory_limit))
-        if not isinstance(self.trials, int) or self.trials < 1:
-            raise PlanError(
-                f"PlanOptions.trials is {self.trials!r:.40}",
-                where=call_site(),
-                fix="give 1 or more",
-            )
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise PlanError(
-                f"PlanOptions.seed is {self.seed!r:.40}",
-                where=call_site(),
-                fix="give an integer, 0 or more",
-            )
+        self._demand("trials", _is_whole(self.trials, 1), "give an integer, 1 or more")
+        self._demand("seed", _is_whole(self.seed, 0), "give an integer, 0 or more")
+        self._demand("progress", isinstance(self.progress, bool), "give True or False")
+        seconds = self.max_seconds
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        limited = is_number and 0 < seconds < math.inf  # type: ignore[operator]
+        self._demand("max_seconds", seconds is None or limited, "give seconds, more than 0")
+        self._demand(
+            "parallel",
+            _is_parallel(self.parallel),
+            "give a number of processes, True, an executor with a method submit, "
+            f"or one of {', '.join(EXECUTORS)}",
+        )
         if self.path is not None:
             object.__setattr__(self, "path", _checked_path(self.path))
         if isinstance(self.machine, str):
@@ -124,9 +124,15 @@ class PlanOptions:
                 fix="leave precision at 'ieee'",
             )
 
+    def _demand(self, name: str, holds: bool, fix: str) -> None:
+        if not holds:
+            value = f"{getattr(self, name)!r:.40}"
+            raise PlanError(f"PlanOptions.{name} is {value}", where=call_site(), fix=fix)
+
     def key(self) -> tuple[object, ...]:
-        """What identifies the options in caches."""
-        named = (f.name for f in fields(self) if f.name not in ("progress", "machine"))
+        """What identifies the options in caches: all but how, and how long, a search may run."""
+        apart = ("progress", "machine", "parallel", "max_seconds")
+        named = (f.name for f in fields(self) if f.name not in apart)
         machine = self.machine if isinstance(self.machine, str) else self.machine.digest
         return (*(getattr(self, name) for name in named), machine)
 
@@ -145,6 +151,18 @@ def _bytes(limit: Any) -> int:
             fix="give bytes, 1 or more, as an integer or as text such as '512MB' or '2GiB'",
         )
     return number
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_parallel(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in EXECUTORS
+    if value is None or isinstance(value, bool):
+        return True
+    return _is_whole(value, 1) or callable(getattr(value, "submit", None))
 
 
 def _checked_path(path: Any) -> Path:

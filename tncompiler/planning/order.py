@@ -1,42 +1,30 @@
-"""The contraction order of one network, from cotengra: exact for small networks.
+"""Contraction orders: how cotengra and users spell networks and paths, and how we do.
 
-In: labels of each tensor, output labels, integer sizes. Out: pairs in SSA numbering, until one
-tensor is left. Sizes 0 count as 1, since cotengra refuses them.
+An order is pairs in SSA numbering, until one tensor is left: tensor n + k is the result of pair k.
+Sizes 0 count as 1, since cotengra refuses them.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-import cotengrust
-
 from tncompiler.ir.errors import PlanError
-from tncompiler.ir.program import Labels
 from tncompiler.planning.options import PlanOptions
 
 Pair = tuple[int, int]
 
-_OPTIMAL_UP_TO = 9  # tensors; beyond, exact search can take seconds
-_RANDOM_UP_TO = 2000  # tensors; beyond, one greedy run
-_OBJECTIVES = {"time": "combo-32", "flops": "flops", "memory": "write"}
 
-
-def contraction_order(
-    inputs: Sequence[Labels],
-    output: Labels,
-    sizes: Mapping[int, int],
-    options: PlanOptions,
-) -> tuple[Pair, ...]:
-    """Which two tensors to contract next, as SSA pairs; tensor n + k is the result of pair k."""
-    if len(inputs) < 3:
-        return ((0, 1),) if len(inputs) == 2 else ()
-    terms: list[list[str]] = [[letter(label) for label in labels] for labels in inputs]
-    known: dict[str, float] = {letter(k): float(max(size, 1)) for k, size in sizes.items()}
-    out: list[str] = [letter(label) for label in dict.fromkeys(output)]
-    return split_path(_search(terms, out, known, options), len(inputs))
+def spelled(
+    terms: Iterable[Collection[int]], output: Collection[int], sizes: Mapping[int, int]
+) -> tuple[list[list[str]], list[str], dict[str, float]]:
+    """Terms, output and sizes as cotengra wants them, in one order in every process."""
+    kept = frozenset(output)
+    spelling: list[list[str]] = [[letter(k) for k in sorted(term)] for term in terms]
+    known: dict[str, float] = {letter(k): float(max(sizes[k], 1)) for k in sorted(sizes)}
+    return spelling, [letter(k) for k in sorted(kept)], known
 
 
 class _Letter(str):
@@ -54,46 +42,41 @@ def letter(label: int) -> _Letter:
     return _Letter(chr(code if code < 0xD800 else code + 0x800))
 
 
-def _search(
-    terms: list[list[str]], out: list[str], sizes: dict[str, float], options: PlanOptions
-) -> Sequence[Sequence[int]]:
-    search = options.search
-    if callable(search):
-        return _asked(search, terms, out, sizes)
-    if search == "left-to-right":
-        return [(0, 1), *((k, len(terms) + k - 2) for k in range(2, len(terms)))]
-    if search == "auto":
-        search = "optimal" if len(terms) <= _OPTIMAL_UP_TO else "greedy"
-    if search == "optimal":
-        objective = _OBJECTIVES[options.minimize]
-        return cotengrust.optimize_optimal(terms, out, sizes, minimize=objective, use_ssa=True)
-    if search == "hyper":
-        from tncompiler.planning.hyper import hyper_order  # cotengra takes a second to import
-
-        return hyper_order(
-            terms,
-            out,
-            {name: int(size) for name, size in sizes.items()},
-            minimize=_OBJECTIVES[options.minimize],
-            trials=options.trials,
-            seed=options.seed,
-            progress=options.progress,
-        )
-    if len(terms) > _RANDOM_UP_TO:
-        return cotengrust.optimize_greedy(terms, out, sizes, seed=options.seed, use_ssa=True)
-    path, _ = cotengrust.optimize_random_greedy_track_flops(
-        terms, out, sizes, ntrials=options.trials, seed=options.seed, use_ssa=True
-    )
-    return path
-
-
-def _asked(
-    search: Callable[..., Any], terms: list[list[str]], out: list[str], sizes: dict[str, float]
-) -> Sequence[Sequence[int]]:
-    """The path of a user's function with opt_einsum's signature."""
-    sets, integers = [set(term) for term in terms], {name: int(n) for name, n in sizes.items()}
+def asked_order(
+    search: Callable[..., Any],
+    terms: Sequence[Collection[int]],
+    output: Collection[int],
+    sizes: Mapping[int, int],
+) -> tuple[Pair, ...]:
+    """The order of a user's function with opt_einsum's signature."""
+    inputs, out, known = spelled(terms, output, sizes)
+    sets, integers = [set(term) for term in inputs], {name: int(n) for name, n in known.items()}
     path = PlanOptions(path=search(sets, set(out), integers, None)).path or ()
-    return linear_to_ssa(path, len(terms))
+    return split_path(linear_to_ssa(path, len(inputs)), len(inputs))
+
+
+def order_as_written(count: int) -> tuple[Pair, ...]:
+    """The first two tensors, then one after the other."""
+    return ((0, 1), *((k, count + k - 2) for k in range(2, count)))
+
+
+def check_order(pairs: Sequence[Pair], count: int) -> tuple[Pair, ...]:
+    """The pairs themselves. Raises: PlanError unless they contract `count` tensors to one."""
+    left = set(range(count))
+    for made, (a, b) in enumerate(pairs, count):
+        if a == b or not {a, b} <= left:
+            raise PlanError(
+                f"pair {made - count}, ({a}, {b}), takes a tensor that is not there",
+                fix="a pair names two tensors that nothing has taken; result k is tensor n + k",
+            )
+        left -= {a, b}
+        left.add(made)
+    if len(left) != min(count, 1):
+        raise PlanError(
+            f"{len(pairs)} pairs leave {len(left)} of {count} tensors",
+            fix="contract until one is left",
+        )
+    return tuple(pairs)
 
 
 def linear_to_ssa(path: Sequence[Sequence[int]], count: int) -> list[tuple[int, ...]]:
@@ -153,10 +136,10 @@ def split_path(path: Sequence[Sequence[int]], count: int) -> tuple[Pair, ...]:
 def _joined(pairs: list[Pair], count: int) -> tuple[Pair, ...]:
     """Disconnected remainders are multiplied at the end."""
     used = {member for pair in pairs for member in pair}
-    left = [k for k in range(count + len(pairs)) if k not in used]
+    left = deque(k for k in range(count + len(pairs)) if k not in used)
     while len(left) > 1:
-        pairs.append((left[0], left[1]))
-        left = [*left[2:], count + len(pairs) - 1]
+        pairs.append((left.popleft(), left.popleft()))
+        left.append(count + len(pairs) - 1)
     return tuple(pairs)
 
 

@@ -15,27 +15,57 @@ from tncompiler.ir.errors import FileFormatError, PlanError
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.program import (
     Contract,
+    Labels,
     Program,
     Step,
     element_count,
     label_names,
+    label_sizes,
     operand_values,
 )
-from tncompiler.ir.sizes import Binding, Terms, parse_size, render_size, size_text
+from tncompiler.ir.sizes import Binding, Terms, evaluate, parse_size, render_size, size_text
 from tncompiler.planning.cost import step_bytes, step_elementwise, step_flops
+from tncompiler.planning.digest import program_digest
 from tncompiler.planning.memory import peak_bytes
-from tncompiler.planning.order import Pair, ssa_to_linear
+from tncompiler.planning.order import Pair, check_order, ssa_to_linear
 
-SCHEMA = 1
+SCHEMA = 2
+_PLAIN = 2**1024  # numbers from here on are written in base 16: Python reads no longer decimals
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkOrder:
-    """The order of one network: its tensors, and SSA pairs (tensor n + k is pair k's result)."""
+    """The order of one network: its tensors, and SSA pairs (tensor n + k is pair k's result).
+
+    ``wires`` labels each tensor's axes, ``output`` those of the result; ``sizes`` has the size of
+    label k at position k, at the sizes that the plan is for.
+    """
 
     name: str
     tensors: tuple[str, ...]
     pairs: tuple[Pair, ...]
+    wires: tuple[Labels, ...] = ()
+    output: Labels = ()
+    sizes: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(
+        program: Program, name: str, nominal: Binding, pairs: tuple[Pair, ...] = ()
+    ) -> NetworkOrder:
+        """The network that makes the value `name`; scalars are applied apart and left out."""
+        step = program.producers[name]
+        op: Contract = step.op  # type: ignore[assignment]
+        operands = operand_values(program, step)
+        sizes = label_sizes(op, operands, step.out)
+        kept = [k for k, value in enumerate(operands) if value.shape]
+        return NetworkOrder(
+            name,
+            tuple(operands[k].name for k in kept),
+            pairs,
+            tuple(op.inputs[k] for k in kept),
+            op.output,
+            tuple(evaluate(sizes[label], nominal) for label in range(len(sizes))),
+        )
 
     def linear(self) -> tuple[tuple[int, ...], ...]:
         """The order in opt_einsum's linear form: positions in the list of what is left."""
@@ -62,7 +92,9 @@ class ContractionPlan:
 
     ``networks`` holds the order of each contraction network; ``steps`` the whole program in order;
     ``sizes`` the integers the plan was made for; ``digest`` names the expression it belongs to;
-    ``saved`` the values that the forward pass keeps for the backward pass.
+    ``saved`` the values that the forward pass keeps for the backward pass; ``cut`` whether its
+    search was stopped by `max_seconds`; ``replanned`` how many pairs `reuse` searched anew, None
+    for a plan that was not made of another.
     """
 
     networks: tuple[NetworkOrder, ...]
@@ -76,6 +108,7 @@ class ContractionPlan:
     recomputed: tuple[str, ...] = ()
     sliced_indices: tuple[str, ...] = ()
     cut: bool = False
+    replanned: int | None = None
 
     @property
     def flops(self) -> sympy.Expr | int:
@@ -111,6 +144,18 @@ class ContractionPlan:
         """The linear path of the only network, as opt_einsum writes it."""
         return self._only().linear()
 
+    def reuse(self, edited: Any, sizes: Mapping[Any, Any] | None = None) -> ContractionPlan:
+        """The plan of a network that differs from this plan's by a small change.
+
+        ``edited``: an expression, or a TensorNetwork. Tensors are matched by name; where one was
+        added, removed, resized or wired anew, the tree is planned anew some levels around it, and
+        kept elsewhere. ``sizes`` as `tnc.plan` takes them; free sizes are those of this plan.
+        Raises: PlanError if no tensor of the edited network has a name that the plan knows.
+        """
+        from tncompiler.compiler import replan  # the expression is lowered as for a new plan
+
+        return replan(self, edited, sizes)
+
     def to_text(self) -> str:
         """The order of each network, then one line a step; for people."""
         lines = [f"plan for {self.minimize} at {dict(self.sizes)}"]
@@ -133,7 +178,7 @@ class ContractionPlan:
                 raise KeyError("schema")
             intact = checksum == checksum_of(data)
             plan = _from_data(data) if intact else None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        except _OF_STRANGE_DATA:
             raise FileFormatError(
                 "this is no plan, or one of another version",
                 where=f"the JSON read at {call_site()}",
@@ -148,6 +193,13 @@ class ContractionPlan:
         return plan
 
 
+# what reading data of another form may raise
+_OF_STRANGE_DATA = (
+    *(ValueError, KeyError, TypeError, AttributeError, PlanError),
+    *(RecursionError, OverflowError),
+)
+
+
 def _value(terms: Terms) -> sympy.Expr | int:
     value = terms.to_sympy()
     return int(value) if isinstance(value, sympy.Integer) else value
@@ -159,11 +211,21 @@ def checksum_of(data: Mapping[str, Any]) -> str:
 
 
 def terms_data(terms: Terms) -> list[Any]:
-    return [[c, [size_text(f) for f in factors]] for c, factors in terms.terms]
+    return [[_number_data(c), [size_text(f) for f in factors]] for c, factors in terms.terms]
 
 
 def terms_from(data: Any) -> Terms:
-    return Terms(tuple((int(c), tuple(parse_size(f) for f in factors)) for c, factors in data))
+    return Terms(
+        tuple((_number_from(c), tuple(parse_size(f) for f in factors)) for c, factors in data)
+    )
+
+
+def _number_data(number: int) -> int | str:
+    return number if number < _PLAIN else hex(number)
+
+
+def _number_from(data: Any) -> int:
+    return int(data, 16) if isinstance(data, str) else int(data)
 
 
 _COSTS = ("flops", "elementwise", "bytes_read", "bytes_written")
@@ -176,11 +238,22 @@ def _to_data(plan: ContractionPlan) -> dict[str, Any]:
         "digest": plan.digest,
         "minimize": plan.minimize,
         "sizes": dict(plan.sizes),
-        "peak_memory": plan.peak_memory,
-        "largest": plan.largest,
+        "peak_memory": _number_data(plan.peak_memory),
+        "largest": _number_data(plan.largest),
         "saved": list(plan.saved),
+        "recomputed": list(plan.recomputed),
+        "sliced_indices": list(plan.sliced_indices),
+        "cut": plan.cut,
+        "replanned": plan.replanned,
         "networks": [
-            {"name": n.name, "tensors": list(n.tensors), "pairs": [list(p) for p in n.pairs]}
+            {
+                "name": n.name,
+                "tensors": list(n.tensors),
+                "pairs": [list(p) for p in n.pairs],
+                "wires": [list(labels) for labels in n.wires],
+                "output": list(n.output),
+                "sizes": list(n.sizes),
+            }
             for n in plan.networks
         ],
         "steps": [
@@ -213,24 +286,26 @@ def _from_data(data: Mapping[str, Any]) -> ContractionPlan:
         steps,
         {str(k): int(v) for k, v in data["sizes"].items()},
         str(data["minimize"]),
-        int(data["peak_memory"]),
-        int(data["largest"]),
+        _number_from(data["peak_memory"]),
+        _number_from(data["largest"]),
         str(data["digest"]),
         tuple(map(str, data["saved"])),
+        tuple(map(str, data["recomputed"])),
+        tuple(map(str, data["sliced_indices"])),
+        bool(data["cut"]),
+        None if data["replanned"] is None else int(data["replanned"]),
     )
 
 
 def _network_from(item: Mapping[str, Any]) -> NetworkOrder:
     tensors = tuple(map(str, item["tensors"]))
-    pairs = tuple((int(a), int(b)) for a, b in item["pairs"])
-    left = set(range(len(tensors)))
-    for number, (a, b) in enumerate(pairs):
-        if a == b or not {a, b} <= left:
-            raise KeyError("pairs")
-        left = (left - {a, b}) | {len(tensors) + number}
-    if tensors and len(left) != 1:
-        raise KeyError("pairs")
-    return NetworkOrder(str(item["name"]), tensors, pairs)
+    pairs = check_order([(int(a), int(b)) for a, b in item["pairs"]], len(tensors))
+    wires = tuple(tuple(map(int, labels)) for labels in item["wires"])
+    output, sizes = tuple(map(int, item["output"])), tuple(map(int, item["sizes"]))
+    labels = {label for labels in (*wires, output) for label in labels}
+    if len(wires) != len(tensors) or labels != set(range(len(sizes))) or min(sizes, default=0) < 0:
+        raise KeyError("wires")
+    return NetworkOrder(str(item["name"]), tensors, pairs, wires, output, sizes)
 
 
 def describe_steps(program: Program) -> tuple[PlanStep, ...]:
@@ -277,10 +352,13 @@ def make_plan(
     nominal: Binding,
     minimize: str,
     saved: tuple[str, ...] = (),
+    *,
+    cut: bool = False,
+    replanned: int | None = None,
 ) -> ContractionPlan:
-    """The plan of a scheduled program."""
+    """The plan of a scheduled program; ``cut`` and ``replanned`` as ContractionPlan has them."""
     networks = tuple(
-        NetworkOrder(name, _tensors(logical, name), pairs)
+        NetworkOrder.of(logical, name, nominal, pairs)
         for name, pairs in orders.items()
         if name in logical.producers
     )
@@ -295,21 +373,6 @@ def make_plan(
         largest,
         program_digest(logical),
         saved,
+        cut=cut,
+        replanned=replanned,
     )
-
-
-def _tensors(program: Program, name: str) -> tuple[str, ...]:
-    """The tensors that pairs count: those with axes; scalar factors are applied apart."""
-    step = program.producers[name]
-    return tuple(v.name for v in operand_values(program, step) if v.shape)
-
-
-def program_digest(program: Program) -> str:
-    """What a logical program computes, blind to index names and dtypes."""
-    numbers = {name: number for number, name in enumerate(program.values)}
-    content = [
-        tuple((a.value.name, tuple(map(size_text, a.value.shape))) for a in program.arguments),
-        tuple((repr(s.op), tuple(numbers[n] for n in s.operands)) for s in program.steps),
-        tuple(numbers[name] for name in program.outputs),
-    ]
-    return blake2b(repr(content).encode(), digest_size=16).hexdigest()

@@ -24,7 +24,8 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.options import PlanOptions
-from tncompiler.planning.order import Pair, contraction_order
+from tncompiler.planning.order import Pair
+from tncompiler.planning.search import contraction_order
 
 Orders = Mapping[str, tuple[Pair, ...]]
 

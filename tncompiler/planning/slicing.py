@@ -66,6 +66,9 @@ def apply_cuts(
 
     Cuts name values of the program as it is given. ``avoid``: names that are in use around it.
     """
+    cuts = tuple(cuts)
+    if not cuts:  # linking the axes of large programs takes seconds
+        return program
     members = _members(program)
     lives = _last_steps(program, members)
     links = {axis: root for root, axes in members.items() for axis in axes}

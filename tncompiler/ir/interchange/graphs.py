@@ -14,6 +14,7 @@ from tncompiler.ir.index import Index
 from tncompiler.ir.interchange.equations import wired
 from tncompiler.ir.interchange.networks import only_network
 from tncompiler.ir.names import is_plain_identifier
+from tncompiler.ir.network import TensorNetwork
 from tncompiler.ir.sizes import Size, as_size, parse_size
 
 KINDS = ("input", "param", "constant")
@@ -68,6 +69,17 @@ def from_networkx(graph: nx.Graph) -> Expr:
         raise
     except TncError as error:
         raise GraphError(f"the graph is no network: {error.what}", fix=error.fix) from error
+
+
+def from_network(network: TensorNetwork) -> Expr:
+    """The contraction that a network is; constants, whose values it does not hold, are inputs."""
+    graph = nx.MultiGraph(network.graph)
+    graph.graph["output"] = [("index", label) for label in network.output]
+    for node, data in graph.nodes(data=True):
+        data["type"] = node[0]
+        if data.get("kind") in ("constant", "intermediate"):
+            data["kind"] = "input"
+    return from_networkx(graph)
 
 
 def _contracted(tensors: Tensors, output: Sequence[Index]) -> Expr:

@@ -12,7 +12,7 @@ from itertools import product as choices
 
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.matmul import copied_elements, is_matmul, matmul_form
-from tncompiler.ir.passes.layout import wanted_order
+from tncompiler.ir.passes.layout import places, wanted_order
 from tncompiler.ir.program import (
     Contract,
     Labels,
@@ -86,12 +86,13 @@ class _Copies:
         batch, rows, columns = blocks
         orders = [(*batch, *rows, *columns), (*batch, *columns, *rows)]
         orders.sort(key=lambda order: order[-1] != labels[-1])  # whole runs are copied faster
+        place = places(labels)
         for order in orders:
-            axes = tuple(labels.index(label) for label in order)
+            axes = tuple(place[label] for label in order)
             if axes in self.made.get(value.name, {}):
                 return self.made[value.name][axes], order
         order = orders[0]
-        axes = tuple(labels.index(label) for label in order)
+        axes = tuple(place[label] for label in order)
         copied = self.builder.emit(
             Permute(axes),
             (value,),

@@ -81,12 +81,18 @@ def _candidates(step: Step, values: Mapping[str, Value]) -> list[Labels]:
     m = wanted_order(form.m, op) if form.a_copied else form.m
     n = wanted_order(form.n, op) if form.b_copied else form.n
     orders = [(*form.batch, *m, *n), (*form.batch, *n, *m)]
-    return [tuple(op.output.index(label) for label in order) for order in dict.fromkeys(orders)]
+    place = places(op.output)
+    return [tuple(place[label] for label in order) for order in dict.fromkeys(orders)]
 
 
 def wanted_order(labels: Labels, op: Contract) -> Labels:
     """The free labels of an operand that is copied anyway, in the order of the result."""
-    return tuple(sorted(labels, key=op.output.index))
+    return tuple(sorted(labels, key=places(op.output).__getitem__))
+
+
+def places(labels: Labels) -> dict[int, int]:
+    """The axis of each label; looking it up label by label would be quadratic in the axes."""
+    return {label: axis for axis, label in enumerate(labels)}
 
 
 def _numbers(op: Contract, step: Step, values: Mapping[str, Value]) -> dict[int, int]:
