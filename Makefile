@@ -15,10 +15,10 @@ BENCH_STAMP := $(BENCH_VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz check bench golden docs clean
+.PHONY: help demo test test-all fuzz check bench bench-plan golden docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): requirements-dev.txt pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -66,6 +66,9 @@ $(BENCH_STAMP): requirements-dev.txt requirements-bench.txt pyproject.toml
 
 bench: $(BENCH_STAMP) ## time us beside the peers (ARGS="--quick", "--all", "--against FILE", "--help")
 	$(BENCH_PY) -m benchmarks.run $(ARGS)
+
+bench-plan: $(STAMP) ## compare plans: predicted and measured time of many trees (ARGS="--quick", "--calibrate", "--help")
+	$(PY) -m benchmarks.plan $(ARGS)
 
 golden: $(STAMP) ## regenerate tests/golden; read the diff before committing it
 	$(PY) -m pytest tests -m "not slow" -q --golden-update -k golden

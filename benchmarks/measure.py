@@ -23,6 +23,7 @@ SAMPLE_S = 2e-3  # shorter calls are repeated within a sample until it lasts thi
 MOST_CALLS = 1000
 
 Runs = Mapping[str, Callable[[], object]]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,13 @@ class Timing:
         return float(high - low)
 
 
-def time_in_turn(runs: Runs, budget_s: float, slow_s: float = SLOW_S) -> dict[str, Timing]:
+def time_in_turn(
+    runs: Runs, budget_s: float, slow_s: float = SLOW_S, clock: Clock | None = None
+) -> dict[str, Timing]:
     """Time all calls in rounds: 7 of them, or as many up to 31 as fit into the budget.
 
     Every call is warmed up. Each round starts with another one, so that none always follows the
-    same neighbour.
+    same neighbour. ``clock``: process_time leaves out the turns of other programs, for one thread.
     """
     estimates = {name: _warm_up(run, slow_s) for name, run in runs.items()}
     slow = {name for name, seconds in estimates.items() if seconds > slow_s}
@@ -67,7 +70,7 @@ def time_in_turn(runs: Runs, budget_s: float, slow_s: float = SLOW_S) -> dict[st
             for k in range(len(names)):
                 name = names[(number + k) % len(names)]
                 if number < few.get(name, rounds):
-                    samples[name].append(_sample_ms(runs[name], calls[name]))
+                    samples[name].append(_sample_ms(runs[name], calls[name], clock))
     finally:
         gc.enable()
     return {name: Timing(tuple(samples[name]), calls[name], name in slow) for name in runs}
@@ -99,12 +102,13 @@ def _rounds(
     return int(min(max(fitting, LEAST_ROUNDS), MOST_ROUNDS))
 
 
-def _seconds(run: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
+def _seconds(run: Callable[[], object], calls: int, clock: Clock | None = None) -> float:
+    clock = clock or time.perf_counter
+    start = clock()
     for _ in range(calls):
         run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def _sample_ms(run: Callable[[], object], calls: int) -> float:
-    return _seconds(run, calls) / calls * 1e3
+def _sample_ms(run: Callable[[], object], calls: int, clock: Clock | None) -> float:
+    return _seconds(run, calls, clock) / calls * 1e3

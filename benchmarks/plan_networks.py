@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
     "Monarch": (4, (32, 24), (64, 48)),
     "LowRank": (64, (768,), (3072,)),
 }
-BATCHES = (16, 512)
+BATCHES = (16, 256)
 
 
 def plan_networks() -> list[Named]:
@@ -40,15 +40,15 @@ def _generated() -> Iterator[Named]:
     tree, lattice = ctg.utils.tree_equation, ctg.utils.lattice_equation
     randreg, rand = ctg.utils.randreg_equation, ctg.utils.rand_equation
     made = {
-        "tree-9": tree(9, d_min=6, d_max=24, n_outer=3, seed=2),
-        "tree-12": tree(12, d_min=4, d_max=16, n_outer=3, seed=1),
-        "lattice-4x4": lattice([4, 4], d_min=5, d_max=7, seed=3),
+        "tree-9": tree(9, d_min=16, d_max=48, n_outer=3, seed=2),
+        "tree-12": tree(12, d_min=8, d_max=32, n_outer=3, seed=1),
+        "lattice-4x4": lattice([4, 4], d_min=6, d_max=8, seed=3),
         "lattice-3x5": lattice([3, 5], d_min=4, d_max=12, seed=4),
         "lattice-2x2x2": lattice([2, 2, 2], d_min=8, d_max=16, seed=5),
-        "regular-12": randreg(12, 3, d_min=6, d_max=9, seed=6),
-        "regular-16": randreg(16, 3, d_min=4, d_max=7, seed=7),
+        "regular-12": randreg(12, 3, d_min=8, d_max=12, seed=6),
+        "regular-16": randreg(16, 3, d_min=6, d_max=9, seed=7),
         "random-8": rand(8, 4, n_out=2, d_min=4, d_max=7, seed=9),
-        "random-9": rand(9, 3, n_out=2, d_min=6, d_max=10, seed=8),
+        "random-9": rand(9, 3, n_out=2, d_min=8, d_max=14, seed=8),
         "hyper-9": rand(9, 3, n_out=2, n_hyper_in=2, n_hyper_out=1, d_min=5, d_max=8, seed=10),
         "hyper-12": rand(12, 3, n_out=2, n_hyper_in=3, d_min=4, d_max=6, seed=11),
     }
@@ -57,13 +57,13 @@ def _generated() -> Iterator[Named]:
 
 
 def _physics() -> Iterator[Named]:
-    operands, output, sizes = mps(10, 24, 6, 8)
+    operands, output, sizes = mps(10, 32, 8, 8)
     names, terms = zip(*operands, strict=True)
-    yield "mps-10", _expression(terms, output, sizes | {"B": 96}, names)
+    yield "mps-10", _expression(terms, output, sizes | {"B": 128}, names)
     # <ψ|MPO|ψ>: bras, operators and kets of six sites
-    yield "mpo-6", _expectation(6, 24, 8, 4)
-    yield "peps-4x4", _expression(*_closed(peps(4, 4, 7)))
-    yield "regular-14", _expression(*_closed(regular(14, 3, 8, 0)))
+    yield "mpo-6", _expectation(6, 32, 8, 4)
+    yield "peps-4x4", _expression(*_closed(peps(4, 4, 8)))
+    yield "regular-14", _expression(*_closed(regular(14, 3, 9, 0)))
 
 
 def _closed(made: tuple[list[str], dict[str, int]]) -> tuple[list[str], str, dict[str, int]]:

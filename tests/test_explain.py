@@ -45,9 +45,24 @@ def test_kept_rows_are_the_saved_values(layer: NumpyFunction) -> None:
     compilation = layer.compilation
     leaves = layer._differentiable(None)
     saved = compilation.training(layer._dtypes(), compilation.nominal({}), leaves).saved
-    lines = layer.explain().splitlines()
-    marked = [m[1] for line in lines if (m := re.match(r" *\d+   (\w+)\(.* kept\b", line))]
-    assert saved and sorted(marked) == sorted(saved)
+    assert saved and sorted(_marked(layer.explain(part="step"))) == sorted(saved)
+
+
+def test_a_forward_pass_that_is_planned_otherwise_keeps_nothing_else(layer: NumpyFunction) -> None:
+    """Names are those of one program: a mark stands only on a step that the training step has."""
+    compilation = layer.compilation
+    cut = compilation.training(
+        layer._dtypes(), compilation.nominal({}), layer._differentiable(None)
+    )
+    marked = _marked(layer.explain())
+    assert set(marked) <= set(cut.saved)
+    shown = {step.out.name: step for step in layer.program().steps}
+    assert all(shown[name] in cut.forward.steps for name in marked)
+
+
+def _marked(text: str) -> list[str]:
+    rows = (re.match(r" *\d+   (\w+)\(.* kept\b", line) for line in text.splitlines())
+    return [row[1] for row in rows if row]
 
 
 def test_sizes_say_whether_they_are_assumed(layer: NumpyFunction) -> None:

@@ -24,6 +24,8 @@ _PUBLIC: dict[str, str] = {
     "PlanOptions": "tncompiler.planning.options",
     "ContractionPlan": "tncompiler.planning.plan",
     "PlanFamily": "tncompiler.planning.family",
+    "Machine": "tncompiler.planning.machine",
+    "calibrate": "tncompiler.planning.calibrate",
     "Expr": "tncompiler.ir.expressions",
     "TncError": "tncompiler.ir.errors",
 }

@@ -172,8 +172,11 @@ class _Report:
         return [step_equation(self.program, step), shape, work, bytes_text]
 
     def kept(self) -> tuple[str, ...]:
-        """The computed values that the forward pass keeps; none where there is no backward."""
-        return self._training()[1]
+        """The steps shown whose values a training step keeps; it may be planned otherwise."""
+        program, saved = self._training()
+        trained = {step.out.name: step for step in program.steps}
+        shown = {step.out.name: step for step in self.program.steps}
+        return tuple(name for name in saved if shown.get(name) == trained[name])
 
     def _training(self) -> tuple[Program, tuple[str, ...]]:
         names = self.network._differentiable(None)

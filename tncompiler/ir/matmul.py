@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product as choices
 
 from tncompiler.ir.program import Contract, Labels
+
+# contractions whose forms are remembered: layouts ask for the same ones again and again
+_KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,11 @@ class MatmulForm:
 
 def is_matmul(op: Contract) -> bool:
     """Two operands with something summed, no repeated label, no private sum, no broadcast."""
-    if len(op.inputs) != 2:
-        return False
+    return len(op.inputs) == 2 and _multiplies(op)
+
+
+@lru_cache(maxsize=_KEPT)
+def _multiplies(op: Contract) -> bool:
     a, b = map(set, op.inputs)
     out = set(op.output)
     distinct = all(len(set(labels)) == len(labels) for labels in (*op.inputs, op.output))
@@ -43,17 +50,22 @@ def is_matmul(op: Contract) -> bool:
 
 def matmul_form(op: Contract, sizes: Mapping[int, int]) -> MatmulForm:
     """The form with the fewest copied elements; among equals the first in a fixed order."""
+    forms = _forms(op)
+    if len(forms) == 1:
+        return forms[0]
+    return min(forms, key=lambda form: copied_elements(form, op, sizes))
+
+
+@lru_cache(maxsize=_KEPT)
+def _forms(op: Contract) -> tuple[MatmulForm, ...]:
     a, b = op.inputs
     on_a, on_b, out = set(a), set(b), set(op.output)
     batch = [label for label in a if label in on_b and label in out]
     k = [label for label in a if label in on_b and label not in out]
     m = tuple([label for label in a if label not in on_b])
     n = tuple([label for label in b if label not in on_a])
-    forms = [
-        _form(op, batch_order, m, n, k_order)
-        for batch_order, k_order in choices(_orders(batch, b), _orders(k, b))
-    ]
-    return min(forms, key=lambda form: copied_elements(form, op, sizes))
+    orders = choices(_orders(batch, b), _orders(k, b))
+    return tuple(_form(op, batch_order, m, n, k_order) for batch_order, k_order in orders)
 
 
 def _form(op: Contract, batch: Labels, m: Labels, n: Labels, k: Labels) -> MatmulForm:

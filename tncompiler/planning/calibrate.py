@@ -1,128 +1,152 @@
-"""Measure what this machine reaches: the table that predicted times come from."""
+"""Measure what this machine reaches: the table that predicted times come from.
+
+Other programs only ever make an operation slower, so every operation is timed in several rounds
+over all of them, and its least time counts. A time longer than that of a larger product is such a
+disturbance too.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from tncompiler.ir.errors import PlanError
+from tncompiler.ir.origin import call_site
 from tncompiler.planning.machine import Machine, set_default_machine
 from tncompiler.planning.rates import EXTENTS, PASSES, RUNS, Library
 
-_LEAST_S = 3e-4  # of one sample; shorter operations are repeated
-_SAMPLES = 3
+ROUNDS = 5
+_LEAST_S = 2e-4  # of one sample; shorter operations are repeated
 _WORKING_SET = 2**19  # bytes of the operands of a measured batch of products
 _MOST_BATCH = 256
-_GATHERED = 2**22  # bytes of a measured permuting copy
+_COPIED = 2**18  # elements of a measured permuting copy
+_MAPPED = 2**16  # elements of a measured map
+_FRESH = 2**26  # bytes of a measured result in new memory
+_POOL = 2**25  # elements that operands are cut out of
 # entering NumPy from a torch module and coming back, which is torch's own and measured apart
-_CALL_US = {"numpy": 100.0, "torch": 0.0}
+CALL_US = {"numpy": 100.0, "torch": 0.0}
+# float32 flops per microsecond of the best product: outside, the clock or the library is broken
+_PLAUSIBLE = (1e2, 1e9)
+
+DTYPES = ("float32", "float64")
 
 Run = Callable[[], object]
+Shape = tuple[int, int, int]
+Times = dict[Any, float]
+
+SHAPES: tuple[Shape, ...] = tuple(itertools.product(EXTENTS, EXTENTS, EXTENTS))
 
 
 def calibrate(*, default: bool = True, progress: bool = True) -> Machine:
-    """Measure this machine's NumPy and torch, with the threads they have now; some seconds.
+    """Measure this machine's NumPy and torch, with the threads they have now; ten seconds.
 
     The result becomes what plans are made for in this process, unless ``default`` is false; keep
     it with `Machine.to_json` and give it as ``PlanOptions(machine=…)``. Close other programs first.
+    Raises: PlanError if what it finds cannot be.
     """
+    libraries = {
+        name: library_of(measure_times(name, progress=progress), CALL_US[name]) for name in CALL_US
+    }
     machine = Machine(
-        f"calibrated on {platform.node() or 'this machine'}",
-        {name: _measure(name, made(), progress) for name, made in _LIBRARIES.items()},
+        f"calibrated on {platform.node() or 'this machine'}", libraries, "tnc.calibrate()"
     )
     if default:
         set_default_machine(machine)
     return machine
 
 
-class _Numpy:
-    def random(self, shape: tuple[int, ...], dtype: str) -> Any:
-        return np.random.default_rng(0).standard_normal(shape).astype(dtype)
-
-    def copied(self, array: Any, axes: tuple[int, ...]) -> Run:
-        view = array.transpose(axes)
-        out = np.empty(view.shape, view.dtype)
-        return lambda: np.copyto(out, view)
-
-    def exponential(self, array: Any) -> Run:
-        return lambda: np.exp(array)
+def measure_times(name: str, rounds: int = ROUNDS, *, progress: bool = True) -> Times:
+    """The least microseconds of each operation of a library, in so many rounds over all."""
+    probes = dict(_probes(_LIBRARIES[name]()))
+    with tqdm(total=rounds, desc=f"measuring {name}", disable=not progress, leave=False) as bar:
+        for _ in range(rounds):
+            for probe in probes.values():
+                probe.sample()
+            bar.update()
+    return {key: probe.best_us for key, probe in probes.items()}
 
 
-class _Torch:
-    def random(self, shape: tuple[int, ...], dtype: str) -> Any:
-        import torch
-
-        return torch.from_numpy(_Numpy().random(shape, dtype))
-
-    def copied(self, array: Any, axes: tuple[int, ...]) -> Run:
-        import torch
-
-        view = array.permute(axes)
-        out = torch.empty(view.shape, dtype=view.dtype)
-        return lambda: out.copy_(view)
-
-    def exponential(self, array: Any) -> Run:
-        return lambda: array.exp()
-
-
-_LIBRARIES: dict[str, Callable[[], Any]] = {"numpy": _Numpy, "torch": _Torch}
-
-
-def _measure(name: str, library: Any, progress: bool) -> Library:
-    shapes = [(m, n, k) for i, m in enumerate(EXTENTS) for n in EXTENTS[i:] for k in EXTENTS]
-    bar = tqdm(total=2 * len(shapes), desc=f"products of {name}", disable=not progress, leave=False)
-    products: dict[str, tuple[float, ...]] = {}
-    with bar:
-        for dtype in ("float32", "float64"):
-            found = []
-            for shape in shapes:
-                found.append(_product_us(library, shape, dtype))
-                bar.update()
-            products[dtype] = tuple(found)
-    passes = []
-    for size in PASSES:
-        array = library.random((size // 4,), "float32")
-        passes.append(2 * size / _least_us(library.copied(array, (0,))))
-    gathers = []
-    for run in RUNS:
-        side = int((_GATHERED / run) ** 0.5)
-        array = library.random((side, side, run // 4), "float32")
-        gathers.append(2 * side * side * run / _least_us(library.copied(array, (1, 0, 2))))
-    array = library.random((2**18,), "float32")
-    functions = 2**18 / _least_us(library.exponential(array))
-    small, product = library.random((2, 2, 4), "float32"), library.random((4, 4), "float32")
-    step = _least_us(lambda: (small.reshape(4, 4) @ product).reshape(2, 2, 4))
+def library_of(times: Times, call_us: float) -> Library:
+    """The table of a library from the microseconds of its operations. Raises: PlanError."""
+    products = {dtype: _smoothed(times, dtype) for dtype in DTYPES}
+    _check_plausible(products["float32"])
+    passes = [2 * size / times["pass", size] for size in PASSES]
+    fresh_us = max(times["fresh"] - 2 * _FRESH / passes[-1], times["fresh"] / 100)
     return Library(
-        {dtype: _rounded(found) for dtype, found in products.items()},
-        _rounded(passes),
-        _rounded(gathers),
-        _rounded([functions])[0],
-        _rounded([step])[0],
-        _CALL_US[name],
+        products={dtype: _rounded(found.values()) for dtype, found in products.items()},
+        passes=_rounded(passes),
+        gathers=_rounded(8 * _COPIED / times["gather", run] for run in RUNS),
+        transposes=_rounded(8 * _COPIED / times["transpose", run] for run in RUNS),
+        fresh=_round(_FRESH / fresh_us),
+        functions=_round(_MAPPED / times["function"]),
+        step_us=_round(times["step"]),
+        call_us=call_us,
     )
 
 
-def _product_us(library: Any, shape: tuple[int, int, int], dtype: str) -> float:
-    """Microseconds of one product among a batch that stays in cache."""
+def _smoothed(times: Times, dtype: str) -> dict[Shape, float]:
+    """No product takes longer than one that contains it; K = 1 is none that BLAS is asked for."""
+    kept = {shape: times["product", dtype, shape] for shape in SHAPES}
+    for shape in reversed(SHAPES):
+        for larger in _next_larger(shape) if shape[2] > 1 else ():
+            kept[shape] = min(kept[shape], kept[larger])
+    return kept
+
+
+def _next_larger(shape: Shape) -> Iterator[Shape]:
+    """The measured shapes with one extent larger."""
+    following = dict(itertools.pairwise(EXTENTS))
     m, n, k = shape
-    size = (m * k + k * n + m * n) * np.dtype(dtype).itemsize
-    batch = max(1, min(_MOST_BATCH, _WORKING_SET // size))
-    a, b = library.random((batch, m, k), dtype), library.random((batch, k, n), dtype)
-    if batch == 1:
-        a, b = a[0], b[0]
-    return _least_us(lambda: a @ b) / batch
+    if m in following:
+        yield following[m], n, k
+    if n in following:
+        yield m, following[n], k
+    if k in following:
+        yield m, n, following[k]
 
 
-def _least_us(run: Run) -> float:
-    run()
-    calls = 1
-    while (seconds := _seconds(run, calls)) < _LEAST_S:
-        calls = max(2 * calls, int(calls * _LEAST_S / max(seconds, 1e-9)))
-    return min(seconds, *(_seconds(run, calls) for _ in range(_SAMPLES - 1))) / calls * 1e6
+def _check_plausible(products: dict[Shape, float]) -> None:
+    """Raise if no product is as fast as any processor's, or one is faster than all."""
+    best = max(2.0 * math.prod(shape) / us for shape, us in products.items())
+    if not _PLAUSIBLE[0] < best < _PLAUSIBLE[1]:
+        raise PlanError(
+            f"the fastest product was measured at {best:.3g} flops per microsecond",
+            where=call_site(),
+            fix="calibrate again while nothing else runs",
+        )
+
+
+# ---------------------------------------------------------------------------- what is run
+
+
+@dataclass
+class _Probe:
+    """One operation: ``units`` of them in a run, the least time of one so far."""
+
+    run: Run
+    units: int = 1
+    calls: int = 0
+    best_us: float = math.inf
+
+    def sample(self) -> None:
+        if not self.calls:
+            self._warm_up()
+        seconds = _seconds(self.run, self.calls) / self.calls
+        self.best_us = min(self.best_us, seconds * 1e6 / self.units)
+
+    def _warm_up(self) -> None:
+        """Find how many calls make a sample; the first is not counted."""
+        self.run()
+        once = _seconds(self.run, 1)
+        self.calls = max(1, math.ceil(_LEAST_S / max(once, 1e-7)))
 
 
 def _seconds(run: Run, calls: int) -> float:
@@ -132,5 +156,80 @@ def _seconds(run: Run, calls: int) -> float:
     return time.perf_counter() - start
 
 
-def _rounded(values: Any) -> tuple[float, ...]:
-    return tuple(float(f"{value:.3g}") for value in values)
+def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
+    """Every operation that a table is made of, by what it is."""
+    for dtype in DTYPES:
+        pool = library.pool(dtype)
+        for shape in SHAPES:
+            yield ("product", dtype, shape), _product(pool, shape, np.dtype(dtype).itemsize)
+    pool = library.pool("float32")
+    for size in PASSES:
+        yield ("pass", size), _Probe(library.copied(pool[: size // 4], (0,)))
+    for run in RUNS:
+        blocks = pool[:_COPIED].reshape(16, _COPIED // 16 // run, run)
+        yield ("gather", run), _Probe(library.copied(blocks, (1, 0, 2)))
+        rows = pool[:_COPIED].reshape(run, _COPIED // run)
+        yield ("transpose", run), _Probe(library.copied(rows, (1, 0)))
+    yield "fresh", _Probe(library.cloned(pool[: _FRESH // 4]))
+    yield "function", _Probe(library.exponential(pool[:_MAPPED]))
+    small, square = pool[:16].reshape(2, 2, 4), pool[:16].reshape(4, 4)
+    yield "step", _Probe(lambda: (small.reshape(4, 4) @ square).reshape(2, 2, 4))
+
+
+def _product(pool: Any, shape: Shape, itemsize: int) -> _Probe:
+    """A batch of products that stays in cache."""
+    m, n, k = shape
+    size = (m * k + k * n + m * n) * itemsize
+    batch = max(1, min(_MOST_BATCH, _WORKING_SET // size))
+    a = pool[: batch * m * k].reshape(batch, m, k)
+    b = pool[batch * m * k : batch * (m + n) * k].reshape(batch, k, n)
+    if batch == 1:
+        a, b = a[0], b[0]
+    return _Probe(lambda: a @ b, batch)
+
+
+class _Numpy:
+    def pool(self, dtype: str) -> Any:
+        return np.linspace(-1.0, 1.0, _POOL, dtype=dtype)
+
+    def copied(self, array: Any, axes: Sequence[int]) -> Run:
+        view = array.transpose(axes)
+        out = np.empty(view.shape, view.dtype)
+        return lambda: np.copyto(out, view)
+
+    def cloned(self, array: Any) -> Run:
+        return lambda: array.copy()
+
+    def exponential(self, array: Any) -> Run:
+        return lambda: np.exp(array)
+
+
+class _Torch:
+    def pool(self, dtype: str) -> Any:
+        import torch
+
+        return torch.linspace(-1.0, 1.0, _POOL, dtype=getattr(torch, dtype))
+
+    def copied(self, array: Any, axes: Sequence[int]) -> Run:
+        import torch
+
+        view = array.permute(axes)
+        out = torch.empty(view.shape, dtype=view.dtype)
+        return lambda: out.copy_(view)
+
+    def cloned(self, array: Any) -> Run:
+        return lambda: array.clone()
+
+    def exponential(self, array: Any) -> Run:
+        return lambda: array.exp()
+
+
+_LIBRARIES: dict[str, Callable[[], Any]] = {"numpy": _Numpy, "torch": _Torch}
+
+
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(map(_round, values))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")

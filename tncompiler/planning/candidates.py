@@ -8,20 +8,31 @@ C = A·B, one more for each of A and B that a gradient goes through.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import groupby
 
 import cotengrust
 
 from tncompiler.ir.program import Labels
-from tncompiler.planning.order import Pair, letter
+from tncompiler.planning.memory import ITEM_BYTES
+from tncompiler.planning.order import Pair, letter, split_path
 from tncompiler.planning.rates import Rates
+from tncompiler.planning.reconfigure import reconfigured
 
 Terms = frozenset[int]
 
-EXACT_UP_TO = 9  # tensors; beyond, exact search can take seconds
 POOL_UP_TO = 200  # tensors; beyond, one search, without a choice by time
+SMALL = 9  # tensors; up to here exact search by every objective takes a few milliseconds
+# n² √k of n tensors with k indices each up to which exact search takes some 10 ms; an index on more
+# than CROWD tensors joins everything with everything, and search soon takes seconds
+_HARDEST = 450.0
+_CROWD, _CROWDED_UP_TO = 4, 8
+_PART, _CROWDED_PART = 8, 6  # leaves of the parts that a larger tree is improved by
 _OBJECTIVES = ("flops", "write", "size", "combo-4", "combo-32", "combo-256")
+_FEW_OBJECTIVES = ("flops", "combo-32")
 _COST_MODIFIERS = (0.5, 1.0, 4.0)
 
 
@@ -29,18 +40,24 @@ _COST_MODIFIERS = (0.5, 1.0, 4.0)
 class Network:
     """One contraction as a planner sees it.
 
-    ``terms``: the labels of each operand that has any, those that it alone carries left out;
-    ``active``: operands that a gradient goes through; ``fixed``: operands that hold no data, made
-    of parameters and constants alone; ``cached``: whether products of these are made once and kept.
+    ``wires``: the labels of each operand that has any, in its axis order, those that it alone
+    carries left out; ``active``: operands that a gradient goes through; ``fixed``: operands that
+    hold no data, made of parameters and constants alone; ``cached``: whether products of these are
+    made once and kept.
     """
 
-    terms: tuple[Terms, ...]
+    wires: tuple[Labels, ...]
     output: Terms
     sizes: Mapping[int, int]
     dtype: str
     active: frozenset[int] = frozenset()
     fixed: frozenset[int] = frozenset()
     cached: bool = False
+
+    @cached_property
+    def terms(self) -> tuple[Terms, ...]:
+        """The labels of each operand as sets."""
+        return tuple(map(frozenset, self.wires))
 
     @staticmethod
     def of(
@@ -58,9 +75,9 @@ class Network:
             for label in set(labels):
                 uses[label] = uses.get(label, 0) + 1
         kept = [k for k, labels in enumerate(wires) if labels]
-        terms = tuple(frozenset(k for k in wires[at] if uses[k] > 1) for at in kept)
+        left = (dict.fromkeys(k for k in wires[at] if uses[k] > 1) for at in kept)
         return Network(
-            terms,
+            tuple(map(tuple, left)),
             frozenset(output),
             {label: max(size, 1) for label, size in sizes.items()},
             dtype,
@@ -82,6 +99,8 @@ def tree_cost(network: Network, pairs: Sequence[Pair], minimize: str, rates: Rat
     for made, (a, b, left, right, kept) in enumerate(_walk(network, pairs), len(network.terms)):
         free = network.cached and a in fixed and b in fixed
         if not free:
+            if minimize == "time" and left & right - kept:
+                total += _copies_us(network, (a, b), left & right, kept, rates)
             total += product_cost(network, left, right, kept, minimize, rates)
         if a in active:
             total += product_cost(network, kept, right, left, minimize, rates)
@@ -125,12 +144,36 @@ def product_cost(
     rows, columns = _count(network, a - b), _count(network, b - a)
     if minimize == "flops":
         return float((1 + bool(shared - out)) * batch * inner * rows * columns)
-    size = 8 if network.dtype in ("float64", "complex64") else 4
+    size = _item_bytes(network)
     moved = float(size * batch * (rows * inner + inner * columns + rows * columns))
     work = rates.pass_us(moved)
     if inner > 1:
+        rows, columns = sorted((rows, columns))  # layouts decide which way round it is computed
         work = max(work, rates.product_us(batch, rows, columns, inner, network.dtype))
-    return rates.step_us + work
+    return rates.step_us + work + rates.fresh_us(size * batch * rows * columns)
+
+
+def _copies_us(network: Network, pair: Pair, shared: Terms, kept: Terms, rates: Rates) -> float:
+    """Operands that a matrix product cannot read as they stand; of results layouts take care."""
+    total = 0.0
+    for operand in pair:
+        if operand < len(network.wires):
+            wire = network.wires[operand]
+            if not _stands_in_blocks(wire, shared, kept):
+                moved = 2.0 * _item_bytes(network) * _count(network, wire)
+                total += rates.step_us + rates.permute_us(moved, network.sizes[wire[-1]], True)
+    return total
+
+
+def _stands_in_blocks(wire: Labels, shared: Terms, kept: Terms) -> bool:
+    """Whether batch, free and summed labels are contiguous, and a batch not innermost."""
+    groups = [group for group, _ in groupby((k in shared, k in kept) for k in wire)]
+    batch_last = len(groups) > 1 and groups[-1] == (True, True)
+    return len(groups) == len(set(groups)) and not batch_last
+
+
+def _item_bytes(network: Network) -> int:
+    return ITEM_BYTES.get(network.dtype, 4)
 
 
 def _count(network: Network, labels: Iterable[int]) -> int:
@@ -164,22 +207,44 @@ def _peak(network: Network, pairs: Sequence[Pair]) -> float:
 
 
 def candidate_orders(network: Network, trials: int, seed: int) -> Iterator[tuple[Pair, ...]]:
-    """Orders worth comparing, a new one each; the first is cotengra's own best by flops."""
+    """Orders worth comparing, a new one each; the first is cotengra's own best by flops.
+
+    Within a pair the lower number comes first, as a linear path has it.
+    """
     seen: set[tuple[Pair, ...]] = set()
-    for pairs in _all_candidates(network, trials, seed):
+    for found in _all_candidates(network, trials, seed):
+        pairs = tuple((min(pair), max(pair)) for pair in found)
         if pairs not in seen:
             seen.add(pairs)
             yield pairs
 
 
+def is_exact(terms: Sequence[Terms]) -> bool:
+    """Whether exact search takes milliseconds."""
+    count = len(terms)
+    if _is_crowded(terms):
+        return count <= _CROWDED_UP_TO
+    hardness: float = count**1.5 * math.sqrt(sum(map(len, terms)))
+    return hardness < _HARDEST
+
+
+def _is_crowded(terms: Sequence[Terms]) -> bool:
+    uses = Counter(label for term in terms for label in term)
+    return max(uses.values(), default=0) > _CROWD
+
+
+def _methods(network: Network, trials: int, seed: int) -> list[_Method]:
+    """How orders are found: the first gives the fewest flops."""
+    if is_exact(network.terms):
+        few = len(network.terms) > SMALL
+        return [_Exact(objective) for objective in (_FEW_OBJECTIVES if few else _OBJECTIVES)]
+    greedy = [_Greedy(seed, modifier) for modifier in _COST_MODIFIERS]
+    return [_Reconfigured(_RandomGreedy(trials, seed)), _RandomGreedy(trials, seed), *greedy]
+
+
 def _all_candidates(network: Network, trials: int, seed: int) -> Iterator[tuple[Pair, ...]]:
     everything = range(len(network.terms))
-    small = len(network.terms) <= EXACT_UP_TO
-    methods: list[_Method] = (
-        [_Exact(objective) for objective in _OBJECTIVES]
-        if small
-        else [_RandomGreedy(trials, seed), *(_Greedy(seed, c) for c in _COST_MODIFIERS)]
-    )
+    methods = _methods(network, trials, seed)
     for method in methods:
         yield _Tree(network).contract(everything, method)
     fixed = [k for k in everything if k in network.fixed]
@@ -190,7 +255,7 @@ def _all_candidates(network: Network, trials: int, seed: int) -> Iterator[tuple[
             yield tree.contract(
                 [weight, *(k for k in everything if k not in network.fixed)], method
             )
-    if small and len(network.terms) > 3:
+    if 3 < len(network.terms) <= SMALL:
         for last in sorted(network.active):  # one step away from the gradient of `last`
             tree = _Tree(network)
             rest = tree.join([k for k in everything if k != last], methods[0])
@@ -277,6 +342,21 @@ class _Exact(_Method):
         return cotengrust.optimize_optimal(
             inputs, output, sizes, minimize=self.objective, use_ssa=True
         )
+
+
+@dataclass(frozen=True)
+class _Reconfigured(_Method):
+    """What another method finds, improved part by part."""
+
+    first: _Method
+
+    def __call__(
+        self, network: Network, terms: Sequence[Terms], out: Terms
+    ) -> Sequence[Sequence[int]]:
+        pairs = split_path(self.first(network, terms, out), len(terms))
+        exact = partial(_Exact("flops"), network)
+        leaves = _CROWDED_PART if _is_crowded(terms) else _PART
+        return reconfigured(terms, out, network.sizes, pairs, exact, leaves)
 
 
 @dataclass(frozen=True)

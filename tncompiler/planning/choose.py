@@ -6,14 +6,18 @@ for. Out: SSA pairs by the name of each network's value.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from tncompiler.ir.passes.adjoint import reachable_from
 from tncompiler.ir.program import Contract, Program, Step, label_sizes, operand_values
 from tncompiler.ir.sizes import Binding, evaluate
-from tncompiler.planning.candidates import Network
+from tncompiler.planning.candidates import Network, tree_cost
+from tncompiler.planning.exchange import neighbours, shape_of
+from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
+from tncompiler.planning.rates import Rates
+from tncompiler.planning.rehearse import REHEARSED_UP_TO, Rehearsal, best_rehearsed
 from tncompiler.planning.search import find_orders
 from tncompiler.planning.workers import Budget
 
@@ -33,11 +37,12 @@ def choose_orders(
     are made once for many calls, and cost nothing here. ``budget``: the time all searches have.
     """
     budget = budget or Budget.of(options)
-    return {
-        name: best_order(network, options, budget)
-        for name, network in networks_of(program, nominal, wrt, cached=cached).items()
-        if len(network.terms) > 2
-    }
+    chosen = {}
+    for name, network in networks_of(program, nominal, wrt, cached=cached).items():
+        if len(network.terms) > 2:
+            rehearsal = _rehearsal(program, name, network, nominal, options)
+            chosen[name] = best_order(network, options, budget, rehearsal)
+    return chosen
 
 
 def networks_of(
@@ -53,10 +58,45 @@ def networks_of(
 
 
 def best_order(
-    network: Network, options: PlanOptions, budget: Budget | None = None
+    network: Network,
+    options: PlanOptions,
+    budget: Budget | None = None,
+    rehearsal: Rehearsal | None = None,
 ) -> tuple[Pair, ...]:
-    """The candidate with the least cost; the first among equals."""
-    return find_orders(network, options, budget)[0]
+    """The candidate with the least cost, the first among equals.
+
+    Of time, the best few are rehearsed where that is possible and there is time left.
+    """
+    budget = budget or Budget.of(options)
+    orders = find_orders(network, options, budget)
+    if rehearsal is None or budget.spent():
+        return orders[0]
+    rates, count = as_machine(options.machine).planning, len(network.terms)
+    near = _ranked(network, neighbours(orders[0], count), rates)
+    ranked = [*near, *_ranked(network, orders, rates)]
+    different = {shape_of(pairs, count): (cost, pairs) for cost, pairs in ranked}
+    return best_rehearsed(rehearsal, sorted(different.values()), rates)
+
+
+def _ranked(
+    network: Network, orders: Iterable[tuple[Pair, ...]], rates: Rates
+) -> list[tuple[float, tuple[Pair, ...]]]:
+    """Orders with their predicted times."""
+    return [(tree_cost(network, pairs, "time", rates), pairs) for pairs in orders]
+
+
+def _rehearsal(
+    program: Program, name: str, network: Network, nominal: Binding, options: PlanOptions
+) -> Rehearsal | None:
+    """The network to be rehearsed; none where time is not the question, or it is too large."""
+    asked = options.minimize == "time" and options.search == "auto"
+    if not asked or len(network.terms) > REHEARSED_UP_TO:
+        return None
+    step = program.producers[name]
+    named = [value for value in operand_values(program, step) if value.shape]
+    active = [named[k].name for k in network.active]
+    free = [named[k].name for k in network.fixed] if network.cached else []
+    return Rehearsal.of(program, step, nominal, options, active, free)
 
 
 def _network(

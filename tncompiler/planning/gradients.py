@@ -165,9 +165,9 @@ def _own_trees(sets: Sets, base: Tree, operand: int, options: PlanOptions) -> li
         siblings.append(sibling)
     singles = [1 << k for k in range(sets.count + 1) if k != operand]
     for leaves, below in ((singles, {}), ([*siblings, place], base)):
-        terms = tuple(sets.terms(tensors) for tensors in leaves)
+        wires = tuple(tuple(sorted(sets.terms(tensors))) for tensors in leaves)
         output = sets.network.terms[operand]
-        network = Network(terms, output, sets.network.sizes, sets.network.dtype)
+        network = Network(wires, output, sets.network.sizes, sets.network.dtype)
         orders = candidate_orders(network, options.trials, options.seed)
         trees += [{**below, **sets.tree(order, leaves)} for order in islice(orders, _OWN_ORDERS)]
     return trees

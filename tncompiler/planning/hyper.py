@@ -199,7 +199,7 @@ def trial_from(data: Mapping[str, Any]) -> Trial:
 def network_data(network: Network) -> dict[str, Any]:
     """A network as JSON holds it."""
     return {
-        "terms": [sorted(term) for term in network.terms],
+        "wires": [list(wire) for wire in network.wires],
         "output": sorted(network.output),
         "sizes": list(network.sizes.items()),
         "dtype": network.dtype,
@@ -212,7 +212,7 @@ def network_data(network: Network) -> dict[str, Any]:
 def network_from(data: Mapping[str, Any]) -> Network:
     """The network that `network_data` wrote."""
     return Network(
-        tuple(map(frozenset, data["terms"])),
+        tuple(map(tuple, data["wires"])),
         frozenset(data["output"]),
         dict(data["sizes"]),
         data["dtype"],

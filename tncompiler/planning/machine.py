@@ -7,10 +7,9 @@ makes one's own.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache, cached_property
 from hashlib import blake2b
 from importlib.resources import files
 from typing import Any
@@ -25,10 +24,22 @@ _KINDS: dict[str, type[Any]] = {"library": Library, "accelerator": Accelerator}
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine: its name and, by backend, what it reaches. Part of what identifies a plan."""
+    """A machine: its name and, by backend, what it reaches. Part of what identifies a plan.
+
+    ``source`` says where the figures come from.
+    """
 
     name: str
     libraries: Mapping[str, Rates]
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.libraries:
+            raise PlanError(
+                f"the machine {self.name!r:.40} has no rates",
+                where=call_site(),
+                fix="give a Library or an Accelerator for at least one backend",
+            )
 
     @property
     def planning(self) -> Rates:
@@ -40,10 +51,11 @@ class Machine:
         """Itself if it knows both CPU backends, else the reference."""
         return self if {"numpy", "torch"} <= self.libraries.keys() else load_machine("reference")
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """What identifies the rates."""
-        return blake2b(self.to_json().encode(), digest_size=8).hexdigest()
+        """What identifies the rates, whatever the machine is called."""
+        text = json.dumps({name: _as_data(rates) for name, rates in self.libraries.items()})
+        return blake2b(text.encode(), digest_size=8).hexdigest()
 
     def to_json(self) -> str:
         """The table as JSON text."""
@@ -52,6 +64,7 @@ class Machine:
                 "format": "tncompiler machine",
                 "schema": SCHEMA,
                 "name": self.name,
+                "source": self.source,
                 "libraries": {name: _as_data(r) for name, r in self.libraries.items()},
             },
             indent=1,
@@ -65,43 +78,30 @@ class Machine:
             if data["format"] != "tncompiler machine" or data["schema"] != SCHEMA:
                 raise KeyError("schema")
             found = {str(k): _from_data(item) for k, item in data["libraries"].items()}
-            if not found:
-                raise KeyError("libraries")
-            return Machine(str(data["name"]), found)
+            return Machine(str(data["name"]), found, str(data["source"]))
+        except PlanError as error:
+            problem = error.what
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise FileFormatError(
-                "this is no machine table, or one of another version",
-                where=f"the JSON read at {call_site()}",
-                fix="write it with machine.to_json()",
-            ) from None
+            problem = "this is no machine table, or one of another version"
+        raise FileFormatError(
+            problem, where=f"the JSON read at {call_site()}", fix="write it with machine.to_json()"
+        )
 
 
 def _as_data(rates: Rates) -> dict[str, Any]:
     kind = next(name for name, made in _KINDS.items() if isinstance(rates, made))
-    return {"kind": kind, **{k: v for k, v in asdict(rates).items() if not k.startswith("_")}}
+    return {"kind": kind, **{f.name: getattr(rates, f.name) for f in fields(rates) if f.init}}
 
 
 def _from_data(item: Mapping[str, Any]) -> Rates:
     values = {k: v for k, v in item.items() if k != "kind"}
-    for number in _numbers(values):
-        if not (isinstance(number, int | float) and 0 <= number < math.inf):
-            raise ValueError("rates are finite and not negative")
     for name, value in values.items():
         if isinstance(value, list):
             values[name] = tuple(value)
         elif isinstance(value, dict):
             values[name] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     made: Rates = _KINDS[item["kind"]](**values)
-    made.product_us(2, 3, 4, 5, "float64"), made.gather_us(64, 8), made.function_us(1.0)
     return made
-
-
-def _numbers(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _numbers(item)
-    else:
-        yield value
 
 
 # ---------------------------------------------------------------------------- the tables

@@ -11,7 +11,7 @@ from typing import Any
 
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.origin import call_site
-from tncompiler.planning.machine import Machine, default_machine, load_machine
+from tncompiler.planning.machine import Machine, as_machine, default_machine, load_machine
 
 Path = tuple[tuple[int, ...], ...]
 
@@ -133,8 +133,7 @@ class PlanOptions:
         """What identifies the options in caches: all but how, and how long, a search may run."""
         apart = ("progress", "machine", "parallel", "max_seconds")
         named = (f.name for f in fields(self) if f.name not in apart)
-        machine = self.machine if isinstance(self.machine, str) else self.machine.digest
-        return (*(getattr(self, name) for name in named), machine)
+        return (*(getattr(self, name) for name in named), as_machine(self.machine).digest)
 
 
 def _bytes(limit: Any) -> int:

@@ -5,33 +5,55 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-# extents of the measured products, and bytes of the measured passes and runs of permuting copies
+from tncompiler.ir.errors import PlanError
+from tncompiler.ir.origin import call_site
+
+# extents of the measured products; bytes of the measured passes; elements of the innermost axis of
+# the measured permuting copies
 EXTENTS = (1, 4, 16, 64, 256, 1024)
 PASSES = (2**12, 2**16, 2**20, 2**24, 2**27)
-RUNS = (4, 32, 256, 2048)
+RUNS = (2, 4, 8, 16, 64, 256, 1024)
+# glibc keeps freed memory of smaller results for the next call; that of larger ones is given back,
+# and every page of it faults again
+FRESH_BYTES = 2**25
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
     """What one array library reaches on a CPU.
 
-    ``products``: by dtype, the microseconds of one (M, K) @ (K, N) in a batch, for M ≤ N and K in
+    ``products``: by dtype, the microseconds of one (M, K) @ (K, N) in a batch, for M, N and K in
     EXTENTS, K fastest. ``passes``: bytes per microsecond, read and written added, of a contiguous
-    pass over arrays of PASSES bytes. ``gathers``: the same of a permuting copy whose runs have RUNS
-    bytes. ``functions``: elements per microsecond of a transcendental function. ``step_us``: to
-    start an operation; ``call_us``: to get in and out of the library for a whole call.
+    pass over arrays of PASSES bytes. ``gathers``: the same of a permuting copy that leaves the
+    innermost axis, of RUNS elements, where it is; ``transposes``: of one that brings another axis
+    of RUNS elements innermost. ``fresh``: bytes per microsecond of getting memory for a result
+    beyond FRESH_BYTES. ``functions``: elements per microsecond of a transcendental function.
+    ``step_us``: to start an operation; ``call_us``: to get in and out of the library for a whole
+    call.
     """
 
     products: Mapping[str, tuple[float, ...]]
     passes: tuple[float, ...]
     gathers: tuple[float, ...]
+    transposes: tuple[float, ...]
+    fresh: float
     functions: float
     step_us: float
     call_us: float
     _logs: dict[str, list[list[list[float]]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    def __post_init__(self) -> None:
+        for dtype in ("float32", "float64"):
+            _check(f"products of {dtype}", self.products.get(dtype), len(EXTENTS) ** 3)
+        _check("passes", self.passes, len(PASSES))
+        _check("gathers", self.gathers, len(RUNS))
+        _check("transposes", self.transposes, len(RUNS))
+        _check("fresh, functions and step_us", (self.fresh, self.functions, self.step_us), 3)
+        _check("call_us", (self.call_us or 1.0,), 1)
 
     def product_us(self, batch: int, m: int, n: int, k: int, dtype: str) -> float:
         """Microseconds of a batch of products, without the start."""
@@ -41,16 +63,7 @@ class Library:
         table = self._logs.get(dtype)
         if table is None:
             table = self._logs[dtype] = _cube(self.products[dtype])
-        beyond = 1.0
-        places = []
-        for extent in (m, n, k):
-            if extent > EXTENTS[-1]:
-                beyond *= extent / EXTENTS[-1]
-                extent = EXTENTS[-1]
-            position = math.log2(extent) / 2
-            low = min(int(position), len(EXTENTS) - 2)
-            places.append((low, position - low))
-        (i, u), (j, v), (h, w) = places
+        (i, u, over_m), (j, v, over_n), (h, w, over_k) = _place(m), _place(n), _place(k)
         total = 0.0
         for a, weight_a in ((i, 1 - u), (i + 1, u)):
             for b, weight_b in ((j, 1 - v), (j + 1, v)):
@@ -58,16 +71,24 @@ class Library:
                 if weight:
                     row = table[a][b]
                     total += weight * ((1 - w) * row[h] + w * row[h + 1])
-        return batch * beyond * factor * math.exp(total)
+        return batch * over_m * over_n * over_k * factor * math.exp(total)
 
     def pass_us(self, moved: float) -> float:
         """Microseconds to move so many bytes, read and written added, in order."""
         return moved / _between(PASSES, self.passes, moved) if moved else 0.0
 
-    def gather_us(self, moved: float, run: float) -> float:
-        """Microseconds of a permuting copy that moves so many bytes in runs of `run` bytes."""
-        rate = min(_between(RUNS, self.gathers, run), _between(PASSES, self.passes, moved))
-        return moved / rate if moved else 0.0
+    def permute_us(self, moved: float, inner: float, kept: bool) -> float:
+        """Microseconds of a permuting copy that moves so many bytes.
+
+        ``inner``: elements of the innermost axis of the result; ``kept``: whether it was innermost
+        before. A copy is no faster than a pass.
+        """
+        rate = _between(RUNS, self.gathers if kept else self.transposes, inner)
+        return moved / min(rate, _between(PASSES, self.passes, moved)) if moved else 0.0
+
+    def fresh_us(self, size: float) -> float:
+        """Microseconds to get memory for a result of so many bytes."""
+        return size / self.fresh if size > FRESH_BYTES else 0.0
 
     def function_us(self, elements: float) -> float:
         """Microseconds of a transcendental function of so many elements."""
@@ -89,6 +110,16 @@ class Accelerator:
     call_us: float = 0.0
     tile: int = 64
 
+    def __post_init__(self) -> None:
+        for dtype in ("float32", "float64"):
+            _check(f"teraflops of {dtype}", (self.teraflops.get(dtype),), 1)
+        _check("teraflops", tuple(self.teraflops.values()), len(self.teraflops))
+        _check(
+            "bytes_per_us, units, tile and step_us",
+            (self.bytes_per_us, self.units, self.tile, self.step_us),
+            4,
+        )
+
     def product_us(self, batch: int, m: int, n: int, k: int, dtype: str) -> float:
         """The larger of arithmetic on whole tiles, in whole waves, and traffic."""
         if not batch * m * n * k:
@@ -109,15 +140,43 @@ class Accelerator:
     def pass_us(self, moved: float) -> float:
         return moved / self.bytes_per_us
 
-    def gather_us(self, moved: float, run: float) -> float:
-        """Runs shorter than a 32-byte sector waste the rest of it."""
-        return moved / self.bytes_per_us * max(1.0, 32 / run)
+    def permute_us(self, moved: float, inner: float, kept: bool) -> float:
+        """Runs shorter than a 32-byte sector waste the rest of it; tiles transpose on chip."""
+        return moved / self.bytes_per_us * (max(1.0, 8 / inner) if kept else 1.0)
+
+    def fresh_us(self, size: float) -> float:
+        """Nothing: a caching allocator keeps memory."""
+        return 0.0
 
     def function_us(self, elements: float) -> float:
         return 8.0 * elements / (self.teraflops["float32"] * 1e6)
 
 
 Rates = Library | Accelerator
+
+
+def _check(name: str, values: Sequence[Any] | None, count: int) -> None:
+    """Refuse a table that is too short, or an entry that is no positive number."""
+    if values is None or len(values) != count:
+        found = "missing" if values is None else f"{len(values)} numbers"
+        raise PlanError(
+            f"a machine's {name}: {found} where there must be {count}",
+            where=call_site(),
+            fix="measure them with tnc.calibrate(), or take a committed table",
+        )
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _positive(value):
+            raise PlanError(
+                f"a machine's {name}: {value!r:.40} is no positive number",
+                where=call_site(),
+                fix="measure them with tnc.calibrate(), or take a committed table",
+            )
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
 _ITEMS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -131,14 +190,18 @@ def _measured(dtype: str) -> tuple[str, float]:
 
 
 def _cube(values: Sequence[float]) -> list[list[list[float]]]:
-    """Logarithms by M, N and K, from those with M ≤ N."""
+    """Logarithms by M, N and K."""
     count = len(EXTENTS)
-    rows = iter(values)
-    table: list[list[list[float]]] = [[[] for _ in EXTENTS] for _ in EXTENTS]
-    for a in range(count):
-        for b in range(a, count):
-            table[a][b] = table[b][a] = [math.log(next(rows)) for _ in EXTENTS]
-    return table
+    rows = iter(map(math.log, values))
+    return [[[next(rows) for _ in range(count)] for _ in range(count)] for _ in range(count)]
+
+
+def _place(extent: int) -> tuple[int, float, float]:
+    """The measured extent below, the share of the way to the next, and how far beyond the last."""
+    beyond = max(extent / EXTENTS[-1], 1.0)
+    position = math.log2(extent / beyond) / 2
+    low = min(int(position), len(EXTENTS) - 2)
+    return low, position - low, beyond
 
 
 def _between(places: Sequence[int], values: Sequence[float], at: float) -> float:

@@ -110,7 +110,7 @@ def reuse_order(old: NetworkOrder, edited: NetworkOrder, options: PlanOptions) -
     tree = _Tree.of(old, place)
     changed = [place[name] for name, wiring in after.items() if before.get(name) != wiring]
     network = Network(
-        tuple(map(frozenset, edited.wires)),
+        tuple(tuple(dict.fromkeys(wire)) for wire in edited.wires),
         frozenset(edited.output),
         {label: max(size, 1) for label, size in enumerate(edited.sizes)},
         "float32",
@@ -271,7 +271,8 @@ def _replanned(
         items = tuple(_frontier(tree, top, inside))
         if len(items) > POOL_UP_TO:  # that would be planning anew
             continue
-        part = Network(tuple(terms[item] for item in items), terms[top], network.sizes, "float32")
+        wires = tuple(tuple(sorted(terms[item])) for item in items)
+        part = Network(wires, terms[top], network.sizes, "float32")
         order = find_orders(part, weigh.options)[0]
         saved = weigh(part, tree.order_within(top, items)) - weigh(part, order)
         if saved > 0:

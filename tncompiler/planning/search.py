@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tncompiler.ir.program import Labels
-from tncompiler.planning.candidates import EXACT_UP_TO, POOL_UP_TO, Network, tree_cost
+from tncompiler.planning.candidates import POOL_UP_TO, Network, is_exact, tree_cost
 from tncompiler.planning.hyper import Order, Trial, draw_trials, greedy_order, refining
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
@@ -38,9 +38,9 @@ def contraction_order(
     options: PlanOptions,
 ) -> Order:
     """The best order of tensors by their labels, for a forward pass alone."""
-    terms = tuple(map(frozenset, inputs))
+    wires = tuple(tuple(dict.fromkeys(labels)) for labels in inputs)
     known = {label: max(size, 1) for label, size in sizes.items()}
-    return find_orders(Network(terms, frozenset(output), known, "float32"), options)[0]
+    return find_orders(Network(wires, frozenset(output), known, "float32"), options)[0]
 
 
 def find_orders(
@@ -135,7 +135,7 @@ class _Search:
 
     def _is_easy(self) -> bool:
         left = self.budget.left
-        if left is None or len(self.network.terms) <= EXACT_UP_TO:
+        if left is None or is_exact(self.network.terms):
             return True
         if self.options.search not in ("auto", "greedy"):
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import ItemsView, Mapping
 
 import sympy
 
@@ -20,7 +20,7 @@ from tncompiler.ir.program import (
     label_sizes,
     operand_values,
 )
-from tncompiler.ir.sizes import evaluate
+from tncompiler.ir.sizes import Size, evaluate
 from tncompiler.planning.machine import Machine
 from tncompiler.planning.memory import ITEM_BYTES, is_view, within
 from tncompiler.planning.rates import Rates
@@ -43,28 +43,37 @@ POOLS_FIGHT_US = 10_000.0
 
 
 def program_us(program: Program, sizes: Sizes, rates: Rates) -> float:
-    """Predicted microseconds of a program, and of entering it."""
-    steps = (step_us(program, step, sizes, rates) for step in program.steps)
-    return rates.call_us + math.fsum(steps)
+    """Predicted microseconds of a program, entered already."""
+    return math.fsum(step_us(program, step, sizes, rates) for step in program.steps)
 
 
 def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
-    """Predicted microseconds of one step: the larger of arithmetic and traffic, and its start."""
+    """Predicted microseconds of one step: its start, its work, and memory for what it makes."""
     if is_view(step):
         return 0.0
     if isinstance(step.op, Loop):
         return _loop_us(step.op, sizes, rates)
     operands = operand_values(program, step)
-    moved = float(sum(_bytes(value, sizes) for value in (*operands, step.out)))
+    work = _work_us(step, operands, sizes, rates)
+    return rates.step_us + work + rates.fresh_us(_bytes(step.out, sizes))
+
+
+def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates) -> float:
+    """The larger of arithmetic and traffic."""
     op = step.op
+    moved = float(sum(_bytes(value, sizes) for value in (*operands, step.out)))
+    traffic = rates.pass_us(moved)
     if isinstance(op, Contract) and is_matmul(op):
-        return rates.step_us + _product_us(op, operands, step.out, sizes, rates, moved)
+        return max(traffic, _product_us(op, operands, step.out, sizes, rates))
+    if isinstance(op, Contract) and len(op.inputs) == 2:
+        inner = _sweep(op, {k: evaluate(s, sizes) for k, s in _labels(op, operands, step.out)})
+        return max(traffic, rates.permute_us(moved, inner, True))
     if isinstance(op, Permute):
-        return rates.step_us + rates.gather_us(moved, _run(op, operands[0], sizes))
+        return rates.permute_us(moved, *_innermost(op, operands[0], sizes))
     if isinstance(op, Map) and op.function not in _AT_MEMORY_SPEED:
         elements = _bytes(step.out, sizes) / ITEM_BYTES[step.out.dtype]
-        return rates.step_us + max(rates.function_us(elements), rates.pass_us(moved))
-    return rates.step_us + rates.pass_us(moved)
+        return max(traffic, rates.function_us(elements))
+    return traffic
 
 
 def _loop_us(loop: Loop, sizes: Sizes, rates: Rates) -> float:
@@ -78,38 +87,48 @@ def _loop_us(loop: Loop, sizes: Sizes, rates: Rates) -> float:
 
 
 def _product_us(
-    op: Contract,
-    operands: tuple[Value, ...],
-    out: Value,
-    sizes: Sizes,
-    rates: Rates,
-    moved: float,
+    op: Contract, operands: tuple[Value, ...], out: Value, sizes: Sizes, rates: Rates
 ) -> float:
-    numbers = {k: evaluate(s, sizes) for k, s in label_sizes(op, operands, out).items()}
+    """A matrix product the way round that the backends write it."""
+    numbers = {k: evaluate(s, sizes) for k, s in _labels(op, operands, out)}
     form = matmul_form(op, numbers)
-    batch, m, n, k = (
-        math.prod(numbers[label] for label in group)
-        for group in (form.batch, form.m, form.n, form.k)
-    )
-    time = max(rates.product_us(batch, m, n, k, out.dtype), rates.pass_us(moved))
-    for copied, value in zip((form.a_copied, form.b_copied), operands, strict=True):
-        if copied:
-            size = _bytes(value, sizes)
-            time += rates.gather_us(2.0 * size, float(ITEM_BYTES[value.dtype]))
-    return time
+    swapped = op.output == (*form.batch, *form.n, *form.m)
+    groups = (form.batch, form.n, form.m) if swapped else (form.batch, form.m, form.n)
+    batch, rows, columns = (math.prod(numbers[label] for label in group) for group in groups)
+    inner = math.prod(numbers[label] for label in form.k)
+    return rates.product_us(batch, rows, columns, inner, out.dtype)
+
+
+def _labels(op: Contract, operands: tuple[Value, ...], out: Value) -> ItemsView[int, Size]:
+    return label_sizes(op, operands, out).items()
+
+
+def _sweep(op: Contract, numbers: Mapping[int, int]) -> int:
+    """Elements of an elementwise product that one inner loop makes.
+
+    It ends where an operand begins or ceases to be repeated.
+    """
+    count, pattern = 1, None
+    for label in reversed(op.output):
+        carried = [label in labels for labels in op.inputs]
+        if pattern not in (None, carried):
+            break
+        count, pattern = count * numbers[label], carried
+    return count
 
 
 def _bytes(value: Value, sizes: Sizes) -> int:
     return ITEM_BYTES[value.dtype] * math.prod(evaluate(size, sizes) for size in value.shape)
 
 
-def _run(op: Permute, source: Value, sizes: Sizes) -> float:
-    """Bytes that stay together in a permuting copy."""
-    run, axis = ITEM_BYTES[source.dtype], len(op.axes) - 1
-    while axis >= 0 and op.axes[axis] == axis:
-        run *= evaluate(source.shape[axis], sizes)
-        axis -= 1
-    return float(run)
+def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool]:
+    """Elements that a permuting copy writes in one sweep, and whether they lie together before."""
+    axes = op.axes
+    first = len(axes) - 1
+    while first and axes[first - 1] == axes[first] - 1:
+        first -= 1
+    inner = math.prod(evaluate(source.shape[axis], sizes) for axis in axes[first:])
+    return inner, axes[-1] == len(axes) - 1
 
 
 def blas_threads() -> int:
@@ -135,6 +154,5 @@ def faster_backend(
         entry = rates.call_us
         if name == "numpy" and max(threads, blas_threads()) > 1:
             entry += POOLS_FIGHT_US
-        inside = program_us(program, sizes, rates) - rates.call_us
-        times[name] = work * inside + entries * entry
+        times[name] = work * program_us(program, sizes, rates) + entries * entry
     return min(times, key=times.__getitem__)

@@ -1,0 +1,54 @@
+"""Predicted against measured time as pictures: a small plot for each network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_COLUMNS = 6
+_COLORS = {"numpy": "tab:blue", "torch": "tab:orange"}
+
+
+def draw_plans(record: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Write plan_forward.png and plan_step.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    paths = []
+    for part in ("forward", "step"):
+        paths.append(directory / f"plan_{part}.png")
+        _draw_part(record["races"], part, paths[-1])
+    return paths
+
+
+def _draw_part(races: list[Mapping[str, Any]], part: str, path: Path) -> None:
+    from matplotlib import pyplot
+
+    rows = math.ceil(len(races) / _COLUMNS)
+    figure, grid = pyplot.subplots(
+        rows, _COLUMNS, figsize=(2.1 * _COLUMNS, 2.1 * rows), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[len(races) :]:
+        axes.axis("off")
+    for race, axes in zip(races, grid.flat, strict=False):
+        _draw_race(race, part, axes)
+    figure.supxlabel("predicted, µs")
+    figure.supylabel("measured, µs (blue: NumPy, orange: torch; star: chosen)")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _draw_race(race: Mapping[str, Any], part: str, axes: Any) -> None:
+    for backend, color in _COLORS.items():
+        key = f"{backend} {part}"
+        x = [tree["predicted_us"][key] for tree in race["trees"]]
+        y = [tree["measured_us"][key] for tree in race["trees"]]
+        axes.scatter(x, y, s=9, color=color, alpha=0.8)
+        chosen = race["chosen"][f"time, {part}"]
+        axes.scatter(x[chosen], y[chosen], s=70, color=color, marker="*", edgecolor="black")
+    axes.axline((x[0], x[0]), slope=1, color="gray", linewidth=0.7)
+    axes.set(xscale="log", yscale="log")
+    axes.set_title(race["name"], fontsize=8)
+    axes.tick_params(labelsize=6)

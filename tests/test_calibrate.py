@@ -1,0 +1,149 @@
+"""Calibration with a made-up clock: minima over rounds, disturbances smoothed."""
+
+import math
+import random
+from typing import Any
+
+import pytest
+
+import tncompiler as tnc
+from tncompiler.ir.errors import PlanError
+from tncompiler.planning import calibrate
+from tncompiler.planning.calibrate import SHAPES, Times, library_of, measure_times
+from tncompiler.planning.machine import Machine, set_default_machine
+from tncompiler.planning.rates import EXTENTS, PASSES, RUNS
+
+
+def quiet_times() -> Times:
+    """A machine of 50 flops a nanosecond that nobody else uses."""
+    times: Times = {
+        ("product", dtype, shape): 2 * math.prod(shape) / 5e4 * (1 + (dtype == "float64"))
+        for dtype in calibrate.DTYPES
+        for shape in SHAPES
+    }
+    times |= {("pass", size): size / 1e4 for size in PASSES}
+    times |= {(kind, run): 100.0 for kind in ("gather", "transpose") for run in RUNS}
+    return times | {"fresh": 2e5, "function": 60.0, "step": 1.0}
+
+
+def test_the_table_of_a_quiet_machine() -> None:
+    rates = library_of(quiet_times(), 7.0)
+    for (m, n, k), us in zip(SHAPES, rates.products["float32"], strict=True):
+        assert us == pytest.approx(2 * m * n * k / 5e4, rel=1e-2)
+    assert rates.products["float64"][-1] == pytest.approx(
+        2 * rates.products["float32"][-1], rel=0.01
+    )
+    assert rates.passes == (2e4,) * len(PASSES)
+    assert (
+        rates.gathers == rates.transposes == pytest.approx((8 * 2**18 / 100,) * len(RUNS), rel=0.01)
+    )
+    assert rates.fresh == pytest.approx(2**26 / (2e5 - 2**27 / 2e4), rel=0.01)
+    assert (rates.step_us, rates.call_us) == (1.0, 7.0)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (1, 64, 256), (256, 4, 1024), (1024, 1024, 4)])
+def test_a_disturbance_is_cut_to_what_a_larger_product_took(shape: tuple[int, int, int]) -> None:
+    times = quiet_times()
+    quiet = times["product", "float32", shape]
+    times["product", "float32", shape] = 1e4 * quiet
+    found = library_of(times, 0.0).products["float32"][SHAPES.index(shape)]
+    assert quiet < found < 4.1 * quiet
+
+
+def test_random_disturbances_leave_a_table_in_order() -> None:
+    rng = random.Random(0)
+    times = quiet_times()
+    for key in times:
+        if key[0] == "product" and rng.random() < 0.2:
+            times[key] *= rng.choice([2, 10, 300])
+    found = dict(zip(SHAPES, library_of(times, 0.0).products["float32"], strict=True))
+    for m, n, k in SHAPES:
+        if k > 1:
+            assert all(
+                found[m, n, k] <= found[larger] for larger in calibrate._next_larger((m, n, k))
+            )
+
+
+def test_the_largest_shape_has_none_larger() -> None:
+    assert list(calibrate._next_larger((EXTENTS[-1],) * 3)) == []
+    assert set(calibrate._next_larger((1, 4, 1024))) == {(4, 4, 1024), (1, 16, 1024)}
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e-6])
+def test_what_cannot_be_is_refused(factor: float) -> None:
+    times = {key: us * factor for key, us in quiet_times().items()}
+    with pytest.raises(PlanError, match="flops per microsecond"):
+        library_of(times, 0.0)
+
+
+def test_fresh_memory_that_costs_nothing_measurable_still_has_a_rate() -> None:
+    times = quiet_times()
+    times["fresh"] = 1.0
+    assert 0 < library_of(times, 0.0).fresh < math.inf
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_every_operation_runs_and_the_least_round_counts(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real operations, made-up seconds: the second round is the quiet one."""
+    monkeypatch.setattr(calibrate, "_POOL", 2**21)
+    monkeypatch.setattr(calibrate, "PASSES", (2**12,))
+    monkeypatch.setattr(calibrate, "_FRESH", 2**14)
+    monkeypatch.setattr(calibrate, "SHAPES", ((4, 4, 4), (16, 4, 64), (256, 256, 16)))
+    seconds = iter([1.0] * 100_000)
+    rounds: list[float] = [3.0, 1.0, 2.0]
+    done = [0]
+
+    def took(run: Any, calls: int) -> float:
+        run()
+        if calls == 1 and done[0] == 0:
+            return next(seconds)
+        return calls * rounds[done[0]]
+
+    monkeypatch.setattr(calibrate, "_seconds", took)
+
+    class Bar:
+        def __init__(self, **options: Any) -> None: ...
+        def __enter__(self) -> "Bar":
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+        def update(self) -> None:
+            done[0] += 1
+
+    monkeypatch.setattr(calibrate, "tqdm", Bar)
+    times = measure_times(name, 3)
+    assert times.keys() >= {("product", "float64", (4, 4, 4)), ("pass", 4096), "fresh", "step"}
+    assert times["step"] == 1e6
+    assert times["product", "float32", (4, 4, 4)] == pytest.approx(1e6 / 256)
+
+
+def test_samples_are_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of 10 us is repeated until a sample lasts 200 us."""
+    asked: list[int] = []
+
+    def took(run: Any, calls: int) -> float:
+        asked.append(calls)
+        return 1e-5 * calls
+
+    monkeypatch.setattr(calibrate, "_seconds", took)
+    probe = calibrate._Probe(lambda: None, units=4)
+    probe.sample()
+    probe.sample()
+    assert asked == [1, 20, 20]
+    assert probe.best_us == pytest.approx(2.5)
+
+
+def test_calibrate_returns_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It becomes the default of the process unless told not to, and writes nothing."""
+    monkeypatch.setattr(calibrate, "measure_times", lambda name, progress: quiet_times())
+    try:
+        kept = tnc.calibrate(default=False, progress=False)
+        assert isinstance(kept, Machine) and kept.libraries.keys() == {"numpy", "torch"}
+        assert tnc.PlanOptions().machine == "reference"
+        made = tnc.calibrate(progress=False)
+        assert tnc.PlanOptions().machine is made
+        assert Machine.from_json(made.to_json()) == made
+    finally:
+        set_default_machine(None)

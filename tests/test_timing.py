@@ -1,0 +1,160 @@
+"""Predicted times of scheduled programs, step by step, from rates that are easy to add up."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+import tncompiler as tnc
+from tncompiler.compiler import Compilation
+from tncompiler.ir.program import Program
+from tncompiler.planning.machine import Machine, load_machine
+from tncompiler.planning.options import PlanOptions
+from tncompiler.planning.timing import faster_backend, program_us, step_us
+
+I, J, K, L = tnc.indices("i j k l", i=2, j=3, k=5, l=7)
+
+
+@dataclass
+class Counting:
+    """Rates that note what they are asked, and answer with round numbers."""
+
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    step_us: float = 1000.0
+    call_us: float = 0.0
+
+    def product_us(self, batch: int, m: int, n: int, k: int, dtype: str) -> float:
+        self.asked.append(("product", batch, m, n, k, dtype))
+        return 10.0
+
+    def pass_us(self, moved: float) -> float:
+        self.asked.append(("pass", moved))
+        return 1.0
+
+    def permute_us(self, moved: float, inner: float, kept: bool) -> float:
+        self.asked.append(("permute", moved, inner, kept))
+        return 100.0
+
+    def fresh_us(self, size: float) -> float:
+        self.asked.append(("fresh", size))
+        return 0.0
+
+    def function_us(self, elements: float) -> float:
+        self.asked.append(("function", elements))
+        return 50.0
+
+
+def scheduled(expr: Any, dtype: str = "float32", **options: Any) -> Program:
+    compilation = Compilation(expr, None, {}, PlanOptions(**options))
+    program, _ = compilation.scheduled(compilation.default_dtypes(dtype), {})
+    return program
+
+
+def asked(expr: Any, what: str, dtype: str = "float32") -> list[tuple[Any, ...]]:
+    rates = Counting()
+    program_us(scheduled(expr, dtype), {}, rates)  # type: ignore[arg-type]
+    return [entry for entry in rates.asked if entry[0] == what]
+
+
+def test_a_product_is_asked_by_its_extents() -> None:
+    a, b = tnc.input("a", I, J), tnc.input("b", J, K)
+    assert asked(a @ b, "product") == [("product", 1, 2, 5, 3, "float32")]
+    assert asked(a @ b, "product", "float64") == [("product", 1, 2, 5, 3, "float64")]
+    batched = tnc.contract(tnc.input("a", L, I, J), tnc.input("b", L, J, K), out=(L, I, K))
+    assert asked(batched, "product") == [("product", 7, 2, 5, 3, "float32")]
+
+
+def test_a_product_computed_the_other_way_round_is_asked_so() -> None:
+    a, b = tnc.input("a", I, J), tnc.input("b", J, K)
+    turned = tnc.contract(a, b, out=(K, I))
+    assert asked(turned, "product") == [("product", 1, 5, 2, 3, "float32")]
+
+
+def test_steps_add_up() -> None:
+    a, b = tnc.input("a", I, J), tnc.input("b", J, K)
+    program = scheduled(tnc.tanh(a @ b))
+    rates = Counting()
+    product, tanh = (step_us(program, s, {}, rates) for s in program.steps)  # type: ignore[arg-type]
+    assert (product, tanh) == (1010.0, 1050.0)
+    assert program_us(program, {}, rates) == 2060.0  # type: ignore[arg-type]
+
+
+def test_maps_at_memory_speed_and_functions() -> None:
+    a = tnc.input("a", I, J)
+    assert asked(tnc.relu(a), "function") == []
+    assert asked(tnc.exp(a), "function") == [("function", 6.0)]
+    assert asked(tnc.relu(a), "pass") == [("pass", 2 * 6 * 4.0)]
+
+
+def test_views_are_free() -> None:
+    program = scheduled(tnc.input("a", I, J).transpose(J, I))
+    assert program.steps
+    assert program_us(program, {}, Counting()) == 0.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("axes", "inner", "kept"),
+    [
+        ((I, K, J, L), 7, True),  # runs of l stay together
+        ((J, I, K, L), 35, True),  # of k and l
+        ((I, J, L, K), 5, False),
+        ((L, I, J, K), 30, False),  # i, j, k in one sweep of one stride
+    ],
+)
+def test_a_copy_by_its_innermost_axis(axes: tuple[Any, ...], inner: int, kept: bool) -> None:
+    from tncompiler.ir.builder import Builder
+    from tncompiler.ir.program import Permute, Value
+
+    source = Value("a", (2, 3, 5, 7), "float32", tuple("ijkl"))
+    builder = Builder()
+    builder.argument(source, "input")
+    order = tuple((I, J, K, L).index(axis) for axis in axes)
+    names = [axis.name for axis in axes]
+    out = builder.emit(Permute(order), (source,), [axis.size for axis in axes], "float32", names)
+    rates = Counting()
+    assert program_us(builder.program([out]), {}, rates) == 1100.0  # type: ignore[arg-type]
+    assert ("permute", 2 * 210 * 4.0, inner, kept) in rates.asked
+
+
+def test_an_elementwise_product_sweeps_until_an_operand_repeats() -> None:
+    a, b = tnc.input("a", I, J), tnc.input("b", K, L)
+    assert asked(a * b, "permute") == [("permute", 4.0 * (6 + 35 + 210), 35, True)]
+    c, d = tnc.input("c", I, J), tnc.input("d", I, J)
+    assert asked(c * d, "permute") == [("permute", 4.0 * 18, 6, True)]
+    e = tnc.input("e", I)
+    assert asked(c * e, "permute") == [("permute", 4.0 * 14, 3, True)]
+
+
+def test_results_need_memory() -> None:
+    a, b = tnc.input("a", I, J), tnc.input("b", J, K)
+    assert asked(a @ b, "fresh") == [("fresh", 40)]
+
+
+def test_free_sizes_are_those_of_the_call() -> None:
+    (n,) = tnc.indices("n")
+    expr = tnc.input("a", n, J) @ tnc.param("b", J, K)
+    compilation = Compilation(expr, None, {}, PlanOptions())
+    program, _ = compilation.scheduled(
+        compilation.default_dtypes("float32"), compilation.nominal({})
+    )
+    rates = load_machine("reference").planning
+    times = [program_us(program, {n.size: size}, rates) for size in (1, 100, 10_000)]
+    assert times == sorted(times) and times[2] > 5 * times[1]
+
+
+def test_the_faster_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By predicted time and entry; NumPy only where neither library has threads of its own."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    program = scheduled(tnc.input("a", I, J) @ tnc.input("b", J, K))
+
+    def faster(entry: float, threads: int = 1, training: bool = False) -> str:
+        numpy, torch = Counting(step_us=10.0, call_us=entry), Counting(step_us=100.0)
+        machine = Machine("m", {"numpy": numpy, "torch": torch})  # type: ignore[dict-item]
+        return faster_backend(program, {}, machine, training=training, threads=threads)
+
+    assert faster(80.0) == "numpy"
+    assert faster(100.0) == "torch"  # 10 + 10 + 100 against 100 + 10
+    assert faster(100.0, training=True) == "numpy"  # three times the work, two entries
+    assert faster(80.0, threads=2) == "torch"
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert faster(80.0) == "torch"

@@ -1,0 +1,103 @@
+"""What an order takes once it is scheduled: the second look at the best few of many orders.
+
+`tree_cost` knows labels only. Here one network is scheduled for real, with its adjoint, and given
+its layouts, so that permuting copies, which way round products are computed and values that
+forward and backward share are counted as they will run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from tncompiler.ir.passes import SCHEDULED_PASSES, load_pass
+from tncompiler.ir.passes.adjoint import adjoint
+from tncompiler.ir.program import Argument, Program, Step, operand_values
+from tncompiler.ir.sizes import Binding
+from tncompiler.planning.options import PlanOptions
+from tncompiler.planning.order import Pair
+from tncompiler.planning.rates import Rates
+from tncompiler.planning.schedule import schedule
+from tncompiler.planning.timing import step_us
+
+REHEARSED_UP_TO = 32  # tensors; scheduling more takes longer than the choice gains
+SHORTLIST = 3  # orders of a forward pass, which must be planned in 10 ms
+STEP_SHORTLIST = 6  # of a training step, where layouts matter more
+# twice the cost of the best: further than copies move an order
+_WITHIN = 2.0
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One network on its own: its operands are arguments, its value the output.
+
+    ``wrt``: operands that gradients are computed of. ``free``: operands whose products are made
+    once and kept, and cost nothing here.
+    """
+
+    program: Program
+    wrt: tuple[str, ...]
+    free: frozenset[str]
+    nominal: Binding
+    options: PlanOptions
+
+    @staticmethod
+    def of(
+        program: Program,
+        step: Step,
+        nominal: Binding,
+        options: PlanOptions,
+        active: Collection[str],
+        free: Collection[str] = (),
+    ) -> Rehearsal:
+        """The network of a logical program's step."""
+        operands = {value.name: value for value in operand_values(program, step)}
+        own = Program(
+            tuple(Argument(value, "input") for value in operands.values()),
+            (step,),
+            (step.out.name,),
+            program.equations,
+        )
+        wrt = tuple(name for name in operands if name in active)
+        return Rehearsal(own, wrt, frozenset(free).intersection(operands), nominal, options)
+
+    def time_us(self, pairs: tuple[Pair, ...], rates: Rates) -> float:
+        """Predicted microseconds of the network in this order, with its adjoint."""
+        program, _ = schedule(
+            self.program, self.nominal, self.options, {self.program.outputs[0]: pairs}
+        )
+        program = _laid_out(program)
+        if self.wrt:
+            joint, _ = schedule(adjoint(program, self.wrt), self.nominal, self.options)
+            program = _laid_out(joint)
+        kept = self._made_once(program)
+        return math.fsum(
+            step_us(program, step, self.nominal, rates)
+            for step in program.steps
+            if step.out.name not in kept
+        )
+
+    def _made_once(self, program: Program) -> set[str]:
+        """Values that depend on free operands alone."""
+        kept = set(self.free)
+        for step in program.steps:
+            if kept.issuperset(step.operands):
+                kept.add(step.out.name)
+        return kept if self.free else set()
+
+
+def best_rehearsed(
+    rehearsal: Rehearsal, ranked: list[tuple[float, tuple[Pair, ...]]], rates: Rates
+) -> tuple[Pair, ...]:
+    """The fastest of the first few, which come with their costs, the least first."""
+    count = STEP_SHORTLIST if rehearsal.wrt else SHORTLIST
+    within = [pairs for cost, pairs in ranked if cost <= _WITHIN * ranked[0][0]]
+    return min(within[:count], key=lambda pairs: rehearsal.time_us(pairs, rates))
+
+
+def _laid_out(program: Program) -> Program:
+    """What `run_passes` makes of it, which validates besides."""
+    for name in SCHEDULED_PASSES:
+        program = load_pass(name)(program)
+    return program
