@@ -170,7 +170,11 @@ CASES: dict[str, tuple[type[TncError], Callable[[], object]]] = {
     "share that is no network": (er.ArgumentError, lambda: tnc.compile(W, share={"W": 1})),
     "sizes that are no dict": (er.ArgumentError, lambda: numpy_of(X, sizes=[3])),
     "inputs that are text": (er.ArgumentError, lambda: numpy_of(A @ C, inputs="A")),
-    "plan option not built yet": (er.PlanError, lambda: tnc.PlanOptions(stabilize="exponent")),
+    "plan memory limit": (er.PlanError, lambda: tnc.PlanOptions(memory_limit="2 gigabytes")),
+    "plan memory limit too small": (
+        er.PlanError,
+        lambda: numpy_of(A @ C, plan=tnc.PlanOptions(memory_limit=1))(zeros(2, 3), zeros(3, 4)),
+    ),
     "plan trials": (er.PlanError, lambda: tnc.PlanOptions(trials=0)),
     "plan that is no JSON": (er.FileFormatError, lambda: tnc.ContractionPlan.from_json("{")),
     "outputs that are none": (er.ArgumentError, lambda: tnc.compile(None)),

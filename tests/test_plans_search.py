@@ -309,7 +309,7 @@ def test_never_more_flops_than_cotengra(kind: str, seed: int) -> None:
     "options",
     [
         *({"max_seconds": s} for s in (0, -1, float("nan"), float("inf"), "1", True)),
-        *({"parallel": p} for p in (0, -2, "fortran", 1.5, [2], object())),
+        *({"parallel": p} for p in (0, -2, "fortran", 1.5, [2], {})),
         *({"progress": p} for p in ("yes", 1, None)),
         *({"trials": t} for t in (True, -1, None)),
         *({"seed": s} for s in (True, -1, None)),
