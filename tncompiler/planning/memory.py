@@ -6,7 +6,6 @@ loop takes its results, the levels of its sums, and what its body takes for one 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -132,14 +131,15 @@ def within(loop: Loop, binding: Binding) -> Binding:
 def _loop_bytes(loop: Loop, binding: Binding) -> int:
     """What a loop takes beside its results."""
     inner = within(loop, binding)
-    count = max(evaluate(loop.count, binding), 1)
-    levels = math.ceil(math.log(count, SUM_RADIX) - 1e-9) if count > 1 else 1
+    levels, room = 1, SUM_RADIX
+    while room < evaluate(loop.count, binding):
+        levels, room = levels + 1, SUM_RADIX * (room + 1)
     sums = (
         nbytes(loop.body.values[name]).evaluate(inner)
         for name, axis in zip(loop.body.outputs, loop.joined, strict=True)
         if axis is None
     )
-    return peak_bytes(loop.body, inner) + (max(levels, 1) - 1) * sum(sums)
+    return peak_bytes(loop.body, inner) + (levels - 1) * sum(sums)
 
 
 def peak_expression(alive: Iterable[Terms]) -> sympy.Expr:

@@ -222,9 +222,10 @@ class _Slicing:
             readers[name].add(elsewhere)
         for step in reversed(self.source.steps):
             places = readers.get(step.out.name, {elsewhere})
-            if not isinstance(step.op, Literal | Loop | Pick) and len(places) == 1:
+            touched = any(name in self.carried for name in (*step.operands, step.out.name))
+            if len(places) == 1 and not touched and not isinstance(step.op, Literal | Loop | Pick):
                 (place,) = places
-                if place.inside and not self.places[step.out.name].inside:
+                if place.inside:
                     self.places[step.out.name] = place
             for name in step.operands:
                 readers.setdefault(name, set()).add(self.places[step.out.name])
@@ -239,14 +240,16 @@ class _Slicing:
         op = step.op
         if isinstance(op, Contract):
             return len(self._labels(step, op)) == 1
-        operands = operand_values(self.source, step)
         if isinstance(op, Loop | Pick | Literal):
             return False
-        return all(
-            places[axis] is not None
-            for name, places in zip(step.operands, _places(op, operands), strict=True)
+        reached = {
+            places[axis]
+            for name, places in zip(
+                step.operands, _places(op, operand_values(self.source, step)), strict=True
+            )
             for axis in self.carried.get(name, ())
-        )
+        }
+        return reached == set(self.carried.get(step.out.name, ()))
 
     def _labels(self, step: Step, op: Contract) -> set[int]:
         wires = zip((*op.inputs, op.output), (*step.operands, step.out.name), strict=True)
