@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 BUDGET_MINUTES = {"quick": 3.0, "default": 15.0}
 LEAST_S, MOST_S = 1.0, 12.0  # of timing one network
-RESERVE_S = 15.0  # for tables and pictures
+RESERVE_S = 75.0  # for the memory-time curve, families, tables and pictures
 _QUICK = 3  # a quick run takes every third network
 
 
@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clock = time.process_time if threads == 1 else time.perf_counter
     races, duels, skipped = run_races(named, machine, start + minutes * 60 - RESERVE_S, clock)
     record = as_record(races, duels, skipped, facts, machine)
+    record |= memory_record(clock)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "plan.json"
     path.write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
@@ -140,6 +141,16 @@ def as_record(
         "flops": [asdict(duel) for duel in duels],
         "skipped": list(skipped),
         "races": [asdict(race) for race in races],
+    }
+
+
+def memory_record(clock: Clock) -> dict[str, Any]:
+    """The memory-time curve and the plan families as data."""
+    from benchmarks.plan_memory import family_members, memory_curve
+
+    return {
+        "memory": [asdict(point) for point in memory_curve(clock)],
+        "families": [asdict(member) for member in family_members()],
     }
 
 

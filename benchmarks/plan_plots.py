@@ -12,7 +12,7 @@ _COLORS = {"numpy": "tab:blue", "torch": "tab:orange"}
 
 
 def draw_plans(record: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Write plan_forward.png and plan_step.png."""
+    """Write plan_forward.png, plan_step.png, plan_memory.png and plan_families.png."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -20,6 +20,9 @@ def draw_plans(record: Mapping[str, Any], directory: Path) -> list[Path]:
     for part in ("forward", "step"):
         paths.append(directory / f"plan_{part}.png")
         _draw_part(record["races"], part, paths[-1])
+    for name, draw in (("memory", _draw_memory), ("families", _draw_families)):
+        paths.append(directory / f"plan_{name}.png")
+        draw(record[name], paths[-1])
     return paths
 
 
@@ -52,3 +55,35 @@ def _draw_race(race: Mapping[str, Any], part: str, axes: Any) -> None:
     axes.set(xscale="log", yscale="log")
     axes.set_title(race["name"], fontsize=8)
     axes.tick_params(labelsize=6)
+
+
+def _draw_memory(points: list[Mapping[str, Any]], path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5.5, 3.6), layout="constrained")
+    for kind, marker in (("predicted", "o-"), ("measured", "s--")):
+        x = [point[f"{kind}_bytes"] / 2**20 for point in points]
+        axes.plot(x, [point[f"{kind}_us"] / 1e3 for point in points], marker, label=kind)
+    axes.set(xlabel="peak of the training step, MiB", ylabel="time of the step, ms", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _draw_families(members: list[Mapping[str, Any]], path: Path) -> None:
+    from matplotlib import pyplot
+
+    layers = list(dict.fromkeys(member["layer"] for member in members))
+    figure, grid = pyplot.subplots(
+        1, len(layers), figsize=(2.9 * len(layers), 2.9), squeeze=False, layout="constrained"
+    )
+    for layer, axes in zip(layers, grid.flat, strict=True):
+        for member in (m for m in members if m["layer"] == layer):
+            sizes, times = zip(*member["curve"], strict=True)
+            axes.plot(sizes, [t / n for n, t in zip(sizes, times, strict=True)], ".-")
+            axes.axvline(member["low"], color="gray", linewidth=0.6)
+        axes.set(xscale="log", yscale="log", title=layer, xlabel="batch")
+    grid.flat[0].set_ylabel("predicted µs of a step, per row")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

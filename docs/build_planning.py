@@ -56,7 +56,7 @@ ten seconds; the committed `reference` is one core of the machine below, and the
 def main(directory: Path) -> None:
     record = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
     PICTURES.mkdir(exist_ok=True)
-    for part in ("forward", "step"):
+    for part in ("forward", "step", "memory", "families"):
         shutil.copyfile(directory / f"plan_{part}.png", PICTURES / f"plan_{part}.png")
     slim = {key: value for key, value in record.items() if key != "races"}
     DATA.write_text(json.dumps(slim, allow_nan=False) + "\n", encoding="utf-8")
@@ -179,6 +179,47 @@ def flops(record: Record) -> str:
     )
 
 
+def memory(record: Record) -> str:
+    rows = [
+        (
+            "none" if point["limit"] is None else f"{point['limit'] / 2**20:.1f}",
+            f"{point['predicted_bytes'] / 2**20:.1f}",
+            f"{point['measured_bytes'] / 2**20:.1f}",
+            f"{point['predicted_us'] / 1e3:.0f}",
+            f"{point['measured_us'] / 1e3:.0f}",
+            str(point["saved"]),
+            str(point["recomputed"]),
+            ", ".join(point["sliced"]) or "–",
+        )
+        for point in record["memory"]
+    ]
+    head = (
+        *("limit, MiB", "predicted peak", "NumPy's peak", "predicted ms", "measured ms"),
+        *("saved", "made again", "sliced"),
+    )
+    return (
+        "## Memory against time\n\n"
+        "A training step of a TT-matrix layer 768→3072 (rank 16, bias, gelu, batch 2048), from no "
+        "limit down to the smallest that the planner can keep. Outputs and gradients alone take "
+        "most of the last; a limit below it raises an error that names it. Peaks are of computed "
+        "values; NumPy's are what tracemalloc sees.\n\n"
+        "![peak against time](pictures/plan_memory.png)\n\n"
+        f"{_table(head, rows)}"
+    )
+
+
+def families(record: Record) -> str:
+    rows = [
+        (m["layer"], f"{m['low']:,} to {m['high']:,}", f"`{m['path']}`") for m in record["families"]
+    ]
+    return (
+        "## Plan families\n\n"
+        "The training plans that a layer runs by its batch size, from `tnc.plan_family`; vertical "
+        "lines are the crossovers.\n\n![families](pictures/plan_families.png)\n\n"
+        f"{_table(('layer', 'batch', 'order'), rows)}"
+    )
+
+
 def skipped(record: Record) -> str:
     names = ", ".join(record["skipped"])
     return f"## Not run\n\nThe time was used up before {names}.\n" if names else ""
@@ -193,6 +234,8 @@ SECTIONS: tuple[Callable[[Record], str], ...] = (
     networks,
     training,
     flops,
+    memory,
+    families,
     skipped,
 )
 
