@@ -815,7 +815,12 @@ WRONG_EXPRESSIONS: dict[str, tuple[type[TncError], str, Callable[[], object]]] =
             "i,i", (2,), torch.ones(2, dtype=torch.bfloat16), constants=[1]
         )(np.ones(2)),
     ),
-    "memory_limit": (er.PlanError, "memory", lambda: made_expression(memory_limit=100)),
+    "memory_limit": (er.PlanError, "memory", lambda: made_expression(memory_limit="max_input")),
+    "memory_limit too small": (
+        er.PlanError,
+        "least that was found",
+        lambda: made_expression(memory_limit=1)(np.ones((2, 3)), np.ones((3, 4))),
+    ),
 }
 
 

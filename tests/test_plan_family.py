@@ -14,6 +14,7 @@ import tncompiler as tnc
 from tncompiler.compiler import Compilation
 from tncompiler.function import NumpyFunction
 from tncompiler.ir.errors import FileFormatError, PlanError, TncError
+from tncompiler.module import CompiledModule
 from tncompiler.planning.choose import choose_orders
 from tncompiler.planning.cost import program_cost
 from tncompiler.planning.machine import as_machine
@@ -62,6 +63,12 @@ def small_layer() -> Any:
 
 def compiled(expr: Any, **options: Any) -> NumpyFunction:
     made: NumpyFunction = tnc.compile(expr, framework="numpy", seed=0, **options)
+    return made
+
+
+def trained(expr: Any) -> CompiledModule:
+    """A module that has not been put into eval mode: it keeps nothing between calls."""
+    made: CompiledModule = tnc.compile(expr, seed=0)
     return made
 
 
@@ -254,10 +261,17 @@ def test_a_family_has_the_trees_that_are_best_somewhere(family: tnc.PlanFamily) 
 
 
 def test_a_family_shows_what_calls_run(family: tnc.PlanFamily) -> None:
-    f = compiled(layer("TT"))
+    f = trained(layer("TT"))
     assert f.plans(1, 5000) == family
     sizes = [n for c in family.crossovers for n in (c - 1, c)]
     for size in (1, *sizes, 777, 5000):
+        assert orders_of(f.plan({B: size})) == orders_of(family.at(size))
+
+
+def test_networks_that_keep_products_of_parameters_list_their_own_plans() -> None:
+    f = compiled(layer("TT"))
+    family = f.plans(1, 5000)
+    for size in (1, 17, 400, 5000):
         assert orders_of(f.plan({B: size})) == orders_of(family.at(size))
 
 
@@ -274,7 +288,7 @@ def test_a_family_of_training_steps() -> None:
 
 
 def test_curves_are_the_cost_of_the_program(family: tnc.PlanFamily) -> None:
-    f = compiled(layer("TT"))
+    f = trained(layer("TT"))
     for size in (1, 17, 400, 5000):
         member, at = family.member(size), {B.size: size}
         program = f.program({B: size})
@@ -288,7 +302,7 @@ def test_curves_are_the_cost_of_the_program(family: tnc.PlanFamily) -> None:
 
 
 def test_predicted_time_between_points_of_the_curve(family: tnc.PlanFamily) -> None:
-    f = compiled(layer("TT"))
+    f = trained(layer("TT"))
     for size in (*range(1, 30), 100, 777, 3333):
         exact = program_us(f.program({B: size}), {B.size: size}, RATES)
         assert family.predicted_us(size) == pytest.approx(exact, rel=0.03)

@@ -131,7 +131,7 @@ def test_sizes_dtypes_and_gradients_are_part_of_the_key(searches: list[object]) 
     terms = [tnc.input("x", b, k[0]), *(tnc.param(f"G{n}", k[n], k[n + 1]) for n in range(3))]
     compilation = Compilation(tnc.contract(*terms), None, {}, None)
     for dtype in ("float32", "complex64"):
-        for size in (2, 2000):
+        for size in (2, 2048):
             for wrt in ((), ("x",), ("x", "G0")):
                 sizes = compilation.nominal({b: size})
                 compilation.scheduled(compilation.default_dtypes(dtype), sizes, wrt)

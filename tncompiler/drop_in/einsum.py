@@ -57,7 +57,8 @@ def einsum(
     ``backend``: "auto", or for torch tensors also "numpy" or "torch". ``optimize``: a name that
     NumPy or opt_einsum knows, a path, a function that finds one, a plan, or a `PlanOptions`.
     ``out`` and ``dtype`` are as NumPy's; ``order`` and ``casting`` are NumPy's and for its arrays
-    only; ``memory_limit`` (so far only None or -1) and ``use_blas`` (no effect) are opt_einsum's.
+    only; ``memory_limit`` is bytes that a call may allocate, or text such as "2GiB" (opt_einsum
+    counts elements; None or -1: no limit); ``use_blas`` has no effect.
 
     Raises: EquationError, ArgumentError, ArgumentCountError, ShapeError, SizeClash,
     UnknownOutputIndex, RepeatedOutputIndex, DTypeError, DeviceError, BackendError, PlanError; each

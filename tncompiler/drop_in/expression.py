@@ -108,7 +108,10 @@ class EinsumExpression:
         self._form: Form = (tuple(terms[k] for k in order), self.equation.output)
         self._values = [values[k] for k in sorted(values)]
         self._converted: dict[object, list[Any]] = {}
-        self._options = PlanOptions(path=path) if len(path) > 1 else None
+        limit = self.options.memory_limit
+        given = path if len(path) > 1 else None
+        is_plain = given is None and limit is None
+        self._options = None if is_plain else PlanOptions(path=given, memory_limit=limit)
 
     def __call__(self, *arrays: Any, out: Any = None, backend: str | None = None) -> Any:
         """The result for arrays of the shapes that were given, constants left out."""

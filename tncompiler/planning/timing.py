@@ -79,11 +79,16 @@ def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates
 def _loop_us(loop: Loop, sizes: Sizes, rates: Rates) -> float:
     """All blocks: the body, and writing its results where they belong."""
     inner = within(loop, sizes)
-    body = loop.body
-    made = sum(_bytes(body.values[name], inner) for name in body.outputs)
-    block = math.fsum(step_us(body, step, inner, rates) for step in body.steps)
-    starts = rates.step_us * len(body.outputs)
-    return evaluate(loop.count, sizes) * (block + starts + rates.pass_us(2.0 * made))
+    block = math.fsum(step_us(loop.body, step, inner, rates) for step in loop.body.steps)
+    for name, axis in zip(loop.body.outputs, loop.joined, strict=True):
+        value = loop.body.values[name]
+        moved = 2.0 * _bytes(value, inner)
+        if axis:  # rows of the block lie apart in the whole
+            run = math.prod(evaluate(size, inner) for size in value.shape[axis:])
+            block += rates.step_us + rates.permute_us(moved, run, True)
+        else:
+            block += rates.step_us + rates.pass_us(moved)
+    return evaluate(loop.count, sizes) * block
 
 
 def _product_us(
