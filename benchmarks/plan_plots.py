@@ -54,7 +54,20 @@ def _draw_race(race: Mapping[str, Any], part: str, axes: Any) -> None:
     axes.axline((x[0], x[0]), slope=1, color="gray", linewidth=0.7)
     axes.set(xscale="log", yscale="log")
     axes.set_title(race["name"], fontsize=8)
+    _mark_ends(axes.xaxis, axes.get_xlim())
+    _mark_ends(axes.yaxis, axes.get_ylim())
     axes.tick_params(labelsize=6)
+
+
+def _mark_ends(axis: Any, limits: tuple[float, float]) -> None:
+    """Two labels, near the ends of a short logarithmic axis: more would overlap."""
+    from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
+
+    low, high = (math.log10(limit) for limit in limits)
+    places = [10 ** (low + share * (high - low)) for share in (0.15, 0.85)]
+    axis.set_major_locator(FixedLocator([float(f"{place:.2g}") for place in places]))
+    axis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_minor_locator(NullLocator())
 
 
 def _draw_memory(points: list[Mapping[str, Any]], path: Path) -> None:
