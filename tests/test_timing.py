@@ -1,5 +1,6 @@
 """Predicted times of scheduled programs, step by step, from rates that are easy to add up."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,3 +159,10 @@ def test_the_faster_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert faster(80.0, threads=2) == "torch"
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     assert faster(80.0) == "torch"
+
+
+def test_a_program_beyond_floating_point_takes_for_ever() -> None:
+    legs = tnc.indices(" ".join(f"k{n}" for n in range(40)), size=2**30)
+    f = tnc.compile(tnc.exp(tnc.ones(*legs) * tnc.input("x")), framework="numpy")
+    program = f.compilation.scheduled(f._dtypes(), {})[0]
+    assert program_us(program, {}, load_machine("reference").planning) == math.inf

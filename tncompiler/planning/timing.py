@@ -43,8 +43,11 @@ POOLS_FIGHT_US = 10_000.0
 
 
 def program_us(program: Program, sizes: Sizes, rates: Rates) -> float:
-    """Predicted microseconds of a program, entered already."""
-    return math.fsum(step_us(program, step, sizes, rates) for step in program.steps)
+    """Predicted microseconds of a program's steps; infinite beyond floating point."""
+    try:
+        return math.fsum(step_us(program, step, sizes, rates) for step in program.steps)
+    except OverflowError:
+        return math.inf
 
 
 def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
