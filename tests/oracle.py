@@ -22,7 +22,7 @@ from tncompiler.module import CompiledModule
 
 Arrays = Mapping[str, np.ndarray]
 _AUTOGRAD = 64  # how much further torch may be off, in double precision and terms in the millions
-RUNNERS = ("function", "torch", "numpy")  # NumPy function, and torch modules by backend
+RUNNERS = ("function", "torch", "numpy", "triton")  # NumPy function, and torch modules by backend
 
 # ---------------------------------------------------------------------------- the torch walker
 

@@ -9,6 +9,7 @@ differentiate itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -337,6 +338,10 @@ class CompiledModule(Inspection, nn.Module):
     ) -> str:
         """The backend for a call; ``program``: what it runs, if not the scheduled one."""
         on_cpu = all(device.type == "cpu" for device in devices)
+        on_gpu = any(device.type == "cuda" for device in devices)
+        if self.backend == "triton" or (self.backend == "auto" and on_gpu and has_triton()):
+            check_triton()
+            return "triton"
         if on_cpu and self.backend == "auto" and set(NUMPY_ONLY) & set(call.dtypes):
             return "numpy"
         if not on_cpu or any(dtype in LOW_PRECISION for dtype in call.dtypes):
@@ -426,6 +431,21 @@ class CompiledModule(Inspection, nn.Module):
             f"({', '.join(map(str, output.indices))})" for output in self.compilation.outputs
         )
         return f"inputs={', '.join(self.inputs)} → {outs}, backend={self.backend}"
+
+
+def has_triton() -> bool:
+    """Whether the triton package is there; it is not on every system."""
+    return find_spec("triton") is not None
+
+
+def check_triton() -> None:
+    """Raises BackendError where backend="triton" cannot be loaded."""
+    if not has_triton():
+        raise BackendError(
+            "the triton backend needs the package triton, which is not installed",
+            where=call_site(),
+            fix="pip install triton, or use backend='torch'",
+        )
 
 
 def _autocasts(device: str) -> bool:

@@ -19,6 +19,7 @@ from tncompiler.ir.program import Program
 BACKENDS: dict[str, str] = {
     "numpy": "tncompiler.backends.numpy.emit:emit",
     "torch": "tncompiler.backends.torch.emit:emit",
+    "triton": "tncompiler.backends.triton.emit:emit",
 }
 
 Emit = Callable[[Program, str], Source]

@@ -1,0 +1,89 @@
+"""What generated Triton code calls, in kernels and on the host."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+
+from tncompiler.ir.errors import BackendError
+
+INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
+
+
+@triton.jit
+def dot(x, y, acc, precision: tl.constexpr = "ieee"):  # type: ignore[no-untyped-def]
+    """acc + x @ y; the interpreter would multiply the bits of a bfloat16, so it gets float32."""
+    if INTERPRETED:
+        if x.dtype == tl.bfloat16:
+            x = x.to(tl.float32)
+            y = y.to(tl.float32)
+    return tl.dot(x, y, acc, input_precision=precision, out_dtype=acc.dtype)
+
+
+@triton.jit
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + exp(-x)), without overflow."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def softplus(x):  # type: ignore[no-untyped-def]
+    """log(1 + exp(x)); for small e the first terms of log(1 + e), which 1 + e would round away."""
+    e = tl.exp(-tl.abs(x))
+    small = e * (1.0 - e * (0.5 - e * (1.0 / 3.0 - e * (0.25 - e * 0.2))))
+    return tl.where(x > 0, x, 0.0) + tl.where(e < 0.01, small, tl.log(1.0 + e))
+
+
+@triton.jit
+def tanh(x):  # type: ignore[no-untyped-def]
+    """tanh; near 0 its series, where 1 - exp(-2 |x|) would cancel."""
+    y = x * x
+    tail = 2.0 / 15 - y * (17.0 / 315 - y * (62.0 / 2835 - y * 1382.0 / 155925))
+    e = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - e) / (1.0 + e)
+    return tl.where(y < 0.05, x * (1.0 - y * (1.0 / 3 - y * tail)), tl.where(x < 0, -far, far))
+
+
+def is_wide(*tensors: Tensor) -> bool:
+    """Whether an offset into one of the tensors needs 64 bits."""
+    return any(tensor.numel() * (1 + tensor.is_complex()) >= 2**31 for tensor in tensors)
+
+
+def real_view(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, its memory in the order of its axes."""
+    return torch.view_as_real(tensor.resolve_conj().contiguous())
+
+
+def check_device(device: torch.device) -> None:
+    """Raises BackendError where kernels can run neither on a GPU nor under the interpreter."""
+    if device.type != "cuda" and not INTERPRETED.value:
+        raise BackendError(
+            f"the triton backend needs CUDA or ROCm tensors, and these are on {device}",
+            fix="move module and inputs to a GPU, set TRITON_INTERPRET=1 before tncompiler loads "
+            "to run kernels on the CPU, or use backend='torch'",
+        )
+
+
+def on_device_of_arguments(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Launch on the device that the arguments are on: triton launches on the current one."""
+
+    @functools.wraps(run)
+    def checked(*tensors: Tensor) -> Any:
+        if not tensors:
+            return run()
+        device = tensors[0].device
+        check_device(device)
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return run(*tensors)
+        with torch.cuda.device(device):
+            return run(*tensors)
+
+    return checked
