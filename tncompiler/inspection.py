@@ -179,6 +179,11 @@ class Inspection:
             texts = [self.compilation.executable(p, chosen, e).source.text for p, e in both]
             return "\n\n".join(texts)
         program = self.program(sizes, part, wrt)
+        if part == "backward":
+            nominal = self.compilation.nominal({} if sizes is None else sizes)
+            names = self._differentiable(wrt)
+            programs = self.compilation.training_programs(self._dtypes(), nominal, names, chosen)
+            program = programs.backward
         return self.compilation.executable(program, chosen, part).source.text
 
     def explain(self, sizes: Mapping[Any, Any] | None = None, part: str = "forward") -> str:

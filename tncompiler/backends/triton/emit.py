@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 from tncompiler.backends.source import Source
 from tncompiler.backends.torch.emit import TorchEmitter
+from tncompiler.backends.triton.atoms import Unfit
+from tncompiler.backends.triton.chain import Chain, find_chain
+from tncompiler.backends.triton.chain_kernel import ChainSource, chain_kernel
 from tncompiler.backends.triton.fuse import Action, fuse
-from tncompiler.backends.triton.pairwise import Pairwise, split_sum
+from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
 from tncompiler.backends.triton.pairwise_kernel import KernelSource, pairwise_kernel
 from tncompiler.backends.triton.spelling import HELPERS
-from tncompiler.backends.triton.tiles import Tiles, choose_tiles
+from tncompiler.backends.triton.tiles import Tiles, choose_rows, choose_tiles
 from tncompiler.ir.dtypes import kind
-from tncompiler.ir.program import Literal, Merge, Program, Split, Step, Value
+from tncompiler.ir.passes.dead import drop_dead_steps
+from tncompiler.ir.program import Argument, Literal, Merge, Program, Split, Step, Value
+from tncompiler.ir.sizes import Size, size_symbol
 
-_RUNTIME = ("dot", "is_wide", "on_device_of_arguments", "real_view", *HELPERS)
+PROGRAMS = size_symbol("programs of a launch")  # no index can be called so: it is only compared
+
+_RUNTIME = ("dot", "is_wide", "on_device_of_arguments", "processors", "real_view", "widen", "widen_rows", *HELPERS)
 
 
 def emit(program: Program, entry: str) -> Source:
@@ -49,15 +58,19 @@ class TritonEmitter(TorchEmitter):
     # ------------------------------------------------------------------ steps and launches
 
     def statements(self) -> None:
-        actions = fuse(self.program)
+        """Write every action, and give up values when nobody needs them any more."""
+        actions = plan_launches(self.program)
         last_use = _last_uses(actions)
         kept = {*self.program.outputs, *(a.value.name for a in self.program.arguments)}
         for position, action in enumerate(actions):
-            if isinstance(action, Pairwise):
-                self._launches(action)
-            elif not isinstance(action.op, Literal):
-                self._step(action)
-                self._note_layout(action)
+            match action:
+                case Pairwise():
+                    self._launches(action)
+                case Chain():
+                    self._launch_chain(action)
+                case Step() if not isinstance(action.op, Literal):
+                    self._step(action)
+                    self._note_layout(action)
             done = [n for n, last in last_use.items() if last == position and n not in kept]
             if position + 1 < len(actions):
                 self._release(done)
@@ -77,24 +90,83 @@ class TritonEmitter(TorchEmitter):
         self.lines.append(f"del {self.name(first.out)}")
 
     def _launch(self, pairwise: Pairwise, tiles: Tiles) -> None:
-        arrays = [load.value for load in pairwise.loads]
-        for value in dict.fromkeys(arrays):
+        arrays = [*dict.fromkeys(load.value for load in pairwise.loads)]
+        for value in arrays:
             self._make_dense(value)
         names = {value.name: self.name(value) for value in (*arrays, pairwise.out)}
-        kernel_name = self.names(("kernel", pairwise.out.name), f"{names[pairwise.out.name]}_kernel", "k")
-        kernel = pairwise_kernel(pairwise, tiles, kernel_name, names)
+        kernel = pairwise_kernel(pairwise, tiles, self._kernel_name(pairwise.out), names)
+        self._allocate(pairwise.out, zeros=pairwise.diagonal)
+        self._write_launch(kernel, kernel.grid(self.size), tiles.warps, tiles.stages)
+        self.dense.add(pairwise.out.name)
+
+    def _kernel_name(self, value: Value) -> str:
+        return self.names(("kernel", value.name), f"{self.name(value)}_kernel", "kernel")
+
+    def _write_launch(
+        self,
+        kernel: KernelSource,
+        grid: tuple[str, ...],
+        warps: int,
+        stages: int,
+        more: tuple[str, ...] = (),
+    ) -> None:
+        """The line that launches a kernel; `more` are arrays that only this line names."""
         self.kernels.append(kernel)
-        self._allocate(pairwise)
-        texts = [self._pointer(v) for v in kernel.arrays]
+        wide = f"is_wide({', '.join(self.name(self.values[name]) for name in kernel.arrays)})"
+        texts = [*(self._pointer(name) for name in kernel.arrays), *more]
         texts += [self.size(symbol) for symbol in kernel.symbols]
         for constant, value in kernel.constants:
-            if constant == "WIDE" and not value:
-                value = f"is_wide({', '.join(names.values())})"
-            texts.append(f"{constant}={value}")
-        texts += [f"num_warps={tiles.warps}", f"num_stages={tiles.stages}", "enable_fp_fusion=True"]
-        grid = ", ".join(kernel.grid(self.size))
-        self.lines.append(f"{kernel_name}[({grid},)]({', '.join(texts)})")
-        self.dense.add(pairwise.out.name)
+            texts.append(f"{constant}={value or wide}")
+        texts += [f"num_warps={warps}", f"num_stages={stages}", "enable_fp_fusion=True"]
+        self.lines.append(f"{kernel.name}[({', '.join(grid)},)]({', '.join(texts)})")
+
+    # ------------------------------------------------------------------ chains
+
+    def _launch_chain(self, chain: Chain) -> None:
+        """The chain's launch, and the one that adds up what each program has summed."""
+        for value in chain.inputs:
+            self._make_dense(value)
+        self.values.update((v.name, v) for v in (*chain.outputs, *chain.sums))
+        names = {v.name: self.name(v) for v in (*chain.inputs, *chain.outputs, *chain.sums)}
+        tiles = choose_rows(chain)
+        made = chain_kernel(chain, tiles.m, self._kernel_name((*chain.outputs, *chain.sums)[0]), names)
+        for value in chain.outputs:
+            self._allocate(value)
+            self.dense.add(value.name)
+        rows = f"triton.cdiv({self.size(chain.stream.size)}, {tiles.m})"
+        programs = self.names(PROGRAMS, "programs", "programs")
+        device = next(iter(self.names_of_arguments().values()))
+        self.lines.append(f"{programs} = min({rows}, processors({device}))")
+        more: tuple[str, ...] = ()
+        if chain.sums:
+            parts = Value(f"{chain.sums[0].name} parts", (PROGRAMS, made.total), made.dtype, ("program", "element"))
+            self._allocate(parts)
+            self.dense.add(parts.name)
+            more = (self.name(parts),)
+        self._write_launch(made.kernel, (programs,), tiles.warps, tiles.stages, more)
+        if chain.sums:
+            self._add_parts(chain, made, parts)
+
+    def _add_parts(self, chain: Chain, made: ChainSource, parts: Value) -> None:
+        """One launch for all sums; each is a view of its result."""
+        dtypes = {value.dtype for value in chain.sums}
+        dtype = dtypes.pop() if len(dtypes) == 1 else made.dtype
+        sums = Value(f"{chain.sums[0].name} sums", (made.total,), dtype, ("element",))
+        self._launches(sum_of_parts(parts, sums))
+        for value in chain.sums:
+            start = made.offsets[value.name]
+            count = math.prod(int(size) for size in value.shape)
+            text = f"{self.name(sums)}[{start}:{start + count}].view({self.shape(value) or '()'})"
+            if value.dtype != dtype:
+                text = f"{text}.to(torch.{value.dtype})"
+            self.lines.append(f"{self.name(value)} = {text}  # {self._tuple(value)}")
+            self.dense.add(value.name)
+
+    def size(self, size: Size) -> str:
+        """The number of programs is no size of the arguments: the host function has chosen it."""
+        if size == PROGRAMS:
+            return self.names(PROGRAMS, "programs", "programs")
+        return super().size(size)
 
     def _make_dense(self, value: Value) -> None:
         """Kernels read arrays in the order of their axes; most are so already."""
@@ -109,22 +181,56 @@ class TritonEmitter(TorchEmitter):
         text = self.name(value)
         return f"real_view({text})" if kind(value.dtype) == "complex" else text
 
-    def _allocate(self, pairwise: Pairwise) -> None:
-        out = pairwise.out
+    def _allocate(self, out: Value, *, zeros: bool = False) -> None:
         self.values[out.name] = out
-        made = "zeros" if pairwise.diagonal else "empty"
+        made = "zeros" if zeros else "empty"
         shape = f"{self.shape(out)}," if out.shape else ""
         text = f"torch.{made}(({shape}), dtype=torch.{out.dtype}{self.device})"
         self.lines.append(f"{self.name(out)} = {text}  # {self._tuple(out)}")
 
 
-def _last_uses(actions: list[Action]) -> dict[str, int]:
+def plan_launches(program: Program) -> list[Action | Chain]:
+    """The program as launches and steps for the host: a chain if there is one, and what is left."""
+    try:
+        chain = find_chain(program)
+    except Unfit:
+        return [*fuse(program)]
+    done = {step.out.name for step in (*chain.streamed, *chain.reduced)}
+    made = tuple(Argument(v, "saved") for v in (*chain.outputs, *chain.sums))
+    needed = [v.name for v in chain.inputs if v.name in program.producers]
+    rest = Program(
+        (*program.arguments, *made),
+        tuple(s for s in program.steps if s.out.name not in done),
+        (*program.outputs, *needed),
+        program.equations,
+    )
+    late, before, after = set(chain.done), [], []
+    for action in fuse(drop_dead_steps(rest)):
+        if late.intersection(_read(action)):
+            late.add(action.out.name)
+            after.append(action)
+        else:
+            before.append(action)
+    return [*before, chain, *after]
+
+
+def _read(action: Action | Chain) -> list[str]:
+    """The values that an action reads."""
+    match action:
+        case Pairwise():
+            return [load.value.name for load in action.loads]
+        case Chain():
+            return [value.name for value in action.inputs]
+    return list(action.operands)
+
+
+def _made(action: Action | Chain) -> list[str]:
+    return [*action.done] if isinstance(action, Chain) else [action.out.name]
+
+
+def _last_uses(actions: list[Action | Chain]) -> dict[str, int]:
     """By value, the position of the last action that makes or reads it."""
     last: dict[str, int] = {}
     for position, action in enumerate(actions):
-        if isinstance(action, Pairwise):
-            names = [action.out.name, *(load.value.name for load in action.loads)]
-        else:
-            names = [action.out.name, *action.operands]
-        last.update(dict.fromkeys(names, position))
+        last.update(dict.fromkeys((*_made(action), *_read(action)), position))
     return last

@@ -103,6 +103,17 @@ def split_sum(pairwise: Pairwise, parts: int) -> tuple[Pairwise, Pairwise]:
     return first, _merged(second)
 
 
+def sum_of_parts(parts: Value, out: Value) -> Pairwise:
+    """The launch that sums an array (part, element) over its parts."""
+    part, element = 0, 1
+    count = parts.shape[1]
+    held = Load(parts, ((part, count), (element, 1)))
+    return Pairwise(
+        out, ((element, 1),), "sum", held, None, None, (), (element,), (), (part,),
+        dict(enumerate(parts.shape)), {part: "part", element: "element"},
+    )  # fmt: skip
+
+
 def _accumulated(dtype: str) -> str:
     return "float32" if dtype in ("float16", "bfloat16") else dtype
 

@@ -28,6 +28,19 @@ def dot(x, y, acc, precision: tl.constexpr = "ieee"):  # type: ignore[no-untyped
 
 
 @triton.jit
+def widen(x):  # type: ignore[no-untyped-def]
+    """(m, k) as (m, 2 k) with a zero after each element: tl.dot wants 16 terms."""
+    return tl.reshape(tl.join(x, tl.zeros_like(x)), (x.shape[0], 2 * x.shape[1]))
+
+
+@triton.jit
+def widen_rows(y):  # type: ignore[no-untyped-def]
+    """(k, n) as (2 k, n) with a row of zeros after each row."""
+    pairs = tl.permute(tl.join(y, tl.zeros_like(y)), (0, 2, 1))
+    return tl.reshape(pairs, (2 * y.shape[0], y.shape[1]))
+
+
+@triton.jit
 def sigmoid(x):  # type: ignore[no-untyped-def]
     """1 / (1 + exp(-x)), without overflow."""
     e = tl.exp(-tl.abs(x))
@@ -55,6 +68,13 @@ def tanh(x):  # type: ignore[no-untyped-def]
 def is_wide(*tensors: Tensor) -> bool:
     """Whether an offset into one of the tensors needs 64 bits."""
     return any(tensor.numel() * (1 + tensor.is_complex()) >= 2**31 for tensor in tensors)
+
+
+def processors(tensor: Tensor) -> int:
+    """How many programs run side by side; a few under the interpreter, one after the other."""
+    if tensor.device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
 
 
 def real_view(tensor: Tensor) -> Tensor:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tncompiler.backends.triton.chain import Chain, row_elements
 from tncompiler.backends.triton.pairwise import Pairwise
 from tncompiler.ir.sizes import Size
 
 _PROGRAMS = 128  # about as many as a large GPU has multiprocessors
 _LONG = 4096  # a sum of so many terms may be split
+_ON_CHIP = 2**15  # elements of the largest tile that a program of 8 warps can hold
+_ON_CHIP_SUMS = 2**14  # beside the sums of a backward pass
 _FREE = 1024  # stands for a free size when tiles are weighed
 
 
@@ -42,6 +45,16 @@ def choose_tiles(pairwise: Pairwise) -> Tiles:
     rows = block(m, 1, max(1, 4096 // columns))
     programs = -(-m // rows)
     return Tiles(rows, 1, columns, splits=_splits(programs, k, columns))
+
+
+def choose_rows(chain: Chain) -> Tiles:
+    """How many rows of the streamed index are on chip at a time, as `m`."""
+    sizes = [row_elements(chain, step.out.name) for step in chain.streamed]
+    sizes += [row_elements(chain, v.name) for v in chain.inputs if chain.stream in chain.flat(v.name)]
+    most = _ON_CHIP_SUMS if chain.sums else _ON_CHIP
+    rows = block(1 + max(1, most // max(sizes)) // 2, 1, 64)
+    warps = 8 if rows * max(sizes) > 4096 else 4
+    return Tiles(rows, 1, 1, warps, 1)
 
 
 def _dot_tiles(dtype: str, batch: int, m: int, n: int, k: int) -> Tiles:
