@@ -219,7 +219,8 @@ def pad(size: int) -> int:
 
 
 def _check_fit(chain: Chain) -> None:
-    for value in chain.program.values.values():
+    made = [step.out for step in (*chain.resident, *chain.streamed, *chain.reduced)]
+    for value in (*chain.inputs, *made):
         for atom in chain.flat(value.name):
             if atom != chain.stream and not isinstance(atom.size, int):
                 raise Unfit(f"the size {atom.name} is free beside the streamed index")

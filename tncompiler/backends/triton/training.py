@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import sympy
+
 from tncompiler.backends.triton.atoms import Unfit
 from tncompiler.backends.triton.chain import find_chain
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.passes.partition import TrainingPrograms
-from tncompiler.ir.program import Program
+from tncompiler.ir.program import Argument, Program
 from tncompiler.ir.sizes import symbols_of
 
 
 def recompute_on_chip(joint: Program, output_count: int) -> TrainingPrograms | None:
     """The two programs, or None where saving intermediates is the only way."""
-    forward = drop_dead_steps(replace(joint, outputs=joint.outputs[:output_count]))
     primals = tuple(a for a in joint.arguments if a.kind != "cotangent")
+    forward = replace(joint, arguments=primals, outputs=joint.outputs[:output_count])
+    forward = drop_dead_steps(forward)
     backward = drop_dead_steps(replace(joint, outputs=joint.outputs[output_count:]))
     read = {name for step in backward.steps for name in step.operands} | set(backward.outputs)
     sized = {s for a in joint.arguments if a.value.name in read for s in _symbols(a)}
@@ -35,8 +38,9 @@ def recompute_on_chip(joint: Program, output_count: int) -> TrainingPrograms | N
         find_chain(backward)
     except Unfit:
         return None
-    return TrainingPrograms(replace(forward, arguments=primals), backward, ())
+    return TrainingPrograms(forward, backward, ())
 
 
-def _symbols(argument):  # type: ignore[no-untyped-def]
+def _symbols(argument: Argument) -> set[sympy.Symbol]:
+    """The free sizes on an argument's axes."""
     return {symbol for size in argument.value.shape for symbol in symbols_of(size)}
