@@ -170,6 +170,8 @@ def _renames(step: Step) -> bool:
 
 def _check_step(step: Step, program: Program) -> None:
     values = [step.out, *(program.values[name] for name in step.operands)]
+    if all(_is_literal(program, name) for name in step.operands):
+        raise Unfit(f"{step.out.name} is a number")
     if any(kind(v.dtype) != "float" for v in values):
         raise Unfit(f"{step.out.name} is not real")
     if any(0 in v.shape for v in values):

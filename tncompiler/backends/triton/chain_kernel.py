@@ -62,17 +62,17 @@ class ChainSource:
 
 
 def chain_kernel(
-    chain: Chain, rows: int, name: str, variables: Mapping[str, str], precision: str = "ieee"
+    chain: Chain, name: str, variables: Mapping[str, str], precision: str = "ieee"
 ) -> ChainSource:
-    """The kernel of a chain, `rows` of the streamed index at a time."""
-    return _Template(chain, rows, name, variables, precision).source()
+    """The kernel of a chain, ROWS positions of the streamed index at a time."""
+    return _Template(chain, name, variables, precision).source()
 
 
 class _Template:
     def __init__(
-        self, chain: Chain, rows: int, name: str, variables: Mapping[str, str], precision: str
+        self, chain: Chain, name: str, variables: Mapping[str, str], precision: str
     ) -> None:
-        self.chain, self.rows, self.name, self.precision = chain, rows, name, precision
+        self.chain, self.name, self.precision = chain, name, precision
         self.program = chain.program
         self.names = Names()
         self.names.reserve((*RESERVED, "row", "rows", "parts", "PART", "widen", "widen_rows"))
@@ -125,8 +125,8 @@ class _Template:
             text,
             tuple(self.pointers),
             tuple(self.size_names),
-            (("ROWS", str(self.rows)), ("WIDE", "")),
-            lambda size: (f"-(-{size(self.chain.stream.size)} // {self.rows})",),
+            (),
+            lambda size: (),
         )
 
     def describe(self) -> str:
@@ -159,7 +159,8 @@ class _Template:
         return "ROWS" if atom == self.chain.stream else pad(int(atom.size))
 
     def count(self, atoms: Iterable[Atom]) -> int:
-        return math.prod(self.rows if a == self.chain.stream else pad(int(a.size)) for a in atoms)
+        """Elements of a tile, the streamed index counting as one."""
+        return math.prod(1 if a == self.chain.stream else pad(int(a.size)) for a in atoms)
 
     def shape(self, atoms: Iterable[Atom | None]) -> str:
         texts = ["1" if a is None else str(self.padded(a)) for a in atoms]
@@ -378,16 +379,17 @@ class _Template:
     ) -> frozenset[int]:
         """The flat axes along which the result's padding may be other than zero."""
         clean: list[set[Key]] = []
+        marked: set[Key] = set()
         for name, wire in zip(step.operands, wires, strict=True):
             tile = self.tiles.get(name)
             own = self.keys(name, wire)
-            clean.append(
-                set() if tile is None else {k for n, k in enumerate(own) if n not in tile.dirty}
-            )
+            dirty = set() if tile is None else {own[n] for n in tile.dirty}
+            clean.append(set(own) - dirty)
+            marked |= dirty
         if function not in (*ZERO_AT_ZERO, "relu_gate"):
             kept: set[Key] = set()
-        elif function == "mul":
-            kept = set().union(*clean)
+        elif function == "mul":  # zero, unless it meets infinity or NaN
+            kept = set().union(*clean) - marked
         elif function in ("add", "sub"):
             kept = set.intersection(*clean)
         else:

@@ -13,7 +13,7 @@ from tncompiler.backends.triton.fuse import Action, fuse
 from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
 from tncompiler.backends.triton.pairwise_kernel import KernelSource, pairwise_kernel
 from tncompiler.backends.triton.spelling import HELPERS
-from tncompiler.backends.triton.tiles import Tiles, choose_rows, choose_tiles
+from tncompiler.backends.triton.tiles import Tiles, choose_tiles, row_candidates
 from tncompiler.ir.dtypes import kind
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.program import Argument, Literal, Merge, Program, Split, Step, Value
@@ -21,7 +21,7 @@ from tncompiler.ir.sizes import Size, size_symbol
 
 PROGRAMS = size_symbol("programs of a launch")  # no index can be called so: it is only compared
 
-_RUNTIME = ("dot", "is_wide", "on_device_of_arguments", "processors", "real_view", "widen", "widen_rows", *HELPERS)
+_RUNTIME = ("dot", "fitting", "is_wide", "on_device_of_arguments", "processors", "real_view", "widen", "widen_rows", *HELPERS)
 
 
 def emit(program: Program, entry: str) -> Source:
@@ -38,6 +38,7 @@ class TritonEmitter(TorchEmitter):
     def __init__(self, program: Program, entry: str) -> None:
         super().__init__(program, entry)
         self.kernels: list[KernelSource] = []
+        self.tables: list[str] = []  # candidates of kernels that have several
         self.values = dict(program.values)
         self.dense: set[str] = set()  # values whose memory is in the order of their axes
 
@@ -50,10 +51,13 @@ class TritonEmitter(TorchEmitter):
         if self.imports:
             names = ", ".join(sorted(self.imports))
             lines.append(f"from tncompiler.backends.torch.runtime import {names}")
-        lines.append(f"from tncompiler.backends.triton.runtime import {', '.join(sorted(used))}")
+        for module, names_of in (("fitting", {"fitting"}), ("runtime", {*used} - {"fitting"})):
+            found = ", ".join(sorted(names_of & {*used}))
+            if found:
+                lines.append(f"from tncompiler.backends.triton.{module} import {found}")
         for kernel in self.kernels:
             lines += ["", "", kernel.text]
-        return lines
+        return [*lines, *(["", ""] if self.tables else []), *self.tables]
 
     # ------------------------------------------------------------------ steps and launches
 
@@ -128,24 +132,53 @@ class TritonEmitter(TorchEmitter):
             self._make_dense(value)
         self.values.update((v.name, v) for v in (*chain.outputs, *chain.sums))
         names = {v.name: self.name(v) for v in (*chain.inputs, *chain.outputs, *chain.sums)}
-        tiles = choose_rows(chain)
-        made = chain_kernel(chain, tiles.m, self._kernel_name((*chain.outputs, *chain.sums)[0]), names)
+        first = (*chain.outputs, *chain.sums)[0]
+        made = chain_kernel(chain, self._kernel_name(first), names)
+        self.kernels.append(made.kernel)
         for value in chain.outputs:
             self._allocate(value)
             self.dense.add(value.name)
-        rows = f"triton.cdiv({self.size(chain.stream.size)}, {tiles.m})"
+        arrays = [self.name(self.values[name]) for name in made.kernel.arrays]
+        sizes = [self.size(symbol) for symbol in made.kernel.symbols]
+        wide = f"WIDE=is_wide({', '.join(arrays)})"
+        config, programs = self._configure(chain, made, [*arrays, *self._parts_dtype(made), *sizes, wide])
+        parts = self._allocate_parts(chain, made)
+        given = ", ".join([*arrays, *([self.name(parts)] if parts else []), *sizes, wide])
+        self.lines.append(
+            f"{made.kernel.name}[({programs},)]({given}, **{config}, enable_fp_fusion=True)"
+        )
+        if parts is not None:
+            self._add_parts(chain, made, parts)
+
+    def _configure(self, chain: Chain, made: ChainSource, given: list[str]) -> tuple[str, str]:
+        """Variables that hold the kernel's configuration and its number of programs."""
+        candidates = [
+            f"dict(ROWS={tiles.m}, num_warps={tiles.warps}, num_stages={tiles.stages})"
+            for tiles in row_candidates(chain)
+        ]
+        table = self.names(("table", made.kernel.name), f"{made.kernel.name}s", "configs")
+        self.tables.append(f"{table} = ({', '.join(candidates)},)")
+        config = self.names(("config", made.kernel.name), "config", "config")
         programs = self.names(PROGRAMS, "programs", "programs")
+        self.lines.append(f"{config} = fitting({', '.join([made.kernel.name, table, *given])})")
+        rows = f'triton.cdiv({self.size(chain.stream.size)}, {config}["ROWS"])'
         device = next(iter(self.names_of_arguments().values()))
         self.lines.append(f"{programs} = min({rows}, processors({device}))")
-        more: tuple[str, ...] = ()
-        if chain.sums:
-            parts = Value(f"{chain.sums[0].name} parts", (PROGRAMS, made.total), made.dtype, ("program", "element"))
-            self._allocate(parts)
-            self.dense.add(parts.name)
-            more = (self.name(parts),)
-        self._write_launch(made.kernel, (programs,), tiles.warps, tiles.stages, more)
-        if chain.sums:
-            self._add_parts(chain, made, parts)
+        return config, programs
+
+    @staticmethod
+    def _parts_dtype(made: ChainSource) -> list[str]:
+        return [f"torch.{made.dtype}"] if made.total else []
+
+    def _allocate_parts(self, chain: Chain, made: ChainSource) -> Value | None:
+        """Room for the sums of each program."""
+        if not chain.sums:
+            return None
+        name, shape = f"{chain.sums[0].name} parts", (PROGRAMS, made.total)
+        parts = Value(name, shape, made.dtype, ("program", "element"))
+        self._allocate(parts)
+        self.dense.add(parts.name)
+        return parts
 
     def _add_parts(self, chain: Chain, made: ChainSource, parts: Value) -> None:
         """One launch for all sums; each is a view of its result."""

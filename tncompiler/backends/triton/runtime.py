@@ -72,9 +72,14 @@ def is_wide(*tensors: Tensor) -> bool:
 
 def processors(tensor: Tensor) -> int:
     """How many programs run side by side; a few under the interpreter, one after the other."""
-    if tensor.device.type != "cuda":
+    return count_processors(tensor.device)
+
+
+def count_processors(device: torch.device) -> int:
+    """The multiprocessors of a GPU."""
+    if device.type != "cuda":
         return 2
-    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def real_view(tensor: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from tncompiler.ir.sizes import Size
 _PROGRAMS = 128  # about as many as a large GPU has multiprocessors
 _LONG = 4096  # a sum of so many terms may be split
 _ON_CHIP = 2**15  # elements of the largest tile that a program of 8 warps can hold
-_ON_CHIP_SUMS = 2**14  # beside the sums of a backward pass
 _FREE = 1024  # stands for a free size when tiles are weighed
 
 
@@ -41,20 +40,32 @@ def choose_tiles(pairwise: Pairwise) -> Tiles:
         return _dot_tiles(pairwise.dtype, batch, m, n, k)
     if pairwise.reduction == "map":
         return Tiles(block(m, 16, 1024), 1, 1)
-    columns = block(k, 16, 1024)
-    rows = block(m, 1, max(1, 4096 // columns))
+    if _along_rows(pairwise):  # neighbours in memory go to neighbouring threads
+        rows = block(m, 1, 128 if m * 8 > k else 32)
+        columns = block(k, 1, max(1, 4096 // rows))
+    else:
+        columns = block(k, 16, 1024)
+        rows = block(m, 1, max(1, 4096 // columns))
     programs = -(-m // rows)
     return Tiles(rows, 1, columns, splits=_splits(programs, k, columns))
 
 
-def choose_rows(chain: Chain) -> Tiles:
-    """How many rows of the streamed index are on chip at a time, as `m`."""
+def _along_rows(pairwise: Pairwise) -> bool:
+    """Whether the largest array is contiguous along M rather than along the reduced index."""
+    largest = max(pairwise.loads, key=lambda load: len(load.strides), default=None)
+    nearest = [label for label, stride in largest.strides if stride == 1] if largest else []
+    return bool(nearest) and nearest[0] in pairwise.m
+
+
+def row_candidates(chain: Chain) -> tuple[Tiles, ...]:
+    """How many rows of the streamed index are on chip at a time (as `m`), the most first."""
     sizes = [row_elements(chain, step.out.name) for step in chain.streamed]
     sizes += [row_elements(chain, v.name) for v in chain.inputs if chain.stream in chain.flat(v.name)]
-    most = _ON_CHIP_SUMS if chain.sums else _ON_CHIP
-    rows = block(1 + max(1, most // max(sizes)) // 2, 1, 64)
-    warps = 8 if rows * max(sizes) > 4096 else 4
-    return Tiles(rows, 1, 1, warps, 1)
+    extent = block(_number(chain.stream.size), 1, 64)
+    most = min(extent, 1 << (max(1, _ON_CHIP // max(sizes)).bit_length() - 1))
+    rows = [most >> k for k in range(4) if most >> k]
+    tiles = [Tiles(r, 1, 1, 8 if r * max(sizes) > 2048 else 4, 1) for r in rows]
+    return (*tiles, Tiles(rows[-1], 1, 1, 16, 1)) if max(sizes) >= 2**14 else tuple(tiles)
 
 
 def _dot_tiles(dtype: str, batch: int, m: int, n: int, k: int) -> Tiles:
