@@ -126,10 +126,13 @@ class _Ties:
     def atoms(self) -> dict[str, tuple[tuple[Atom, ...], ...]]:
         numbers: dict[Axis, Atom] = {}
 
-        def resolve(axis: Axis) -> tuple[Atom, ...]:
+        def resolve(axis: Axis, inside: frozenset[Axis] = frozenset()) -> tuple[Atom, ...]:
             root = self.find(axis)
+            if root in inside:
+                raise Unfit("an axis is a part of itself")
             if root in self.parts:
-                return tuple(atom for part in self.parts[root] for atom in resolve(part))
+                known = inside | {root}
+                return tuple(a for part in self.parts[root] for a in resolve(part, known))
             if root not in numbers:
                 name, position = root
                 value = self.program.values[name]
