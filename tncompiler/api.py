@@ -40,9 +40,10 @@ def compile(
 
     Returns a torch module whose parameters are the network's, or with framework="numpy" a plain
     callable on NumPy arrays. ``sizes`` gives sizes by Index, symbol or name; those of parameters
-    must be known. ``inputs`` fixes the order of positional arguments. ``backend``: "auto", "numpy"
-    or "torch". ``seed`` fixes the initial parameters; ``share`` takes those of another compiled
-    network. Raises a TncError that says what, where and how to mend it.
+    must be known. ``inputs`` fixes the order of positional arguments. ``backend``: "auto",
+    "numpy", "torch" or "triton" (GPU tensors, or CPU tensors under TRITON_INTERPRET=1). ``seed``
+    fixes the initial parameters; ``share`` takes those of another compiled network. Raises a
+    TncError that says what, where and how to mend it.
     """
     if cuda_graph or process_group is not None:
         raise BackendError(

@@ -261,7 +261,7 @@ class Compilation(Scheduling):
         """The program as a callable; the same source is loaded once."""
 
         def make() -> Executable:
-            source = emitter_of(backend)(program, entry)
+            source = emitter_of(backend)(program, entry, self.options.precision)
             show(4, f"{entry} source", source.text)
             return Executable(program, source, load(source))
 

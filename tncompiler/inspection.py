@@ -192,9 +192,7 @@ class Inspection:
             return self.program(sizes, part, wrt)
         nominal = self.compilation.nominal({} if sizes is None else sizes)
         names = self._differentiable(wrt)
-        return self.compilation.training_programs(
-            self._dtypes(), nominal, names, backend
-        ).backward
+        return self.compilation.training_programs(self._dtypes(), nominal, names, backend).backward
 
     def kernels(
         self,

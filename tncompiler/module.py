@@ -212,6 +212,11 @@ class CompiledModule(Inspection, nn.Module):
         with torch.autocast(device, enabled=False):  # the programs cast for themselves
             return self._run(tensors, cast=True)
 
+    def run_aten(self, *inputs: Tensor) -> Any:
+        """The outputs by flat aten code, where the backend's own cannot run: on a CPU, say."""
+        tensors = [*inputs, *self._held()]
+        return self.compilation.container.pack(self._flat(tensors)(*tensors))
+
     def _run(self, tensors: Sequence[Tensor], cast: bool) -> Any:
         pack = self.compilation.pack
         if watched(tensors):

@@ -143,7 +143,9 @@ def main(argv: list[str] | None = None) -> int:
     record["ceilings"] = ceilings()
     console.print(record["gpu"], {k: round(v, 1) for k, v in record["ceilings"].items()})
     failures = [wrong for wrong in fuzz(FUZZ_SHARE * seconds) if _counted(record, wrong)]
-    console.print(f"{record['fuzzed']} random networks, {len(failures)} wrong", *failures[:5], sep="\n")
+    console.print(
+        f"{record['fuzzed']} random networks, {len(failures)} wrong", *failures[:5], sep="\n"
+    )
     results: list[dict[str, Any]] = []
     chosen = cells(options.quick)
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
@@ -157,7 +159,11 @@ def main(argv: list[str] | None = None) -> int:
             except TimeoutError:
                 break
             results.append(run_cell(cell, peers=number < 4))
-            shown = {k: v if isinstance(v, str) else _text(v) for k, v in results[-1].items() if k != "errors"}
+            shown = {
+                k: v if isinstance(v, str) else _text(v)
+                for k, v in results[-1].items()
+                if k != "errors"
+            }
             console.print(f"{time.monotonic() - started:.0f} s", shown)
         pool.shutdown(wait=False, cancel_futures=True)
     console.print(table(results))

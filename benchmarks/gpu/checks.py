@@ -5,12 +5,15 @@ In: cells and seeds. Out: for each what is wrong, if anything is.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
 import torch
 
 from benchmarks.gpu.layers import Cell
+
+os.environ["TRITON_INTERPRET"] = "0"  # the tests switch the interpreter on where nobody has said
 from tests.fuzz import check_network
 from tests.networks import fuzzed_network
 from tests.oracle import Runner

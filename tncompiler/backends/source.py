@@ -39,7 +39,9 @@ class Loaded:
     def __init__(self, source: Source) -> None:
         filename = f"<tncompiler {source.entry} {source.digest}>"
         module = types.ModuleType(f"tncompiler.generated_{source.entry}_{source.digest}")
-        lines = source.text.splitlines(keepends=True)  # first: triton.jit reads its function's lines
+        lines = source.text.splitlines(
+            keepends=True
+        )  # first: triton.jit reads its function's lines
         linecache.cache[filename] = (len(source.text), None, lines, filename)
         exec(compile(source.text, filename, "exec"), module.__dict__)
         sys.modules[module.__name__] = module  # torch.compile looks a function's module up by name

@@ -100,7 +100,7 @@ class _Ties:
                 for axis in range(len(step.out.shape)):
                     self.tie((operands[0], axis), (out, axis))
             case Reduce(_, axes):
-                kept = [k for k in range(len(self.program.values[operands[0]].shape))]
+                kept = range(len(self.program.values[operands[0]].shape))
                 for position, axis in enumerate(k for k in kept if k not in axes):
                     self.tie((operands[0], axis), (out, position))
             case Split(axis, count):

@@ -100,7 +100,8 @@ class _Template:
         for step in chain.resident:
             self.step(step)
         self.sum_lines = len(self.lines)  # where zeros for the sums go
-        self.line(f"for start in range(tl.program_id(0) * ROWS, {self.extent}, tl.num_programs(0) * ROWS):")
+        first, stride = "tl.program_id(0) * ROWS", "tl.num_programs(0) * ROWS"
+        self.line(f"for start in range({first}, {self.extent}, {stride}):")
         self.indent += 1
         self.line(f"row = start + tl.arange(0, ROWS)  # {comment_name(chain.stream.name, 0)}")
         self.line("if WIDE:")
@@ -137,7 +138,8 @@ class _Template:
 
     @staticmethod
     def signature(value: Value) -> str:
-        return f"{comment_name(value.name, 0)}({', '.join(comment_name(a, k) for k, a in enumerate(value.axes))})"
+        axes = ", ".join(comment_name(name, k) for k, name in enumerate(value.axes))
+        return f"{comment_name(value.name, 0)}({axes})"
 
     def line(self, text: str, comment: str = "") -> None:
         self.lines.append("    " * self.indent + text + (f"  # {comment}" if comment else ""))
@@ -151,7 +153,11 @@ class _Template:
         return render_size(size, self.size_names)
 
     def variable(self, value: Value) -> str:
-        return self.names(("tile", value.name), f"{value.name}_tile" if value.name in self.pointers else value.name, "t")
+        return self.names(
+            ("tile", value.name),
+            f"{value.name}_tile" if value.name in self.pointers else value.name,
+            "t",
+        )
 
     # ------------------------------------------------------------------ shapes
 
@@ -203,7 +209,10 @@ class _Template:
             if atoms[0] == self.chain.stream:
                 index, bound = "row", self.extent
             else:
-                index, bound = f"tl.arange(0, {self.count(atoms)})", str(math.prod(int(a.size) for a in atoms))
+                index, bound = (
+                    f"tl.arange(0, {self.count(atoms)})",
+                    str(math.prod(int(a.size) for a in atoms)),
+                )
             scaled = index if stride == 1 else f"{index} * {self.size(stride)}"
             terms.append(f"({scaled}){tail}" if tail and stride != 1 else f"{scaled}{tail}")
             if index == "row" or bound != str(self.count(atoms)):
@@ -252,7 +261,9 @@ class _Template:
 
     def is_sum(self, step: Step) -> bool:
         """Whether the step sums over the streamed index."""
-        return step in self.chain.streamed and self.chain.stream not in self.chain.flat(step.out.name)
+        return step in self.chain.streamed and self.chain.stream not in self.chain.flat(
+            step.out.name
+        )
 
     def store_sums(self) -> tuple[dict[str, int], int]:
         for line in self.after:
@@ -282,14 +293,14 @@ class _Template:
                 self.tiles[step.out.name] = self.tiles[step.operands[0]]
             case Map(function, wires):
                 self._pointwise(step, function, wires, tuple(range(len(step.out.shape))))
-            case Contract(inputs, output):
+            case Contract():
                 self._contract(step, step.op)
 
     def _rename(self, step: Step, moves: Iterable[tuple[int, int]]) -> None:
         """The operand's axis `a` is the result's axis `b`, for each (a, b)."""
         source = self.flat_axes(step.operands[0])
         target = self.flat_axes(step.out.name)
-        place = {}
+        place: dict[int, int] = {}
         for a, b in moves:
             place.update(zip(source[a], target[b], strict=True))
         tile = self.tiles[step.operands[0]]
@@ -314,7 +325,9 @@ class _Template:
     def keys(self, name: str, labels: Sequence[int]) -> list[Key]:
         """A key for each flat axis of a value whose axes have these labels."""
         axes = self.chain.atoms[name]
-        return [(label, k) for label, atoms in zip(labels, axes, strict=True) for k in range(len(atoms))]
+        return [
+            (label, k) for label, atoms in zip(labels, axes, strict=True) for k in range(len(atoms))
+        ]
 
     # ------------------------------------------------------------------ elementwise
 
@@ -372,7 +385,7 @@ class _Template:
         value = step.op.value
         if isinstance(value, int | float):
             return number_text(value, step.out.dtype)
-        return f"({self.size(value)})"  # type: ignore[arg-type]
+        return f"({self.size(value)})"
 
     def _dirty_after(
         self, step: Step, function: str, wires: Sequence[Sequence[int]], keys: list[Key]
@@ -439,9 +452,7 @@ class _Template:
         depth = list(dict.fromkeys(k for keys in wires for k in keys if k not in out))
         for name, keys in zip(step.operands, wires, strict=True):
             self.clean(name, [keys.index(k) for k in depth if k in keys])
-        lead = max(
-            range(len(wires)), key=lambda k: self.count(atoms[key] for key in wires[k])
-        )
+        lead = max(range(len(wires)), key=lambda k: self.count(atoms[key] for key in wires[k]))
         tile = self.tiles[step.operands[lead]]
         own = [wires[lead][k] for k in tile.order]
         kept = [k for k in own if k in out] + [k for k in out if k not in own]
@@ -524,7 +535,10 @@ class _Template:
         left, right = step.operands
         for name, keys in zip(step.operands, wires, strict=True):
             self.clean(name, [keys.index(k) for k in depth])
-        ordered = [[wires[0][k] for k in self.tiles[left].order], [wires[1][k] for k in self.tiles[right].order]]
+        ordered = [
+            [wires[0][k] for k in self.tiles[left].order],
+            [wires[1][k] for k in self.tiles[right].order],
+        ]
         m = [k for k in ordered[0] if k in m]
         n = [k for k in ordered[1] if k in n]
         larger = max((0, 1), key=lambda k: self.count(atoms[key] for key in wires[k]))

@@ -106,9 +106,9 @@ def compile_launch(
     signature: dict[str, str] = {}
     constexprs: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    given = dict(zip(kernel.arg_names, args, strict=False))
+    given: dict[str, Any] = dict(zip(kernel.arg_names, args, strict=False))
     for position, name in enumerate(kernel.arg_names):
-        value = given.get(name, constants.get(name))
+        value: Any = given.get(name, constants.get(name))
         if isinstance(value, torch.dtype):
             signature[name] = _POINTERS[value]
             attributes[position,] = [["tt.divisibility", 16]]
@@ -154,7 +154,10 @@ def _cuda_usage(cubin: bytes) -> tuple[int, int]:
         file.write(cubin)
         file.flush()
         shown = subprocess.run(
-            [str(tool), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+            [str(tool), "--dump-resource-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     return int(_found(r"REG:(\d+)", shown)), int(_found(r"STACK:(\d+)", shown))
 

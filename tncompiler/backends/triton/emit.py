@@ -21,22 +21,33 @@ from tncompiler.ir.sizes import Size, size_symbol
 
 PROGRAMS = size_symbol("programs of a launch")  # no index can be called so: it is only compared
 
-_RUNTIME = ("dot", "fitting", "is_wide", "on_device_of_arguments", "processors", "real_view", "widen", "widen_rows", *HELPERS)
+_RUNTIME = (
+    "dot",
+    "fitting",
+    "is_wide",
+    "on_device_of_arguments",
+    "processors",
+    "real_view",
+    "widen",
+    "widen_rows",
+    *HELPERS,
+)
 
 
-def emit(program: Program, entry: str) -> Source:
-    """Triton source of a scheduled program."""
-    return TritonEmitter(program, entry).source()
+def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
+    """Triton source of a scheduled program; "tf32" lets float32 products round their operands."""
+    return TritonEmitter(program, entry, precision).source()
 
 
 class TritonEmitter(TorchEmitter):
     """Launches where kernels do the work; flat aten operations for the rest."""
 
-    helpers = (*TorchEmitter.helpers, *_RUNTIME, "triton", "tl")
+    helpers: tuple[str, ...] = (*TorchEmitter.helpers, *_RUNTIME, "triton", "tl")
     decorators = ("@on_device_of_arguments",)
 
-    def __init__(self, program: Program, entry: str) -> None:
+    def __init__(self, program: Program, entry: str, precision: str = "ieee") -> None:
         super().__init__(program, entry)
+        self.precision = precision
         self.kernels: list[KernelSource] = []
         self.tables: list[str] = []  # candidates of kernels that have several
         self.values = dict(program.values)
@@ -61,7 +72,7 @@ class TritonEmitter(TorchEmitter):
 
     # ------------------------------------------------------------------ steps and launches
 
-    def statements(self) -> None:
+    def write_steps(self) -> None:
         """Write every action, and give up values when nobody needs them any more."""
         actions = plan_launches(self.program)
         last_use = _last_uses(actions)
@@ -77,7 +88,7 @@ class TritonEmitter(TorchEmitter):
                     self._note_layout(action)
             done = [n for n, last in last_use.items() if last == position and n not in kept]
             if position + 1 < len(actions):
-                self._release(done)
+                self.release(done)
 
     def _note_layout(self, step: Step) -> None:
         if isinstance(step.op, Split | Merge) and step.operands[0] in self.dense:
@@ -98,7 +109,9 @@ class TritonEmitter(TorchEmitter):
         for value in arrays:
             self._make_dense(value)
         names = {value.name: self.name(value) for value in (*arrays, pairwise.out)}
-        kernel = pairwise_kernel(pairwise, tiles, self._kernel_name(pairwise.out), names)
+        kernel = pairwise_kernel(
+            pairwise, tiles, self._kernel_name(pairwise.out), names, self.precision
+        )
         self._allocate(pairwise.out, zeros=pairwise.diagonal)
         self._write_launch(kernel, kernel.grid(self.size), tiles.warps, tiles.stages)
         self.dense.add(pairwise.out.name)
@@ -133,7 +146,7 @@ class TritonEmitter(TorchEmitter):
         self.values.update((v.name, v) for v in (*chain.outputs, *chain.sums))
         names = {v.name: self.name(v) for v in (*chain.inputs, *chain.outputs, *chain.sums)}
         first = (*chain.outputs, *chain.sums)[0]
-        made = chain_kernel(chain, self._kernel_name(first), names)
+        made = chain_kernel(chain, self._kernel_name(first), names, self.precision)
         self.kernels.append(made.kernel)
         for value in chain.outputs:
             self._allocate(value)
@@ -141,7 +154,9 @@ class TritonEmitter(TorchEmitter):
         arrays = [self.name(self.values[name]) for name in made.kernel.arrays]
         sizes = [self.size(symbol) for symbol in made.kernel.symbols]
         wide = f"WIDE=is_wide({', '.join(arrays)})"
-        config, programs = self._configure(chain, made, [*arrays, *self._parts_dtype(made), *sizes, wide])
+        config, programs = self._configure(
+            chain, made, [*arrays, *self._parts_dtype(made), *sizes, wide]
+        )
         parts = self._allocate_parts(chain, made)
         given = ", ".join([*arrays, *([self.name(parts)] if parts else []), *sizes, wide])
         self.lines.append(

@@ -85,7 +85,9 @@ class Tile:
         mask = self.mask(load.strides)
         given = f", mask={mask}, other=0" if mask else ""
         if kind(load.dtype) != "complex":
-            return Parts(self.write(pointer, f"tl.load({self.address(pointer, load.strides)}{given})"))
+            return Parts(
+                self.write(pointer, f"tl.load({self.address(pointer, load.strides)}{given})")
+            )
         address = self.address(pointer, load.strides, 2)
         re = self.write(f"{pointer}_re", f"tl.load({address}{given})")
         return Parts(re, self.write(f"{pointer}_im", f"tl.load({address} + 1{given})"))
@@ -131,7 +133,9 @@ class Tile:
     def address(self, pointer: str, strides: Strides, width: int = 1) -> str:
         """The pointer and one offset for each axis of the tile, and one for labels off the tile."""
         terms = [pointer]
-        off = self._offset([s for s in strides if all(s[0] not in a.labels for a in self.axes)], width)
+        off = self._offset(
+            [s for s in strides if all(s[0] not in a.labels for a in self.axes)], width
+        )
         if off:
             terms.append(off)
         for axis in self.axes:
@@ -148,9 +152,7 @@ class Tile:
             variable = self.variables[label]
             plain = factor.isidentifier() or factor.isdigit()
             texts.append(
-                variable
-                if factor == "1"
-                else f"{variable} * {factor if plain else f'({factor})'}"
+                variable if factor == "1" else f"{variable} * {factor if plain else f'({factor})'}"
             )
         return " + ".join(texts)
 
@@ -166,7 +168,7 @@ class Tile:
 
 
 def is_zero_outside(tree: Tree, labels: tuple[int, ...]) -> bool:
-    """Whether the tree is zero where an index along `labels` is out of bounds, whatever it reads."""
+    """Whether the tree is zero where an index along `labels` is out of bounds."""
     if isinstance(tree, Load):
         return bool({label for label, _ in tree.strides} & set(labels))
     if isinstance(tree, Apply) and tree.function in ("mul", "cast", "neg", "conj"):

@@ -103,7 +103,10 @@ def _scratch(dtype: torch.dtype, programs: int, device: torch.device) -> Tensor:
 
 
 def _timed(run: Callable[[], None]) -> float:
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, stop = (
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(2)
+    )
     start.record()
     run()
     stop.record()

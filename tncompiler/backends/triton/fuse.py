@@ -7,7 +7,7 @@ casts cost nothing anywhere. What a kernel cannot do stays a step, for the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tncompiler.backends.triton.pairwise import Pairwise, classify

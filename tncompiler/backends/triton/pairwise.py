@@ -6,8 +6,10 @@ and merged where every array allows it, so that a kernel has few indices to take
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise as neighbours
+from typing import Any
 
 from tncompiler.backends.triton.trees import (
     Apply,
@@ -143,14 +145,10 @@ def _merged(pairwise: Pairwise) -> Pairwise:
     """Labels of a group become one where every array steps through them alike."""
     pairwise = replace(pairwise, k=_order_summed(pairwise))
     for group in _GROUPS:
-        for outer, inner in reversed([*_neighbours(getattr(pairwise, group))]):
+        for outer, inner in reversed([*neighbours(getattr(pairwise, group))]):
             if _can_merge(outer, inner, pairwise):
                 pairwise = _merge(outer, inner, group, pairwise)
     return pairwise
-
-
-def _neighbours(labels: Labels) -> Iterable[tuple[int, int]]:
-    return zip(labels, labels[1:], strict=False)
 
 
 def _order_summed(pairwise: Pairwise) -> Labels:
@@ -172,9 +170,7 @@ def _can_merge(outer: int, inner: int, pairwise: Pairwise) -> bool:
     for strides in map(dict, _arrays(pairwise)):
         if (outer in strides) != (inner in strides):
             return False
-        if outer in strides and strides[outer] != product(
-            (pairwise.sizes[inner], strides[inner])
-        ):
+        if outer in strides and strides[outer] != product((pairwise.sizes[inner], strides[inner])):
             return False
     return True
 
@@ -193,4 +189,5 @@ def _merge(outer: int, inner: int, group: str, pairwise: Pairwise) -> Pairwise:
     )
     labels = tuple(k for k in getattr(pairwise, group) if k != outer)
     changed = replace(pairwise, left=left, right=right, epilogue=epilogue, sizes=sizes, names=names)  # type: ignore[arg-type]
-    return replace(changed, out_strides=without(pairwise.out_strides), **{group: labels})
+    grouped: dict[str, Any] = {group: labels}
+    return replace(changed, out_strides=without(pairwise.out_strides), **grouped)

@@ -21,7 +21,17 @@ from tncompiler.ir.dtypes import kind, real_part
 from tncompiler.ir.program import Labels
 from tncompiler.ir.sizes import Size, product, render_size, symbols_of
 
-RESERVED = ("tl", "triton", "dot", "tile", "split", "start", "BLOCK_M", "BLOCK_N", "BLOCK_K")
+RESERVED: tuple[str, ...] = (
+    "tl",
+    "triton",
+    "dot",
+    "tile",
+    "split",
+    "start",
+    "BLOCK_M",
+    "BLOCK_N",
+    "BLOCK_K",
+)
 RESERVED += ("SPLITS", "WIDE", *HELPERS)
 
 
@@ -229,9 +239,7 @@ class _Template:
             Axis(getattr(self.pairwise, axis), tail, self.bounds.get(axis, ""))
             for axis, tail in zip(axes, tails, strict=True)
         )
-        return Tile(
-            made, self.index, self.pointers, self.write, self.size, self.number, total
-        )
+        return Tile(made, self.index, self.pointers, self.write, self.size, self.number, total)
 
     def _reduce(self) -> Parts:
         p = self.pairwise
@@ -382,7 +390,7 @@ def number_text(value: float, dtype: str) -> str:
 def _divides(block: int, extent: Size) -> bool:
     if isinstance(extent, int):
         return extent % block == 0
-    return sympy.Mod(extent, block) == 0
+    return bool(sympy.Mod(extent, block) == 0)
 
 
 def _factor(text: str) -> str:

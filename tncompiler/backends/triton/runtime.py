@@ -17,14 +17,20 @@ from tncompiler.ir.errors import BackendError
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
 
-@triton.jit
-def dot(x, y, acc, precision: tl.constexpr = "ieee"):  # type: ignore[no-untyped-def]
-    """acc + x @ y; the interpreter would multiply the bits of a bfloat16, so it gets float32."""
+@triton.jit  # type: ignore[untyped-decorator]
+def dot(x, y, acc, precision: tl.constexpr = "bf16x6"):  # type: ignore[no-untyped-def]
+    """acc + x @ y; float32 as six products of bfloat16 parts, which keep all of its 24 bits.
+
+    The interpreter would multiply the bits of a bfloat16, so it gets float32.
+    """
     if INTERPRETED:
         if x.dtype == tl.bfloat16:
             x = x.to(tl.float32)
             y = y.to(tl.float32)
-    return tl.dot(x, y, acc, input_precision=precision, out_dtype=acc.dtype)
+        return tl.dot(x, y, acc, input_precision="ieee", out_dtype=acc.dtype)
+    if x.dtype == tl.float32:
+        return tl.dot(x, y, acc, input_precision=precision, out_dtype=acc.dtype)
+    return tl.dot(x, y, acc, out_dtype=acc.dtype)
 
 
 @triton.jit

@@ -46,14 +46,11 @@ FUNCTIONS: dict[str, str] = {
     "stop": "{0}",
 }
 HELPERS = ("sigmoid", "softplus", "tanh")  # of the runtime module
-COMPLEX = frozenset(
-    ("add", "sub", "mul", "neg", "conj", "real", "imag", "project", "stop", "cast")
-)
+COMPLEX = frozenset(("add", "sub", "mul", "neg", "conj", "real", "imag", "project", "stop", "cast"))
 SINGLE_ONLY = frozenset(("tanh", "softplus", "gelu"))  # written for float32
 ZERO_AT_ZERO = frozenset(
-    ("mul", "neg", "sqrt", "sin", "tanh", "erf", "relu", "gelu", "silu", "abs", "conj", "real")
-    + ("imag", "project", "stop", "cast", "add", "sub")
-)
+    ("abs", "add", "cast", "conj", "erf", "gelu", "imag", "mul", "neg", "project", "real", "relu")
+) | {"silu", "sin", "sqrt", "stop", "sub", "tanh"}
 
 
 def is_spelled(name: str, dtypes: tuple[str, ...]) -> bool:

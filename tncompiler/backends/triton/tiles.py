@@ -60,7 +60,9 @@ def _along_rows(pairwise: Pairwise) -> bool:
 def row_candidates(chain: Chain) -> tuple[Tiles, ...]:
     """How many rows of the streamed index are on chip at a time (as `m`), the most first."""
     sizes = [row_elements(chain, step.out.name) for step in chain.streamed]
-    sizes += [row_elements(chain, v.name) for v in chain.inputs if chain.stream in chain.flat(v.name)]
+    sizes += [
+        row_elements(chain, v.name) for v in chain.inputs if chain.stream in chain.flat(v.name)
+    ]
     extent = block(_number(chain.stream.size), 1, 64)
     most = min(extent, 1 << (max(1, _ON_CHIP // max(sizes)).bit_length() - 1))
     rows = [most >> k for k in range(4) if most >> k]
