@@ -58,7 +58,8 @@ class PlanOptions:
     ``machine``: whose rates predicted times come from, a committed table ("reference",
     "a100", "h100", "b200", "mi300x") or what `tnc.calibrate` returned.
     ``precision``: "tf32" allows Triton's kernels to round the operands of float32 products to 11
-    bits; elsewhere nothing does. Raises PlanError for an unknown value, and for options that this version does not carry out yet.
+    bits; elsewhere nothing does. Raises PlanError for an unknown value, and for options that this
+    version does not carry out yet.
     """
 
     minimize: str = "time"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Self
 
 from tncompiler.backends.source import Source
 from tncompiler.backends.torch.emit import TorchEmitter
@@ -89,6 +90,12 @@ class TritonEmitter(TorchEmitter):
             done = [n for n, last in last_use.items() if last == position and n not in kept]
             if position + 1 < len(actions):
                 self.release(done)
+
+    def nested(self, body: Program) -> Self:
+        """As for every emitter; the kernels of a loop's body stand beside the others."""
+        inner = super().nested(body)
+        inner.kernels, inner.tables, inner.precision = self.kernels, self.tables, self.precision
+        return inner
 
     def _note_layout(self, step: Step) -> None:
         if isinstance(step.op, Split | Merge) and step.operands[0] in self.dense:
