@@ -51,6 +51,7 @@ class TritonEmitter(TorchEmitter):
         self.precision = precision
         self.kernels: list[KernelSource] = []
         self.tables: list[str] = []  # candidates of kernels that have several
+        self.alive: list[str] = []  # what the last action still reads
         self.values = dict(program.values)
         self.dense: set[str] = set()  # values whose memory is in the order of their axes
 
@@ -87,9 +88,12 @@ class TritonEmitter(TorchEmitter):
                 case Step() if not isinstance(action.op, Literal):
                     self._step(action)
                     self._note_layout(action)
-            done = [n for n, last in last_use.items() if last == position and n not in kept]
+            self.alive = [n for n, last in last_use.items() if last == position and n not in kept]
             if position + 1 < len(actions):
-                self.release(done)
+                self.release(self.alive)
+
+    def read_last(self) -> list[str]:
+        return self.alive
 
     def nested(self, body: Program) -> Self:
         """As for every emitter; the kernels of a loop's body stand beside the others."""
