@@ -32,6 +32,7 @@ from tncompiler.ir.program import (
 from tncompiler.ir.sizes import Size, product, render_size
 
 MIN_DEPTH = 16  # terms that tl.dot wants; shorter sums get zeros in between
+ROWS = 16  # stands for the rows when products are weighed
 SMALL_PRODUCT = 2**12  # multiplications of a product too small for tl.dot
 
 Key = tuple[int, int]  # a label of a step, and which of its atoms
@@ -127,7 +128,7 @@ class _Template:
             tuple(self.pointers),
             tuple(self.size_names),
             (),
-            lambda size: (),
+            lambda size, config: (),
         )
 
     def describe(self) -> str:
@@ -164,9 +165,9 @@ class _Template:
     def padded(self, atom: Atom) -> int | str:
         return "ROWS" if atom == self.chain.stream else pad(int(atom.size))
 
-    def count(self, atoms: Iterable[Atom]) -> int:
-        """Elements of a tile, the streamed index counting as one."""
-        return math.prod(1 if a == self.chain.stream else pad(int(a.size)) for a in atoms)
+    def count(self, atoms: Iterable[Atom], rows: int = 1) -> int:
+        """Elements of a tile with so many rows."""
+        return math.prod(rows if a == self.chain.stream else pad(int(a.size)) for a in atoms)
 
     def shape(self, atoms: Iterable[Atom | None]) -> str:
         texts = ["1" if a is None else str(self.padded(a)) for a in atoms]
@@ -433,7 +434,7 @@ class _Template:
         depth = [k for k in a if k in b and k not in out]
         private = [k for k in (*a, *b) if k not in out and k not in depth]
         atoms = self._atoms_of(step, wires)
-        sides = [self.count(atoms[k] for k in group) for group in (batch, m, n, depth)]
+        sides = [self.count((atoms[k] for k in g), ROWS) for g in (batch, m, n, depth)]
         short = sides[3] < (MIN_DEPTH if batch else 4) or min(sides[1], sides[2]) < 2
         if private or short or math.prod(sides) <= SMALL_PRODUCT:
             self._sum(step, wires, out)

@@ -58,7 +58,7 @@ def compile_job(job: Mapping[str, Any]) -> list[dict[str, Any]]:
         options = {key: kwargs.pop(key) for key in _OPTIONS}
         found.append(compile_launch(self, args, kwargs, options, target, tuple(grid)))
 
-    def fit(kernel: JITFunction, candidates: Any, *args: Any, **constants: Any) -> Any:
+    def fit(kernel: Any, candidates: Any, grid: Any, *args: Any, **constants: Any) -> Any:
         """The first candidate that spills nothing and fits the chip."""
         tried = []
         for config in candidates:

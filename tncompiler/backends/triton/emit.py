@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Self
 
 from tncompiler.backends.source import Source
@@ -12,9 +13,9 @@ from tncompiler.backends.triton.chain import Chain, find_chain
 from tncompiler.backends.triton.chain_kernel import ChainSource, chain_kernel
 from tncompiler.backends.triton.fuse import Action, fuse
 from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
-from tncompiler.backends.triton.pairwise_kernel import KernelSource, pairwise_kernel
+from tncompiler.backends.triton.pairwise_kernel import KernelSource, blocks_of, pairwise_kernel
 from tncompiler.backends.triton.spelling import HELPERS
-from tncompiler.backends.triton.tiles import Tiles, choose_tiles, row_candidates
+from tncompiler.backends.triton.tiles import Tiles, row_candidates, tile_candidates
 from tncompiler.ir.dtypes import kind
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.program import Argument, Literal, Merge, Program, Split, Step, Value
@@ -106,47 +107,57 @@ class TritonEmitter(TorchEmitter):
             self.dense.add(step.out.name)
 
     def _launches(self, pairwise: Pairwise) -> None:
-        tiles = choose_tiles(pairwise)
-        if tiles.splits == 1:
+        tiles = tile_candidates(pairwise)
+        if tiles[0].splits == 1:
             self._launch(pairwise, tiles)
             return
-        first, second = split_sum(pairwise, tiles.splits)
+        first, second = split_sum(pairwise, tiles[0].splits)
         self._launch(first, tiles)
-        self._launch(second, choose_tiles(second))
+        self._launch(second, tile_candidates(second))
         self.lines.append(f"del {self.name(first.out)}")
 
-    def _launch(self, pairwise: Pairwise, tiles: Tiles) -> None:
+    def _launch(self, pairwise: Pairwise, tiles: tuple[Tiles, ...]) -> None:
         arrays = [*dict.fromkeys(load.value for load in pairwise.loads)]
         for value in arrays:
             self._make_dense(value)
         names = {value.name: self.name(value) for value in (*arrays, pairwise.out)}
-        kernel = pairwise_kernel(
-            pairwise, tiles, self._kernel_name(pairwise.out), names, self.precision
-        )
+        name = self._kernel_name(pairwise.out)
+        kernel = pairwise_kernel(pairwise, tiles, name, names, self.precision)
+        self.kernels.append(kernel)
         self._allocate(pairwise.out, zeros=pairwise.diagonal)
-        self._write_launch(kernel, kernel.grid(self.size), tiles.warps, tiles.stages)
+        given = [self._pointer(array) for array in kernel.arrays]
+        given += [self.size(symbol) for symbol in kernel.symbols]
+        given += [f"{c}={v or self._wide(kernel)}" for c, v in kernel.constants if v or c == "WIDE"]
+        if len(tiles) == 1:
+            config, options = "", f"num_warps={tiles[0].warps}, num_stages={tiles[0].stages}"
+        else:
+            blocks = [_keywords(dict(blocks_of(pairwise, t)), t) for t in tiles]
+            grid = ", ".join(kernel.grid(self.size, "config"))
+            config = self._configure(kernel, blocks, grid, given)
+            options = f"**{config}"
+        grid = ", ".join(kernel.grid(self.size, config))
+        launch = f"{kernel.name}[({grid},)]({', '.join(given)}"
+        self.lines.append(f"{launch}, {options}, enable_fp_fusion=True)")
         self.dense.add(pairwise.out.name)
 
     def _kernel_name(self, value: Value) -> str:
         return self.names(("kernel", value.name), f"{self.name(value)}_kernel", "kernel")
 
-    def _write_launch(
-        self,
-        kernel: KernelSource,
-        grid: tuple[str, ...],
-        warps: int,
-        stages: int,
-        more: tuple[str, ...] = (),
-    ) -> None:
-        """The line that launches a kernel; `more` are arrays that only this line names."""
-        self.kernels.append(kernel)
-        wide = f"is_wide({', '.join(self.name(self.values[name]) for name in kernel.arrays)})"
-        texts = [*(self._pointer(name) for name in kernel.arrays), *more]
-        texts += [self.size(symbol) for symbol in kernel.symbols]
-        for constant, value in kernel.constants:
-            texts.append(f"{constant}={value or wide}")
-        texts += [f"num_warps={warps}", f"num_stages={stages}", "enable_fp_fusion=True"]
-        self.lines.append(f"{kernel.name}[({', '.join(grid)},)]({', '.join(texts)})")
+    def _wide(self, kernel: KernelSource) -> str:
+        """Source of whether offsets into a kernel's arrays take 64 bits."""
+        return f"is_wide({', '.join(self.name(self.values[name]) for name in kernel.arrays)})"
+
+    def _configure(
+        self, kernel: KernelSource, candidates: list[str], grid: str, given: list[str]
+    ) -> str:
+        """The variable that holds the configuration which a kernel is launched with."""
+        table = self.names(("table", kernel.name), f"{kernel.name}s", "configs")
+        self.tables.append(f"{table} = ({', '.join(candidates)},)")
+        config = self.names(("config", kernel.name), "config", "config")
+        programs = f"lambda config: ({grid},)"
+        asked = ", ".join([kernel.name, table, programs, *given])
+        self.lines.append(f"{config} = fitting({asked})")
+        return config
 
     # ------------------------------------------------------------------ chains
 
@@ -164,37 +175,24 @@ class TritonEmitter(TorchEmitter):
             self.dense.add(value.name)
         arrays = [self.name(self.values[name]) for name in made.kernel.arrays]
         sizes = [self.size(symbol) for symbol in made.kernel.symbols]
-        wide = f"WIDE=is_wide({', '.join(arrays)})"
-        config, programs = self._configure(
-            chain, made, [*arrays, *self._parts_dtype(made), *sizes, wide]
-        )
+        last = [*sizes, f"WIDE={self._wide(made.kernel)}"]
+        candidates = [_keywords({"ROWS": t.m}, t) for t in row_candidates(chain)]
+        dtype = [f"torch.{made.dtype}"] if made.total else []
+        grid = self._programs(chain, "config")
+        config = self._configure(made.kernel, candidates, grid, [*arrays, *dtype, *last])
+        programs = self.names(PROGRAMS, "programs", "programs")
+        self.lines.append(f"{programs} = {self._programs(chain, config)}")
         parts = self._allocate_parts(chain, made)
-        given = ", ".join([*arrays, *([self.name(parts)] if parts else []), *sizes, wide])
-        self.lines.append(
-            f"{made.kernel.name}[({programs},)]({given}, **{config}, enable_fp_fusion=True)"
-        )
+        given = ", ".join([*arrays, *([self.name(parts)] if parts else []), *last])
+        launch = f"{made.kernel.name}[({programs},)]({given}"
+        self.lines.append(f"{launch}, **{config}, enable_fp_fusion=True)")
         if parts is not None:
             self._add_parts(chain, made, parts)
 
-    def _configure(self, chain: Chain, made: ChainSource, given: list[str]) -> tuple[str, str]:
-        """Variables that hold the kernel's configuration and its number of programs."""
-        candidates = [
-            f"dict(ROWS={tiles.m}, num_warps={tiles.warps}, num_stages={tiles.stages})"
-            for tiles in row_candidates(chain)
-        ]
-        table = self.names(("table", made.kernel.name), f"{made.kernel.name}s", "configs")
-        self.tables.append(f"{table} = ({', '.join(candidates)},)")
-        config = self.names(("config", made.kernel.name), "config", "config")
-        programs = self.names(PROGRAMS, "programs", "programs")
-        self.lines.append(f"{config} = fitting({', '.join([made.kernel.name, table, *given])})")
+    def _programs(self, chain: Chain, config: str) -> str:
+        """Source of how many programs share the rows."""
         rows = f'triton.cdiv({self.size(chain.stream.size)}, {config}["ROWS"])'
-        device = next(iter(self.names_of_arguments().values()))
-        self.lines.append(f"{programs} = min({rows}, processors({device}))")
-        return config, programs
-
-    @staticmethod
-    def _parts_dtype(made: ChainSource) -> list[str]:
-        return [f"torch.{made.dtype}"] if made.total else []
+        return f"min({rows}, processors({next(iter(self.names_of_arguments().values()))}))"
 
     def _allocate_parts(self, chain: Chain, made: ChainSource) -> Value | None:
         """Room for the sums of each program."""
@@ -246,6 +244,12 @@ class TritonEmitter(TorchEmitter):
         shape = f"{self.shape(out)}," if out.shape else ""
         text = f"torch.{made}(({shape}), dtype=torch.{out.dtype}{self.device})"
         self.lines.append(f"{self.name(out)} = {text}  # {self._tuple(out)}")
+
+
+def _keywords(blocks: Mapping[str, int], tiles: Tiles) -> str:
+    """A configuration as source."""
+    options = {**blocks, "num_warps": tiles.warps, "num_stages": tiles.stages}
+    return f"dict({', '.join(f'{name}={number}' for name, number in options.items())})"
 
 
 def plan_launches(program: Program) -> list[Action | Chain]:

@@ -19,28 +19,39 @@ import platformdirs
 import torch
 from torch import Tensor
 
+Grid = Callable[["Config"], tuple[int, ...]]
 Config = Mapping[str, int]  # keyword arguments of a launch: block sizes, num_warps, num_stages
+
+OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}  # the default changes with triton 3.10
 
 _VERSION = 1
 _REPEATS = 5
+_ready: dict[object, Config] = {}  # by kernel, device and shape class: a look-up for each launch
 
 
-def fitting(kernel: Any, candidates: Sequence[Config], *args: Any, **constants: Any) -> Config:
+def fitting(
+    kernel: Any, candidates: Sequence[Config], grid: Grid, *args: Any, **constants: Any
+) -> Config:
     """The candidate to launch with.
 
-    ``args`` are the launch's, with a dtype for an array that has no size yet. Under the interpreter
-    the first; on a GPU the fastest of those that spill nothing and fit into shared memory.
+    ``grid`` says how many programs a candidate takes; ``args`` are the launch's, with a dtype for
+    an array that has no size yet. Under the interpreter the first; on a GPU the fastest of those
+    that spill nothing and fit into shared memory.
     """
-    tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    device = tensors[0].device
-    if device.type != "cuda" or len(candidates) == 1:
+    device = args[0].device
+    if device.type != "cuda":
         return candidates[0]
-    key = _key(kernel, candidates, args, device)
-    known = _choices()
-    if key not in known:
-        known[key] = _choose(kernel, candidates, args, constants, device)
-        _save(known)
-    return candidates[min(known[key], len(candidates) - 1)]
+    sizes = tuple([arg.bit_length() for arg in args if type(arg) is int])
+    ready = (kernel, device.index, sizes)
+    config = _ready.get(ready)
+    if config is None:
+        key = _key(kernel, candidates, sizes, device)
+        known = _choices()
+        if key not in known:
+            known[key] = _choose(kernel, candidates, grid, args, constants)
+            _save(known)
+        config = _ready[ready] = candidates[min(known[key], len(candidates) - 1)]
+    return config
 
 
 def first_fitting(spills: Sequence[int | None]) -> int:
@@ -52,16 +63,16 @@ def first_fitting(spills: Sequence[int | None]) -> int:
 def _choose(
     kernel: Any,
     candidates: Sequence[Config],
+    grid: Grid,
     args: Sequence[Any],
     constants: Mapping[str, Any],
-    device: torch.device,
 ) -> int:
     spills = [_spill(kernel, config, args, constants) for config in candidates]
     best = first_fitting(spills)
     fits = [k for k, spill in enumerate(spills) if spill is not None and spill == spills[best]]
     if len(fits) == 1:
         return best
-    times = {k: _milliseconds(kernel, candidates[k], args, constants, device) for k in fits}
+    times = {k: _milliseconds(kernel, candidates[k], grid, args, constants) for k in fits}
     return min(fits, key=times.__getitem__)
 
 
@@ -80,18 +91,14 @@ def _spill(
 
 
 def _milliseconds(
-    kernel: Any,
-    config: Config,
-    args: Sequence[Any],
-    constants: Mapping[str, Any],
-    device: torch.device,
+    kernel: Any, config: Config, grid: Grid, args: Sequence[Any], constants: Mapping[str, Any]
 ) -> float:
     """The shortest of a few runs on the real arguments, which a launch may always repeat."""
-    programs = torch.cuda.get_device_properties(device).multi_processor_count
-    given = [_scratch(a, programs, device) if isinstance(a, torch.dtype) else a for a in args]
+    programs, device = grid(config), args[0].device
+    given = [_scratch(a, programs[0], device) if isinstance(a, torch.dtype) else a for a in args]
 
     def run() -> None:
-        kernel[(programs,)](*given, **constants, **config, **OPTIONS)
+        kernel[programs](*given, **constants, **config, **OPTIONS)
 
     run()
     return min(_timed(run) for _ in range(_REPEATS))
@@ -114,18 +121,14 @@ def _timed(run: Callable[[], None]) -> float:
     return float(start.elapsed_time(stop))
 
 
-OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
-
-
 # ---------------------------------------------------------------------------- what is kept
 
 
 def _key(
-    kernel: Any, candidates: Sequence[Config], args: Sequence[Any], device: torch.device
+    kernel: Any, candidates: Sequence[Config], sizes: Sequence[int], device: torch.device
 ) -> str:
     """Device, kernel source, candidates, and sizes to the next power of two."""
     name = torch.cuda.get_device_name(device)
-    sizes = [arg.bit_length() for arg in args if isinstance(arg, int)]
     text = json.dumps([_VERSION, name, kernel.src, [dict(c) for c in candidates], sizes])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -6,7 +6,7 @@ In: a launch and its tiles. Out: the source of a kernel and of the line that lau
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -39,7 +39,8 @@ RESERVED += ("SPLITS", "WIDE", *HELPERS)
 class KernelSource:
     """``arrays``: names of the values that are passed, in order; ``symbols``: sizes after them.
 
-    ``grid``: source of the number of programs along each axis.
+    ``grid``: (how sizes are written, the variable of a configuration) → source of the number of
+    programs along each axis. ``constants`` without a value are for the host to fill in.
     """
 
     name: str
@@ -47,17 +48,20 @@ class KernelSource:
     arrays: tuple[str, ...]
     symbols: tuple[sympy.Expr, ...]
     constants: tuple[tuple[str, str], ...]
-    grid: Callable[[Callable[[Size], str]], tuple[str, ...]]
+    grid: Callable[[Callable[[Size], str], str], tuple[str, ...]]
 
 
 def pairwise_kernel(
     pairwise: Pairwise,
-    tiles: Tiles,
+    tiles: tuple[Tiles, ...],
     name: str,
     variables: Mapping[str, str],
     precision: str = "ieee",
 ) -> KernelSource:
-    """The kernel of a launch. ``variables``: the host's names of values."""
+    """The kernel of a launch, for any of the tiles, of which the first are the largest.
+
+    ``variables``: the host's names of values.
+    """
     return _Template(pairwise, tiles, name, variables, precision).kernel()
 
 
@@ -65,12 +69,13 @@ class _Template:
     def __init__(
         self,
         pairwise: Pairwise,
-        tiles: Tiles,
+        tiles: tuple[Tiles, ...],
         name: str,
         variables: Mapping[str, str],
         precision: str,
     ) -> None:
-        self.pairwise, self.tiles, self.name = pairwise, tiles, name
+        self.pairwise, self.tiles, self.name = pairwise, tiles[0], name
+        self.is_fixed = len(tiles) == 1
         self.precision = precision
         self.names = Names()
         self.names.reserve(RESERVED)
@@ -111,14 +116,11 @@ class _Template:
         )
 
     def _constants(self, wide: str) -> tuple[tuple[str, str], ...]:
-        tiles = self.tiles
-        found = [("BLOCK_M", str(tiles.m))]
-        if self.pairwise.reduction == "dot":
-            found.append(("BLOCK_N", str(tiles.n)))
-        if self.pairwise.reduction != "map":
-            found.append(("BLOCK_K", str(tiles.k)))
-        if tiles.splits > 1:
-            found.append(("SPLITS", str(tiles.splits)))
+        """The constants of every launch; a value that is left out comes from a configuration."""
+        blocks = blocks_of(self.pairwise, self.tiles)
+        found = [(name, str(number) if self.is_fixed else "") for name, number in blocks]
+        if self.tiles.splits > 1:
+            found.append(("SPLITS", str(self.tiles.splits)))
         return (*found, ("WIDE", wide))
 
     def _needs_wide(self) -> str:
@@ -129,15 +131,32 @@ class _Template:
             return str(max(int(e) for e in extents) * 2 >= 2**31)
         return ""
 
-    def _grid(self, size: Callable[[Size], str]) -> tuple[str, ...]:
+    def _grid(self, size: Callable[[Size], str], config: str) -> tuple[str, ...]:
         p, t = self.pairwise, self.tiles
-        terms = [_tiles(p.extent(p.m), t.m, size)]
+        terms = [self._tiles(p.m, "BLOCK_M", size, "triton.cdiv", f'{config}["BLOCK_M"]')]
         if p.reduction == "dot":
-            terms.append(_tiles(p.extent(p.n), t.n, size))
+            terms.append(self._tiles(p.n, "BLOCK_N", size, "triton.cdiv", f'{config}["BLOCK_N"]'))
             if p.batch:
                 terms.append(_factor(size(p.extent(p.batch))))
         text = " * ".join(term for term in terms if term != "1") or "1"
         return (text, str(t.splits)) if t.splits > 1 else (text,)
+
+    def _tiles(
+        self,
+        group: Labels,
+        block: str,
+        size: Callable[[Size], str],
+        cdiv: str = "tl.cdiv",
+        chosen: str = "",
+    ) -> str:
+        """Source of the number of tiles along a group of labels."""
+        extent = self.pairwise.extent(group)
+        number = dict(blocks_of(self.pairwise, self.tiles))[block]
+        if not self.is_fixed:
+            return f"{cdiv}({size(extent)}, {chosen or block})"
+        if isinstance(extent, int):
+            return str(-(-extent // number))
+        return f"{cdiv}({size(extent)}, {number})"
 
     def describe(self) -> str:
         p = self.pairwise
@@ -190,12 +209,12 @@ class _Template:
         self.line("    tile = tile.to(tl.int64)  # an offset may not fit into 32 bits")
         self.widening = len(self.lines)
         if p.reduction == "dot":
-            tiles_n = _tiles(p.extent(p.n), self.tiles.n, self.size, "tl.cdiv")
+            tiles_n = self._tiles(p.n, "BLOCK_N", self.size)
             if tiles_n != "1":
                 self.line(f"tile_n = tile % {tiles_n}")
                 self.line(f"tile = tile // {tiles_n}")
             if p.batch:
-                tiles_m = _tiles(p.extent(p.m), self.tiles.m, self.size, "tl.cdiv")
+                tiles_m = self._tiles(p.m, "BLOCK_M", self.size)
                 self._indices("item", f"tile // {tiles_m}", p.batch)
                 self.line(f"tile = tile % {tiles_m}")
             self._range("n", p.n, "tile_n" if tiles_n != "1" else "0", "BLOCK_N")
@@ -204,7 +223,8 @@ class _Template:
     def _range(self, name: str, labels: Labels, tile: str, block: str) -> None:
         extent = self.pairwise.extent(labels)
         number = {"BLOCK_M": self.tiles.m, "BLOCK_N": self.tiles.n}[block]
-        start = "" if tile == "0" or extent == number else f"{tile} * {block} + "
+        whole = tile == "0" or (self.is_fixed and extent == number)
+        start = "" if whole else f"{tile} * {block} + "
         self._indices(name, f"{start}tl.arange(0, {block})", labels)
         self._bound(name, extent, number)
 
@@ -397,12 +417,10 @@ def _factor(text: str) -> str:
     return text if text.isidentifier() or text.isdigit() else f"({text})"
 
 
-def _tiles(extent: Size, block: int, size: Callable[[Size], str], cdiv: str = "triton.cdiv") -> str:
-    if isinstance(extent, int):
-        return str(-(-extent // block))
-    return f"{cdiv}({size(extent)}, {block})"
-
-
-def arguments(source: KernelSource, texts: Sequence[str]) -> str:
-    """The argument list of a launch."""
-    return ", ".join([*texts, *(f"{name}={value}" for name, value in source.constants)])
+def blocks_of(pairwise: Pairwise, tiles: Tiles) -> tuple[tuple[str, int], ...]:
+    """The block sizes that a kernel takes, by name."""
+    if pairwise.reduction == "dot":
+        return (("BLOCK_M", tiles.m), ("BLOCK_N", tiles.n), ("BLOCK_K", tiles.k))
+    if pairwise.reduction == "map":
+        return (("BLOCK_M", tiles.m),)
+    return (("BLOCK_M", tiles.m), ("BLOCK_K", tiles.k))

@@ -6,7 +6,7 @@ long sum is split.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tncompiler.backends.triton.chain import Chain, row_elements
 from tncompiler.backends.triton.pairwise import Pairwise
@@ -50,6 +50,16 @@ def choose_tiles(pairwise: Pairwise) -> Tiles:
     return Tiles(rows, 1, columns, splits=_splits(programs, k, columns))
 
 
+def tile_candidates(pairwise: Pairwise) -> tuple[Tiles, ...]:
+    """The static choice and, for products with large tiles, smaller ones: should it spill."""
+    first = choose_tiles(pairwise)
+    if pairwise.reduction != "dot" or first.m * first.n < 1024:
+        return (first,)
+    half = replace(first, **{"m" if first.m >= first.n else "n": max(first.m, first.n) // 2})
+    quarter = replace(first, m=max(16, first.m // 2), n=max(16, first.n // 2))
+    return tuple(dict.fromkeys((first, half, quarter)))
+
+
 def _along_rows(pairwise: Pairwise) -> bool:
     """Whether the largest array is contiguous along M rather than along the reduced index."""
     largest = max(pairwise.loads, key=lambda load: len(load.strides), default=None)
@@ -67,7 +77,9 @@ def row_candidates(chain: Chain) -> tuple[Tiles, ...]:
     most = min(extent, 1 << (max(1, _ON_CHIP // max(sizes)).bit_length() - 1))
     rows = [most >> k for k in range(4) if most >> k]
     tiles = [Tiles(r, 1, 1, 8 if r * max(sizes) > 2048 else 4, 1) for r in rows]
-    return (*tiles, Tiles(rows[-1], 1, 1, 16, 1)) if max(sizes) >= 2**14 else tuple(tiles)
+    if rows[-1] * max(sizes) >= 2**12:  # more threads, each with fewer registers
+        tiles.append(Tiles(rows[-1], 1, 1, 16, 1))
+    return tuple(tiles)
 
 
 def _dot_tiles(dtype: str, batch: int, m: int, n: int, k: int) -> Tiles:
