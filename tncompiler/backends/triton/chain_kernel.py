@@ -435,7 +435,8 @@ class _Template:
         private = [k for k in (*a, *b) if k not in out and k not in depth]
         atoms = self._atoms_of(step, wires)
         sides = [self.count((atoms[k] for k in g), ROWS) for g in (batch, m, n, depth)]
-        short = sides[3] < (MIN_DEPTH if batch else 4) or min(sides[1], sides[2]) < 2
+        shallow = bool(batch) and self.count(atoms[k] for k in depth) < MIN_DEPTH
+        short = shallow or sides[3] < 4 or min(sides[1], sides[2]) < 2
         if private or short or math.prod(sides) <= SMALL_PRODUCT:
             self._sum(step, wires, out)
         else:
