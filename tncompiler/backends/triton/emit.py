@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from tncompiler.backends.source import Source
@@ -253,11 +253,25 @@ def _keywords(blocks: Mapping[str, int], tiles: Tiles) -> str:
 
 
 def plan_launches(program: Program) -> list[Action | Chain]:
-    """The program as launches and steps for the host: a chain if there is one, and what is left."""
+    """The program as launches and steps for the host: a chain and what is left, if that is fewer."""
+    plain = fuse(program)
     try:
         chain = find_chain(program)
     except Unfit:
-        return [*fuse(program)]
+        return [*plain]
+    chained = _around(chain)
+    return chained if count_launches(chained) < count_launches(plain) else [*plain]
+
+
+def count_launches(actions: Sequence[Action | Chain]) -> int:
+    """How many kernels the actions launch; a chain adds up its sums in one more."""
+    chains = sum(1 + bool(a.sums) for a in actions if isinstance(a, Chain))
+    return chains + sum(isinstance(a, Pairwise) for a in actions)
+
+
+def _around(chain: Chain) -> list[Action | Chain]:
+    """The chain, what is computed for it before, and what needs its results after."""
+    program = chain.program
     done = {step.out.name for step in (*chain.streamed, *chain.reduced)}
     made = tuple(Argument(v, "saved") for v in (*chain.outputs, *chain.sums))
     needed = [v.name for v in chain.inputs if v.name in program.producers]
