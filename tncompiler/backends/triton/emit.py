@@ -253,7 +253,7 @@ def _keywords(blocks: Mapping[str, int], tiles: Tiles) -> str:
 
 
 def plan_launches(program: Program) -> list[Action | Chain]:
-    """The program as launches and steps for the host: a chain and what is left, if that is fewer."""
+    """The program as launches and steps for the host; with a chain if that launches less."""
     plain = fuse(program)
     try:
         chain = find_chain(program)

@@ -75,7 +75,9 @@ def row_candidates(chain: Chain) -> tuple[Tiles, ...]:
     ]
     extent = block(_number(chain.stream.size), 1, 64)
     most = min(extent, 1 << (max(1, _ON_CHIP // max(sizes)).bit_length() - 1))
-    rows = [most >> k for k in range(4) if most >> k]
+    fewer = (1, 2, 3, 5) if chain.sums else (0, 1, 2, 4)  # sums take room beside the rows
+    rows = [max(1, most >> k) for k in fewer]
+    rows = list(dict.fromkeys(rows))
     tiles = [Tiles(r, 1, 1, 8 if r * max(sizes) > 2048 else 4, 1) for r in rows]
     if rows[-1] * max(sizes) >= 2**12:  # more threads, each with fewer registers
         tiles.append(Tiles(rows[-1], 1, 1, 16, 1))
