@@ -127,7 +127,8 @@ def compile_launch(
         compiled = triton.compile(source, target=target, options=dict(options))
     except Exception as error:
         return {"name": kernel.__name__, "grid": grid, "error": f"{type(error).__name__}: {error}"}
-    return {"name": kernel.__name__, "grid": grid, **options, **resources(compiled, target)}
+    said = {"name": kernel.__name__, "grid": grid, "constants": dict(constants), **options}
+    return {**said, **resources(compiled, target)}
 
 
 def resources(compiled: CompiledKernel, target: GPUTarget) -> dict[str, Any]:

@@ -27,7 +27,7 @@ SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942":
 class CompiledLaunch:
     """One launch: ``registers`` and ``spill_bytes`` are of a thread, ``shared_bytes`` of a program.
 
-    ``asm`` is PTX (or AMD's assembly), ``binary`` the code object.
+    ``constants``: block sizes and what else is fixed. ``asm`` is PTX (or AMD's assembly), ``binary`` the code object.
     """
 
     name: str
@@ -36,6 +36,7 @@ class CompiledLaunch:
     spill_bytes: int
     shared_bytes: int
     num_warps: int
+    constants: dict[str, Any]
     asm: str = field(repr=False)
     binary: bytes = field(repr=False)
 
@@ -93,10 +94,11 @@ def compile_jobs(jobs: Sequence[Job]) -> list[list[CompiledLaunch]]:
     if child.returncode:
         reason = child.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise BackendError(f"the kernels did not compile: {reason[0]}")
-    return [[_launch(found) for found in launches] for launches in json.loads(child.stdout)]
+    return [[read_launch(found) for found in launches] for launches in json.loads(child.stdout)]
 
 
-def _launch(found: dict[str, Any]) -> CompiledLaunch:
+def read_launch(found: dict[str, Any]) -> CompiledLaunch:
+    """What the child says of one launch. Raises BackendError if its kernel did not compile."""
     if "error" in found:
         raise BackendError(f"the kernel {found['name']} did not compile: {found['error']}")
     return CompiledLaunch(
@@ -106,6 +108,7 @@ def _launch(found: dict[str, Any]) -> CompiledLaunch:
         found["spill_bytes"],
         found["shared_bytes"],
         found["num_warps"],
+        found["constants"],
         found["asm"],
         base64.b64decode(found["binary"]),
     )
