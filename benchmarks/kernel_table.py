@@ -25,6 +25,7 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "0"
 
 import tncompiler as tnc
+from benchmarks.layer_shapes import PROMISED, SHAPES, THREE
 from tncompiler.backends.source import Source
 from tncompiler.backends.triton.atoms import Unfit
 from tncompiler.backends.triton.chain import Chain, find_chain
@@ -41,23 +42,6 @@ JSON, PAGE = Path("docs/kernels.json"), Path("docs/kernels.md")
 BATCHES = (256, 4096)
 MACHINES = {"sm_80": "a100", "sm_90": "h100", "sm_100": "b200", "gfx942": "mi300x"}
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
-THREE = {
-    "1024→1024": ((16, 8, 8), (16, 8, 8)),
-    "768→3072": ((12, 8, 8), (16, 16, 12)),
-    "4096→4096": ((16, 16, 16), (16, 16, 16)),
-}
-# a Tucker core has rank ** modes elements: six modes of rank 8 fill 512 KiB, four fill 8
-TWO = {
-    "1024→1024": ((32, 32), (32, 32)),
-    "768→3072": ((24, 32), (48, 64)),
-    "4096→4096": ((64, 64), (64, 64)),
-}
-SHAPES = {
-    "TT": THREE, "TTMatrix": THREE, "CP": THREE, "TensorRing": THREE, "HT": TWO, "Tucker": TWO,
-    "BlockTerm": TWO, "Kronecker": THREE, "LowRank": {k: ((a,), (b,)) for k, a, b in (
-        ("1024→1024", 1024, 1024), ("768→3072", 768, 3072), ("4096→4096", 4096, 4096))},
-}  # fmt: skip
-PROMISED = ("TTMatrix", "TT", "Tucker", "CP", "TensorRing", "BlockTerm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +203,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "from device memory over their floor (arguments and results, once each), bytes asked of L2",
         "over the same floor, at batch 256 and 4096.",
         "",
-        "| layer | rank | dtype | part | target | state | launches | registers | spill | shared KiB "
-        "| bytes 256 | L2 256 | bytes 4096 | L2 4096 |",
+        "| layer | rank | dtype | part | target | state | launches | registers | spill "
+        "| shared KiB | bytes 256 | L2 256 | bytes 4096 | L2 4096 |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -251,9 +235,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         )
     spilling = [r for r in rows if r["spill_bytes"]]
     over = [r for r in rows if r["shared_bytes"] > SHARED_LIMIT[r["target"]]]
-    lines.append(
-        f"Cells that spill: {len(spilling)} of {len(rows)}; over the shared memory: {len(over)}."
-    )
+    found = f"{len(spilling)} of {len(rows)}"
+    lines.append(f"Cells that spill: {found}; over the chip's shared memory: {len(over)}.")
     return lines
 
 

@@ -14,16 +14,12 @@ import torch
 from torch import Tensor
 
 import tncompiler as tnc
+from benchmarks.layer_shapes import PROMISED, SHAPES
 from tncompiler.nn.tensorized import Tensorized
 
 Run = Callable[[], Any]
 
-SHAPES = {
-    "1024→1024": ((16, 8, 8), (16, 8, 8)),
-    "768→3072": ((12, 8, 8), (16, 16, 12)),
-    "4096→4096": ((16, 16, 16), (16, 16, 16)),
-}
-FORMATS = ("TTMatrix", "TT", "Tucker", "CP", "TensorRing", "BlockTerm")
+FORMATS = PROMISED
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -43,7 +39,7 @@ class Cell:
 
     def layer(self, backend: str, dtype: str | None = None) -> Tensorized:
         """The layer on the GPU, the same numbers for every backend and dtype."""
-        ins, outs = SHAPES[self.shape]
+        ins, outs = SHAPES[self.format][self.shape]
         torch.manual_seed(0)
         layer = tnc.nn.Linear(
             math.prod(ins),
@@ -58,7 +54,7 @@ class Cell:
 
     def input(self) -> Tensor:
         generator = torch.Generator("cuda").manual_seed(1)
-        features = math.prod(SHAPES[self.shape][0])
+        features = math.prod(SHAPES[self.format][self.shape][0])
         made = torch.randn(self.batch, features, device="cuda", generator=generator)
         return made.to(getattr(torch, self.dtype))
 
@@ -120,7 +116,7 @@ def programs(layer: Tensorized, x: Tensor, backend: str = "triton") -> Programs:
 
 def dense(cell: Cell, x: Tensor) -> tuple[Run, Run]:
     """The layer that is replaced: one matrix product forward, two and a sum backward."""
-    features = math.prod(SHAPES[cell.shape][1])
+    features = math.prod(SHAPES[cell.format][cell.shape][1])
     weight = torch.randn(features, x.shape[1], device="cuda", dtype=x.dtype)
     bias = torch.randn(features, device="cuda", dtype=x.dtype)
     cotangent = torch.randn(x.shape[0], features, device="cuda", dtype=x.dtype)
@@ -133,7 +129,7 @@ def dense(cell: Cell, x: Tensor) -> tuple[Run, Run]:
 
 def einsum(cell: Cell, layer: Tensorized, x: Tensor) -> Run:
     """torch.einsum over input and cores, its own order; without the bias."""
-    ins, outs = SHAPES[cell.shape]
+    ins, outs = SHAPES[cell.format][cell.shape]
     network = layer._network
     equation, operands = _equation(network, layer, x.reshape(-1, *ins), len(ins))
     return lambda: torch.einsum(equation, *operands).reshape(x.shape[0], math.prod(outs))

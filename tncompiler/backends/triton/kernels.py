@@ -27,7 +27,8 @@ SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942":
 class CompiledLaunch:
     """One launch: ``registers`` and ``spill_bytes`` are of a thread, ``shared_bytes`` of a program.
 
-    ``constants``: block sizes and what else is fixed. ``asm`` is PTX (or AMD's assembly), ``binary`` the code object.
+    ``constants``: block sizes and what else is fixed. ``asm`` is PTX (or AMD's assembly),
+    ``binary`` the code object.
     """
 
     name: str
