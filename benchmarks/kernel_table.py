@@ -28,13 +28,14 @@ import tncompiler as tnc
 from benchmarks.layer_shapes import PROMISED, SHAPES, THREE
 from tncompiler.backends.source import Source
 from tncompiler.backends.triton.atoms import Unfit
-from tncompiler.backends.triton.chain import Chain, find_chain
+from tncompiler.backends.triton.chain import MAX_ALIVE, Chain, find_chain, pressure
 from tncompiler.backends.triton.emit import count_launches, plan_launches
 from tncompiler.backends.triton.kernels import SHARED_LIMIT, compile_jobs, job_of
 from tncompiler.backends.triton.pairwise import Pairwise
 from tncompiler.backends.triton.traffic import Traffic, chain_traffic, nbytes, pairwise_traffic
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.program import Program
+from tncompiler.planning.cost import program_cost
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.timing import program_us
 
@@ -130,15 +131,19 @@ def row_of(cell: Cell) -> dict[str, Any]:
 
 
 def state_of(program: Program, actions: Any) -> tuple[str, str]:
-    """ "fits" in one chain, "cut" into a chain and more, or "pairwise"; and why."""
-    if any(isinstance(action, Chain) for action in actions):
-        rest = count_launches([a for a in actions if not isinstance(a, Chain)])
-        return ("cut", f"{rest} launches beside the chain") if rest else ("fits", "")
+    """ "fits" in one chain, "cut" into more launches, or "pairwise"; and why."""
+    chains = [action for action in actions if isinstance(action, Chain)]
+    rest = count_launches(actions) - count_launches(chains)
     try:
-        find_chain(program)
+        row, sums = pressure(find_chain(program))
     except Unfit as reason:
         return "pairwise", str(reason)
-    return "pairwise", "a chain would launch no less"
+    crowd = f"a row takes {row} elements and sums {sums}, over {MAX_ALIVE} together"
+    if not chains:
+        return "pairwise", crowd if row + sums > MAX_ALIVE else "a chain would launch no less"
+    if len(chains) > 1:
+        return "cut", f"into {len(chains)} chains: {crowd}"
+    return ("cut", f"{rest} launches beside the chain") if rest else ("fits", "")
 
 
 def bytes_and_times(
@@ -146,14 +151,18 @@ def bytes_and_times(
 ) -> dict[str, Any]:
     """Bytes against their floor, and predicted microseconds on the target."""
     moved = Traffic(0, 0)
-    for action, launch in zip((a for a in actions if not_step(a)), launches, strict=False):
-        if isinstance(action, Chain):
-            (batch,) = [action.stream.size]
-            rows = -(-sizes[batch] // launch.constants["ROWS"])
-            programs = min(rows, PROCESSORS[cell.target])
-            moved += chain_traffic(action, sizes, programs)
-        else:
+    waiting = iter(launches)
+    for action in (a for a in actions if isinstance(a, Chain | Pairwise)):
+        launch = next(waiting)
+        if isinstance(action, Pairwise):
             moved += pairwise_traffic(action, sizes, launch.constants)
+            if "SPLITS" in launch.constants:
+                next(waiting)  # adds up the parts: small beside what it adds up
+            continue
+        rows = -(-sizes[action.stream.size] // launch.constants["ROWS"])
+        moved += chain_traffic(action, sizes, min(rows, PROCESSORS[cell.target]))
+        if action.sums:
+            next(waiting)  # adds up the sums, which chain_traffic has counted
     given = sum(nbytes(a.value, sizes) for a in program.arguments)
     floor = given + sum(nbytes(program.values[name], sizes) for name in program.outputs)
     machine = load_machine(MACHINES[cell.target]).libraries["triton"]
@@ -163,18 +172,27 @@ def bytes_and_times(
         "cached": moved.cached,
         "steps_us": round(program_us(program, sizes, machine), 2),
         "dense_us": round(dense_us(cell, sizes), 2),
-        "chain_us": round(max(moved.unique / 3.35e6, 0.0) + 4.0 * len(launches), 2),
+        "kernels_us": round(kernels_us(cell, program, moved, len(launches), sizes), 2),
     }
 
 
-def not_step(action: Any) -> bool:
-    return isinstance(action, Chain | Pairwise)
+def rates_of(cell: Cell) -> dict[str, Any]:
+    """Published figures of the target."""
+    data = json.loads(machine_file(cell.target).read_text(encoding="utf-8"))
+    return data["libraries"]["triton"]
+
+
+def kernels_us(cell: Cell, program: Program, moved: Traffic, launches: int, sizes: Any) -> float:
+    """The larger of arithmetic and bytes, and the launches."""
+    rates = rates_of(cell)
+    flops = program_cost(program, sizes).at(sizes).flops
+    arithmetic = flops / (rates["teraflops"][cell.dtype] * 1e6)
+    return max(arithmetic, moved.unique / rates["bytes_per_us"]) + launches * rates["step_us"]
 
 
 def dense_us(cell: Cell, sizes: Any) -> float:
     """The dense layer: one product forward, two backward, by published peak and bandwidth."""
-    data = json.loads(machine_file(cell.target).read_text(encoding="utf-8"))
-    rates = data["libraries"]["triton"]
+    rates = rates_of(cell)
     ins, outs = (math.prod(s) for s in SHAPES[cell.format][cell.shape])
     (batch,) = [n for symbol, n in sizes.items() if symbol.name == "b"]
     products = 1 if cell.part == "forward" else 2
@@ -201,11 +219,12 @@ def page(rows: list[dict[str, Any]]) -> str:
         "Written by `make kernels`; nothing is measured. A row is one part of one layer: launches,",
         "the most registers of a thread, bytes it spills, shared memory of a program; bytes to and",
         "from device memory over their floor (arguments and results, once each), bytes asked of L2",
-        "over the same floor, at batch 256 and 4096.",
+        "over the same floor, at batch 256 and 4096. Last, microseconds at batch 4096, predicted",
+        "from published figures: these kernels, the plan step by step, the dense layer.",
         "",
         "| layer | rank | dtype | part | target | state | launches | registers | spill "
-        "| shared KiB | bytes 256 | L2 256 | bytes 4096 | L2 4096 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| shared KiB | bytes 256 | L2 256 | bytes 4096 | L2 4096 | kernels | steps | dense |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         ratios = [
@@ -213,11 +232,14 @@ def page(rows: list[dict[str, Any]]) -> str:
             for b in BATCHES
             for key in ("bytes", "cached")
         ]
+        last = row[f"batch {BATCHES[-1]}"]
+        times = [f"{last[key]:.0f}" for key in ("kernels_us", "steps_us", "dense_us")]
         state = row["state"] + (f": {row['why']}" if row["why"] else "")
         lines.append(
             f"| {row['format']} {row['shape']} | {row['rank']} | {row['dtype']} | {row['part']} "
             f"| {row['target']} | {state} | {row['launches']} | {row['registers']} "
-            f"| {row['spill_bytes']} | {row['shared_bytes'] / 1024:.0f} | {' | '.join(ratios)} |"
+            f"| {row['spill_bytes']} | {row['shared_bytes'] / 1024:.0f} | {' | '.join(ratios)} "
+            f"| {' | '.join(times)} |"
         )
     return "\n".join([*lines, "", *summary(rows), ""])
 

@@ -8,12 +8,13 @@ program's registers and added up by a second launch, always in the same order.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tncompiler.backends.triton.atoms import Atom, Unfit, find_atoms
 from tncompiler.backends.triton.fuse import program_low_dtype
 from tncompiler.backends.triton.spelling import is_spelled
 from tncompiler.ir.dtypes import kind
+from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.program import (
     Cast,
     Contract,
@@ -29,6 +30,7 @@ from tncompiler.ir.program import (
 
 MAX_TILE = 2**15  # elements of one row's largest intermediate that can stay on chip
 MAX_RESIDENT = 2**15  # elements of cores, and of their gradients, that can
+MAX_ALIVE = 40 * 2**10  # elements of one row and of the sums beside it that can be alive at once
 _FREE = 4096  # stands for a free size
 
 Flat = tuple[Atom, ...]
@@ -63,6 +65,32 @@ class Chain:
     def flat(self, name: str) -> Flat:
         """The atoms of a value, axis after axis."""
         return tuple(atom for axis in self.atoms[name] for atom in axis)
+
+
+def find_chains(program: Program) -> list[Chain]:
+    """The chains that run a program's streamed steps, one unless its sums crowd the chip.
+
+    None where one does not fit. Of two chains each makes some of the outputs, from the start.
+    """
+    try:
+        chain = find_chain(program)
+    except Unfit:
+        return []
+    row, sums = pressure(chain)
+    if not chain.sums or row + sums <= MAX_ALIVE:
+        return [chain]
+    if len(chain.sums) < 2 or row > MAX_ALIVE:
+        return []
+    halves = [find_chains(drop_dead_steps(half)) for half in _halves(program, chain)]
+    return [] if not all(halves) else [found for half in halves for found in half]
+
+
+def _halves(program: Program, chain: Chain) -> tuple[Program, Program]:
+    """The program for some of its outputs, and for the others, with sums of about equal size."""
+    large = max(chain.sums, key=lambda value: row_elements(chain, value.name)).name
+    some = tuple(name for name in program.outputs if name == large)
+    others = tuple(name for name in program.outputs if name != large)
+    return replace(program, outputs=some), replace(program, outputs=others)
 
 
 def find_chain(program: Program) -> Chain:
@@ -234,3 +262,28 @@ def _check_fit(chain: Chain) -> None:
     sums = sum(row_elements(chain, value.name) for value in chain.sums)
     if resident > MAX_RESIDENT or sums > MAX_RESIDENT:
         raise Unfit(f"cores take {resident} elements and their gradients {sums}")
+
+
+def pressure(chain: Chain) -> tuple[int, int]:
+    """Elements that are alive on chip at once: of the tiles of one row, and of all sums.
+
+    A renaming is the tile that it renames, and a tile lives until the last step that reads it.
+    """
+    source: dict[str, str] = {}
+    last: dict[str, int] = {}
+    for position, step in enumerate(chain.streamed):
+        own = step.operands[0] if _renames(step) else step.out.name
+        source[step.out.name] = source.get(own, own)
+        for name in (*step.operands, step.out.name):
+            last[source.get(name, name)] = position
+    streamed = {source.get(name, name) for name in last if chain.stream in chain.flat(name)}
+    first: dict[str, int] = {}
+    for position, step in enumerate(chain.streamed):
+        for name in (*step.operands, step.out.name):
+            first.setdefault(source.get(name, name), position)
+    alive = [
+        sum(row_elements(chain, n) for n in streamed if first[n] <= k <= last[n])
+        for k in range(len(chain.streamed))
+    ]
+    made = [s.out.name for s in chain.streamed if chain.stream not in chain.flat(s.out.name)]
+    return max(alive), sum(row_elements(chain, name) for name in made)

@@ -31,6 +31,7 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.sizes import Size, product, render_size
 
+WIDENING = ("widen", "widen_rows", "widen_batch", "widen_batch_rows")
 MIN_DEPTH = 16  # terms that tl.dot wants; shorter sums get zeros in between
 ROWS = 16  # stands for the rows when products are weighed
 SMALL_PRODUCT = 2**12  # multiplications of a product too small for tl.dot
@@ -76,7 +77,7 @@ class _Template:
         self.chain, self.name, self.precision = chain, name, precision
         self.program = chain.program
         self.names = Names()
-        self.names.reserve((*RESERVED, "row", "rows", "parts", "PART", "widen", "widen_rows"))
+        self.names.reserve((*RESERVED, *WIDENING, "row", "parts", "ROWS"))
         self.pointers = {
             v.name: self.names(("array", v.name), variables[v.name], "a")
             for v in (*chain.inputs, *chain.outputs)
@@ -435,8 +436,7 @@ class _Template:
         private = [k for k in (*a, *b) if k not in out and k not in depth]
         atoms = self._atoms_of(step, wires)
         sides = [self.count((atoms[k] for k in g), ROWS) for g in (batch, m, n, depth)]
-        shallow = bool(batch) and self.count(atoms[k] for k in depth) < MIN_DEPTH
-        short = shallow or sides[3] < 4 or min(sides[1], sides[2]) < 2
+        short = sides[3] < 4 or min(sides[1], sides[2]) < 2
         if private or short or math.prod(sides) <= SMALL_PRODUCT:
             self._sum(step, wires, out)
         else:
@@ -549,7 +549,8 @@ class _Template:
         y = self._matrix(right, wires[1], (batch, depth, n), atoms)
         terms = self.count(atoms[k] for k in depth)
         while terms < MIN_DEPTH:
-            x, y, terms = f"widen({x})", f"widen_rows({y})", 2 * terms
+            kind = "widen_batch" if batch else "widen"
+            x, y, terms = f"{kind}({x})", f"{kind}_rows({y})", 2 * terms
         kept = [*batch, *m, *n]
         sides = (batch, m, n) if batch else (m, n)
         zeros = f"({', '.join(self.extent_text([atoms[k] for k in side]) for side in sides)})"

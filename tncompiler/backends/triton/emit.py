@@ -8,9 +8,8 @@ from typing import Self
 
 from tncompiler.backends.source import Source
 from tncompiler.backends.torch.emit import TorchEmitter
-from tncompiler.backends.triton.atoms import Unfit
-from tncompiler.backends.triton.chain import Chain, find_chain
-from tncompiler.backends.triton.chain_kernel import ChainSource, chain_kernel
+from tncompiler.backends.triton.chain import Chain, find_chains
+from tncompiler.backends.triton.chain_kernel import WIDENING, ChainSource, chain_kernel
 from tncompiler.backends.triton.fuse import Action, fuse
 from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
 from tncompiler.backends.triton.pairwise_kernel import KernelSource, blocks_of, pairwise_kernel
@@ -30,8 +29,7 @@ _RUNTIME = (
     "on_device_of_arguments",
     "processors",
     "real_view",
-    "widen",
-    "widen_rows",
+    *WIDENING,
     *HELPERS,
 )
 
@@ -255,12 +253,9 @@ def _keywords(blocks: Mapping[str, int], tiles: Tiles) -> str:
 def plan_launches(program: Program) -> list[Action | Chain]:
     """The program as launches and steps for the host; with a chain if that launches less."""
     plain = fuse(program)
-    try:
-        chain = find_chain(program)
-    except Unfit:
-        return [*plain]
-    chained = _around(chain)
-    return chained if count_launches(chained) < count_launches(plain) else [*plain]
+    chained = [action for chain in find_chains(program) for action in _around(chain)]
+    fewer = chained and count_launches(chained) < count_launches(plain)
+    return chained if fewer else [*plain]
 
 
 def count_launches(actions: Sequence[Action | Chain]) -> int:

@@ -47,6 +47,19 @@ def widen_rows(y):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def widen_batch(x):  # type: ignore[no-untyped-def]
+    """`widen` of each matrix of a batch."""
+    return tl.reshape(tl.join(x, tl.zeros_like(x)), (x.shape[0], x.shape[1], 2 * x.shape[2]))
+
+
+@triton.jit
+def widen_batch_rows(y):  # type: ignore[no-untyped-def]
+    """`widen_rows` of each matrix of a batch."""
+    pairs = tl.permute(tl.join(y, tl.zeros_like(y)), (0, 1, 3, 2))
+    return tl.reshape(pairs, (y.shape[0], 2 * y.shape[1], y.shape[2]))
+
+
+@triton.jit
 def sigmoid(x):  # type: ignore[no-untyped-def]
     """1 / (1 + exp(-x)), without overflow."""
     e = tl.exp(-tl.abs(x))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tncompiler.backends.triton.chain import Chain, row_elements
+from tncompiler.backends.triton.chain import Chain, pressure
 from tncompiler.backends.triton.pairwise import Pairwise
 from tncompiler.ir.sizes import Size
 
 _PROGRAMS = 128  # about as many as a large GPU has multiprocessors
 _LONG = 4096  # a sum of so many terms may be split
-_ON_CHIP = 2**15  # elements of the largest tile that a program of 8 warps can hold
+_HELD = 128  # elements that a thread can hold
 _FREE = 1024  # stands for a free size when tiles are weighed
 
 
@@ -69,19 +69,17 @@ def _along_rows(pairwise: Pairwise) -> bool:
 
 def row_candidates(chain: Chain) -> tuple[Tiles, ...]:
     """How many rows of the streamed index are on chip at a time (as `m`), the most first."""
-    sizes = [row_elements(chain, step.out.name) for step in chain.streamed]
-    sizes += [
-        row_elements(chain, v.name) for v in chain.inputs if chain.stream in chain.flat(v.name)
-    ]
+    row, sums = pressure(chain)
     extent = block(_number(chain.stream.size), 1, 64)
-    most = min(extent, 1 << (max(1, _ON_CHIP // max(sizes)).bit_length() - 1))
-    fewer = (1, 2, 3, 5) if chain.sums else (0, 1, 2, 4)  # sums take room beside the rows
-    rows = [max(1, most >> k) for k in fewer]
-    rows = list(dict.fromkeys(rows))
-    tiles = [Tiles(r, 1, 1, 8 if r * max(sizes) > 2048 else 4, 1) for r in rows]
-    if rows[-1] * max(sizes) >= 2**12:  # more threads, each with fewer registers
-        tiles.append(Tiles(rows[-1], 1, 1, 16, 1))
-    return tuple(tiles)
+
+    def rows(warps: int) -> int:
+        """As many as leave each thread half of its registers for all else."""
+        room = 32 * warps * _HELD - sums
+        return min(extent, 1 << (max(1, room // row).bit_length() - 1))
+
+    wide, small = rows(8), rows(4)
+    found = [(wide, 8), (max(1, wide // 2), 8), (small, 4), (max(1, wide // 4), 8), (1, 8), (1, 16)]
+    return tuple(Tiles(number, 1, 1, warps, 1) for number, warps in dict.fromkeys(found))
 
 
 def _dot_tiles(dtype: str, batch: int, m: int, n: int, k: int) -> Tiles:

@@ -10,8 +10,7 @@ from dataclasses import replace
 
 import sympy
 
-from tncompiler.backends.triton.atoms import Unfit
-from tncompiler.backends.triton.chain import find_chain
+from tncompiler.backends.triton.chain import find_chains
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.program import Argument, Program
@@ -33,12 +32,9 @@ def recompute_on_chip(joint: Program, output_count: int) -> TrainingPrograms | N
             arguments.append(argument)
             sized |= carries
     backward = replace(backward, arguments=tuple(arguments))
-    try:
-        find_chain(forward)
-        find_chain(backward)
-    except Unfit:
-        return None
-    return TrainingPrograms(forward, backward, ())
+    if find_chains(forward) and find_chains(backward):
+        return TrainingPrograms(forward, backward, ())
+    return None
 
 
 def _symbols(argument: Argument) -> set[sympy.Symbol]:
