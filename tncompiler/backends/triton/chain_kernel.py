@@ -86,6 +86,7 @@ class _Template:
         self.lines: list[str] = []
         self.after: list[str] = []  # sums get the shapes of their values when all is summed
         self.indent = 1
+        self.resident = {step.out.name: step for step in chain.resident}
         self.steps = {step.out.name: step for step in self.program.steps}
         self.size_names: dict[sympy.Symbol, str] = {}
         self.extent = self.size(chain.stream.size)
@@ -96,21 +97,21 @@ class _Template:
 
     def source(self) -> ChainSource:
         chain = self.chain
-        for value in chain.inputs:
-            if chain.stream not in chain.flat(value.name):
-                self.load(value)
-        for step in chain.resident:
-            self.step(step)
+        if not chain.sums:  # beside sums, cores would take registers for the whole loop
+            for step in chain.streamed:
+                for name in step.operands:
+                    if chain.stream not in chain.flat(name):
+                        self.need(name)
         self.sum_lines = len(self.lines)  # where zeros for the sums go
         first, stride = "tl.program_id(0) * ROWS", "tl.num_programs(0) * ROWS"
-        self.line(f"for start in range({first}, {self.extent}, {stride}):")
+        self.line(f"for start in tl.range({first}, {self.extent}, {stride}, disable_licm=True):")
         self.indent += 1
         self.line(f"row = start + tl.arange(0, ROWS)  # {comment_name(chain.stream.name, 0)}")
         self.line("if WIDE:")
         self.line("    row = row.to(tl.int64)  # an offset may not fit into 32 bits")
         for step in chain.streamed:
-            for operand in step.operands:
-                self.load_streamed(operand)
+            for name in step.operands:
+                self.need(name)
             self.step(step)
             if step.out in chain.outputs:
                 self.store(step.out)
@@ -234,9 +235,16 @@ class _Template:
         self.line(f"{variable} = {text}", self.comment(value, order))
         self.tiles[value.name] = Tile(variable, order, value.dtype)
 
-    def load_streamed(self, name: str) -> None:
-        if name not in self.tiles and name in self.pointers:
+    def need(self, name: str) -> None:
+        """Load a value, or make it of resident ones, where a step first reads it."""
+        if name in self.tiles:
+            return
+        if name in self.pointers:
             self.load(self.program.values[name])
+        elif name in self.resident:
+            for operand in self.resident[name].operands:
+                self.need(operand)
+            self.step(self.resident[name])
 
     def in_memory_order(self, value: Value) -> str:
         """The tile with its axes in the order of the array, in runs."""
