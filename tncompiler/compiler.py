@@ -220,7 +220,9 @@ class Compilation(Scheduling):
             from tncompiler.backends.triton.training import recompute_on_chip
 
             joint = self.joint(dtypes, nominal, wrt)
-            return recompute_on_chip(joint, len(saving.forward.outputs) - len(saving.saved)) or saving
+            return (
+                recompute_on_chip(joint, len(saving.forward.outputs) - len(saving.saved)) or saving
+            )
 
         return self._once(  # type: ignore[no-any-return]
             ("on chip", dtypes, tuple(nominal.items()), wrt), make

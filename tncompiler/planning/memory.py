@@ -6,7 +6,7 @@ loop takes its results, the levels of its sums, and what its body takes for one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import sympy
