@@ -55,7 +55,7 @@ def launches(source: str) -> int:
 
 
 def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    error = (got.detach().double() - wanted).abs().max()
+    error = (got.detach().double() - wanted.detach()).abs().max()
     return float(error / wanted.detach().abs().max())
 
 
