@@ -14,11 +14,12 @@ from triton import knobs
 
 from tncompiler.ir.errors import BackendError
 
+IEEE = tl.constexpr("bf16x6")  # a plain string as a default is unknown to triton 3.6
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def dot(x, y, acc, precision: tl.constexpr = "bf16x6"):  # type: ignore[no-untyped-def]
+def dot(x, y, acc, precision: tl.constexpr = IEEE):  # type: ignore[no-untyped-def]
     """acc + x @ y; float32 as six products of bfloat16 parts, which keep all of its 24 bits.
 
     The interpreter would multiply the bits of a bfloat16, so it gets float32.
