@@ -115,6 +115,18 @@ def test_an_activation_is_fused_into_the_chain() -> None:
     torch.testing.assert_close(f(given), torch.nn.functional.silu(wanted), rtol=1e-4, atol=1e-5)
 
 
+def test_products_of_two_sums_wait_for_both_sums() -> None:
+    """each program has a part of each sum, and parts must not be multiplied"""
+    b, i, j = tnc.indices("b i j", i=12, j=10)
+    x, y, A = tnc.input("x", b, i), tnc.input("y", b, j), tnc.param("A", i, j)
+    one = tnc.contract(tnc.tanh(x), A, y, out=())
+    other = tnc.contract(tnc.tanh(x), tnc.param("B", i, j), tnc.tanh(y), out=())
+    f = tnc.compile(one * other, backend="triton", seed=0)
+    exact = tnc.compile(one * other, backend="torch", seed=0)
+    given = torch.randn(200, 12), torch.randn(200, 10)
+    torch.testing.assert_close(f(*given), exact(*given), rtol=1e-4, atol=1e-3)
+
+
 def test_golden_sources(golden: Golden) -> None:
     cores = layer("TTMatrix", "triton", torch.float16).cores
     golden("triton/tt_matrix.forward.py.txt", cores.source({"b": 64}))

@@ -191,8 +191,8 @@ def _renames(step: Step) -> bool:
     """Whether the step moves or casts elements, and does no more."""
     op = step.op
     if isinstance(op, Contract):
-        (labels,) = op.inputs if len(op.inputs) == 1 else ((),)
-        return set(labels) == set(op.output) and len(set(labels)) == len(labels) == len(op.output)
+        distinct = len(set(op.output)) == len(op.output)
+        return distinct and [sorted(labels) for labels in op.inputs] == [sorted(op.output)]
     return isinstance(op, Permute | Cast | Split | Merge)
 
 

@@ -57,7 +57,8 @@ def tile_candidates(pairwise: Pairwise) -> tuple[Tiles, ...]:
         return (first,)
     half = replace(first, **{"m" if first.m >= first.n else "n": max(first.m, first.n) // 2})
     quarter = replace(first, m=max(16, first.m // 2), n=max(16, first.n // 2))
-    return tuple(dict.fromkeys((first, half, quarter)))
+    least = replace(first, m=min(first.m, 32), n=min(first.n, 32), k=min(first.k, 32), warps=4)
+    return tuple(dict.fromkeys((first, half, quarter, least)))
 
 
 def _along_rows(pairwise: Pairwise) -> bool:
