@@ -14,15 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ["TRITON_INTERPRET"] = "0"
 
 import tncompiler as tnc
 from benchmarks.layer_shapes import PROMISED, SHAPES, THREE

@@ -31,13 +31,14 @@ def test_the_page_shows_the_rows() -> None:
     assert (ROOT / PAGE).read_text(encoding="utf-8") == page(ROWS)
 
 
-BACKWARD_SPILL = 2048  # bytes a thread: the best reached where no configuration spills nothing
+SPILL = 2048  # bytes a thread: the best reached where every configuration spills
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: cell_of(row).name)
 def test_what_is_promised_of_every_cell(row: dict[str, Any]) -> None:
-    """docs/decisions.md says which backward passes spill, and how much"""
-    assert row["spill_bytes"] <= (0 if row["part"] == "forward" else BACKWARD_SPILL)
+    """docs/decisions.md says which spill, how much and why"""
+    one_launch = row["part"] == "forward" and row["state"] == "fits"
+    assert row["spill_bytes"] <= (0 if one_launch else SPILL)
     assert row["shared_bytes"] <= SHARED_LIMIT[row["target"]]
     assert row["state"] == "fits" or row["why"]
     for batch in (256, 4096):
