@@ -311,3 +311,21 @@ def test_empty_and_single_batches(batch: int) -> None:
     assert shapes_of([y, x.grad]) == shapes_of([wanted, x])
     if not batch:
         assert all(not p.grad.any() for p in made.parameters())
+
+
+@pytest.mark.parametrize("name", ["softplus", "tanh", "sigmoid", "gelu", "silu", "erf"])
+def test_functions_are_right_to_a_few_roundings_everywhere(name: str) -> None:
+    (i,) = tnc.indices("i", i=4001)
+    x = torch.cat([torch.linspace(-20, 20, 2001), torch.linspace(-0.5, 0.5, 2000)])
+    got = tnc.compile(getattr(tnc, name)(tnc.input("x", i)), backend="triton")(x).double()
+    functions = {"softplus": torch.nn.functional.softplus, "gelu": exact_gelu}
+    made = functions.get(name) or getattr(torch, name, None) or getattr(torch.nn.functional, name)
+    wanted = made(x.double())
+    slack = 4 * torch.finfo(torch.float32).eps * wanted.abs()
+    rounded = 2e-7 * x.double().abs() if name in ("gelu", "silu") else 0.0  # x times a small number
+    assert ((got - wanted).abs() <= slack + rounded + 1e-30).all()
+
+
+def exact_gelu(x: torch.Tensor) -> torch.Tensor:
+    """In double precision, and without the cancellation of 1 + erf."""
+    return 0.5 * x * torch.special.erfc(-x / 2**0.5)

@@ -69,10 +69,11 @@ def sigmoid(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def softplus(x):  # type: ignore[no-untyped-def]
-    """log(1 + exp(x)); for small e the first terms of log(1 + e), which 1 + e would round away."""
+    """log(1 + exp(x)); what 1 + e rounds away of a small e is put back, as Kahan does."""
     e = tl.exp(-tl.abs(x))
-    small = e * (1.0 - e * (0.5 - e * (1.0 / 3.0 - e * (0.25 - e * 0.2))))
-    return tl.where(x > 0, x, 0.0) + tl.where(e < 0.01, small, tl.log(1.0 + e))
+    u = 1.0 + e
+    log = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
+    return tl.where(x > 0, x, 0.0) + log
 
 
 @triton.jit
