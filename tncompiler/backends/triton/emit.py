@@ -9,7 +9,8 @@ from typing import Self
 from tncompiler.backends.source import Source
 from tncompiler.backends.torch.emit import TorchEmitter
 from tncompiler.backends.triton.chain import Chain, find_chains
-from tncompiler.backends.triton.chain_kernel import WIDENING, ChainSource, chain_kernel
+from tncompiler.backends.triton.chain_kernel import ChainSource, chain_kernel
+from tncompiler.backends.triton.chain_tiles import WIDENING
 from tncompiler.backends.triton.fuse import Action, fuse
 from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
 from tncompiler.backends.triton.pairwise_kernel import KernelSource, blocks_of, pairwise_kernel
