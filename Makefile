@@ -15,7 +15,7 @@ BENCH_STAMP := $(BENCH_VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz check bench bench-plan golden docs clean
+.PHONY: help demo test test-all fuzz check bench bench-plan bench-gpu kernels golden docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,12 @@ bench: $(BENCH_STAMP) ## time us beside the peers (ARGS="--quick", "--all", "--a
 
 bench-plan: $(STAMP) ## compare plans: predicted and measured time of many trees (ARGS="--quick", "--calibrate", "--help")
 	$(PY) -m benchmarks.plan $(ARGS)
+
+bench-gpu: $(STAMP) ## check and time the Triton backend on this machine's GPU (ARGS="--quick")
+	$(PY) -m benchmarks.gpu $(ARGS)
+
+kernels: $(STAMP) ## write docs/kernels.json and .md: what kernels compile to (ARGS="--all")
+	$(PY) -m benchmarks.kernel_table $(ARGS)
 
 golden: $(STAMP) ## regenerate tests/golden; read the diff before committing it
 	$(PY) -m pytest tests -m "not slow" -q --golden-update -k golden

@@ -24,13 +24,14 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton loads: its kernels run on the CPU
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from tests.networks import Case, fuzzed_network
 from tests.oracle import (
-    RUNNERS,
     Runner,
     compare,
     compare_named,
@@ -45,6 +46,7 @@ STATE = ".fuzz-state.json"
 SAVE_SECONDS = 30  # what a killed run loses at most
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 ALONE = 8  # each so many-th network is compiled by every runner from the start, and runs on all
+SELDOM = 20  # and each so many-th in Triton's kernels
 AHEAD = 16  # networks waiting for one process: a long one does not hold up the others
 
 
@@ -71,11 +73,17 @@ def check_network(case: Case, runners: Iterable[str] | None = None) -> dict[str,
 def runners_for(case: Case) -> tuple[str, ...]:
     """Where a network runs: torch and the NumPy function; the NumPy module, its twin, at times.
 
-    NumPy has no bfloat16.
+    NumPy has no bfloat16. Triton's kernels run seldom, as their interpreter is slow, and where a
+    process has it switched on.
     """
-    if case.dtype == "bfloat16":
-        return ("torch",)
-    return RUNNERS if case.seed % ALONE == 0 else ("function", "torch")
+    found = ["torch"] if case.dtype == "bfloat16" else ["function", "torch"]
+    if case.dtype != "bfloat16" and case.seed % ALONE == 0:
+        found.append("numpy")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and case.kind != "long"
+    overflows = case.dtype == "float16"  # its kernels round intermediates, which may not fit
+    if interpreted and not overflows and case.seed % SELDOM == 0:
+        found.append("triton")
+    return tuple(found)
 
 
 def _check_numbers(case: Case, runners: Sequence[Runner]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from tncompiler.module import CompiledModule
 
 Arrays = Mapping[str, np.ndarray]
 _AUTOGRAD = 64  # how much further torch may be off, in double precision and terms in the millions
-RUNNERS = ("function", "torch", "numpy")  # NumPy function, and torch modules by backend
+RUNNERS = ("function", "torch", "numpy", "triton")  # NumPy function, and torch modules by backend
 
 # ---------------------------------------------------------------------------- the torch walker
 
@@ -261,6 +261,8 @@ def worst_ratio(value: np.ndarray, reference: np.ndarray, bound: np.ndarray) -> 
 class Runner:
     """One way to run outputs: forward, and gradients for given cotangents."""
 
+    device = "cpu"  # where modules and their inputs are; NumPy functions have no choice
+
     def __init__(
         self,
         outputs: Sequence[ex.Expr],
@@ -287,6 +289,8 @@ class Runner:
             self.compiled = made(
                 like.compiled.compilation, backend=backend, dtype=dtype, seed=0, share=None
             )
+        if framework == "torch":
+            self.compiled.to(self.device)
 
     def forward(self, arrays: Arrays) -> list[np.ndarray]:
         if self.name == "function":
@@ -305,7 +309,7 @@ class Runner:
             return list(values), {name: found[name] for name in wrt}
         leaves, values = self._module(arrays, frozenset(wrt))
         pairs = [
-            (v, torch.tensor(np.asarray(c)).to(v.dtype))
+            (v, torch.tensor(np.asarray(c)).to(v))
             for v, c in zip(values, cotangents, strict=True)
             if v.requires_grad
         ]
@@ -323,7 +327,7 @@ class Runner:
         return {name: arrays[name] for name in self.compiled.parameters}
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.array(array))
+        tensor = torch.from_numpy(np.array(array)).to(self.device)
         return tensor.to(torch.bfloat16) if self.dtype == "bfloat16" else tensor
 
     def _module(
@@ -340,7 +344,7 @@ class Runner:
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach().resolve_conj().resolve_neg()
+    tensor = tensor.detach().resolve_conj().resolve_neg().cpu()
     return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 

@@ -250,7 +250,7 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("backend", ["numpy", "torch", "triton"])
 def test_torch_views(backend: str, view: str) -> None:
     """non-contiguous and expanded tensors, not copied by the runner before"""
     known = awkward(np.array)

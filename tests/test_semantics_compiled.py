@@ -941,7 +941,6 @@ def test_plan_sizes_are_bucketed_but_values_are_right() -> None:
         ({"framework": "jax"}, BackendError),
         ({"framework": None}, BackendError),
         ({"framework": "numpy", "backend": "torch"}, BackendError),
-        ({"cuda_graph": True}, BackendError),
         ({"sizes": 3}, TncError),
         ({"sizes": [("b", 3)]}, TncError),
         ({"sizes": {"b": 0.5}}, TncError),

@@ -40,15 +40,20 @@ def compile(
 
     Returns a torch module whose parameters are the network's, or with framework="numpy" a plain
     callable on NumPy arrays. ``sizes`` gives sizes by Index, symbol or name; those of parameters
-    must be known. ``inputs`` fixes the order of positional arguments. ``backend``: "auto", "numpy"
-    or "torch". ``seed`` fixes the initial parameters; ``share`` takes those of another compiled
-    network. Raises a TncError that says what, where and how to mend it.
+    must be known. ``inputs`` fixes the order of positional arguments. ``backend``: "auto",
+    "numpy", "torch" or "triton" (GPU tensors, or CPU tensors under TRITON_INTERPRET=1). ``seed``
+    fixes the initial parameters; ``share`` takes those of another compiled network.
+    ``cuda_graph``: programs are captured once for each combination of shapes and replayed, which
+    pays where launches take longer than the work; arguments and results are copied. Raises a
+    TncError that says what, where and how to mend it.
     """
-    if cuda_graph or process_group is not None:
+    if process_group is not None:
+        raise BackendError("process_group is not built yet", where=call_site(), fix="leave it out")
+    if cuda_graph and framework != "torch":
         raise BackendError(
-            "cuda_graph and process_group are not built yet",
+            "cuda_graph=True needs torch tensors",
             where=call_site(),
-            fix="leave them out",
+            fix="leave it out, or framework='numpy'",
         )
     if not isinstance(backend, str) or backend != "auto":
         emitter_of(backend)  # raises on an unknown one
@@ -83,7 +88,14 @@ def compile(
         return NumpyFunction(compilation, backend=backend, dtype=name, seed=seed, share=share)
     from tncompiler.module import CompiledModule
 
-    return CompiledModule(compilation, backend=backend, dtype=name, seed=seed, share=share)
+    return CompiledModule(
+        compilation,
+        backend=backend,
+        dtype=name,
+        seed=seed,
+        share=share,
+        cuda_graph=bool(cuda_graph),
+    )
 
 
 def plan(

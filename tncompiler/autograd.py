@@ -13,12 +13,16 @@ from torch.autograd import forward_ad
 
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation, KeptExecutable
+from tncompiler.graphs import Graphed
 
 Flat = Callable[..., tuple[Tensor, ...]]
 
 
 class Specialisation:
-    """One combination of shapes, dtypes and required gradients, ready to run."""
+    """One combination of shapes, dtypes and required gradients, ready to run.
+
+    ``graph``: the programs are captured as CUDA graphs at their first call and replayed after it.
+    """
 
     def __init__(
         self,
@@ -27,23 +31,30 @@ class Specialisation:
         wrt: tuple[str, ...],
         backend: str,
         kept: KeptExecutable | None = None,
+        graph: bool = False,
     ) -> None:
         names = [leaf.name for leaf in compilation.ordered]
         self.backend, self.kept = backend, kept
         self._compilation, self._call = compilation, call
         self.positions = tuple(names.index(name) for name in wrt)
-        self.count = len(names)
+        self.count, self.graph = len(names), graph
         self.value_count = len(compilation.outputs)  # what a program returns after it are scales
         if wrt:
             self.pair = compilation.training_executable(call.dtypes, call.free, wrt, backend)
             arguments = [a.value.name for a in self.pair.backward.program.arguments]
             self.read = tuple(names.index(name) for name in arguments if name in names)
+            self.forward = self._graphed(self.pair.forward.run)
+            self.backward = self._graphed(self.pair.backward.run)
+
+    def _graphed(self, run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+        return Graphed(run) if self.graph else run
 
     @cached_property
     def run(self) -> Callable[..., tuple[Any, ...]]:
         """The forward program, where no gradient is asked for."""
         call = self._call
-        return self._compilation.inference_executable(call.dtypes, call.free, self.backend).run
+        inference = self._compilation.inference_executable
+        return self._graphed(inference(call.dtypes, call.free, self.backend).run)
 
     @cached_property
     def flat(self) -> Flat:
@@ -57,7 +68,7 @@ class NetworkFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spec: Specialisation, *tensors: Tensor) -> Any:
         arrays = enter(tensors, spec.backend)
-        results = leave(spec.pair.forward.run(*arrays), spec.backend, arrays)
+        results = leave(spec.forward(*arrays), spec.backend, arrays)
         ctx.spec = spec
         ctx.set_materialize_grads(True)
         outputs, saved = results[: spec.pair.output_count], results[spec.pair.output_count :]
@@ -91,7 +102,7 @@ class NetworkFunction(torch.autograd.Function):
         else:
             read = [tensors[position] for position in spec.read]
             values = enter((*read, *saved, *cotangents), spec.backend)
-            results = leave(spec.pair.backward.run(*values), spec.backend, values)
+            results = leave(spec.backward(*values), spec.backend, values)
         for position, gradient in zip(spec.positions, results, strict=True):
             grads[1 + position] = gradient
         return tuple(grads)

@@ -208,6 +208,26 @@ class Compilation(Scheduling):
         joint, _ = schedule(reverse, nominal, self.options)
         return self._finished(joint, nominal)
 
+    def training_programs(
+        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...], backend: str
+    ) -> TrainingPrograms:
+        """What a backend runs: where a backward pass fits on chip, nothing need be saved for it."""
+        saving = self.training(dtypes, nominal, wrt)
+        if backend != "triton":
+            return saving
+
+        def make() -> TrainingPrograms:
+            from tncompiler.backends.triton.training import recompute_on_chip
+
+            joint = self.joint(dtypes, nominal, wrt)
+            return (
+                recompute_on_chip(joint, len(saving.forward.outputs) - len(saving.saved)) or saving
+            )
+
+        return self._once(  # type: ignore[no-any-return]
+            ("on chip", dtypes, tuple(nominal.items()), wrt), make
+        )
+
     def joint(self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]) -> Program:
         """Forward and backward as one program."""
         cut = self.training(dtypes, nominal, wrt)
@@ -243,7 +263,7 @@ class Compilation(Scheduling):
         """The program as a callable; the same source is loaded once."""
 
         def make() -> Executable:
-            source = emitter_of(backend)(program, entry)
+            source = emitter_of(backend)(program, entry, self.options.precision)
             show(4, f"{entry} source", source.text)
             return Executable(program, source, load(source))
 
@@ -273,7 +293,7 @@ class Compilation(Scheduling):
     def training_executable(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...], backend: str
     ) -> TrainingExecutable:
-        cut = self.training(dtypes, nominal, wrt)
+        cut = self.training_programs(dtypes, nominal, wrt, backend)
         forward = self.executable(cut.forward, backend, "forward")
         backward = self.executable(cut.backward, backend, "backward")
         return TrainingExecutable(cut, forward, backward, len(cut.forward.outputs) - len(cut.saved))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sympy
 
@@ -18,6 +18,9 @@ from tncompiler.planning.family import PlanFamily
 from tncompiler.planning.keeping import Kept
 from tncompiler.planning.memory import live_terms, peak_expression, step_peak, step_terms
 from tncompiler.planning.plan import ContractionPlan
+
+if TYPE_CHECKING:
+    from tncompiler.backends.triton.kernels import CompiledLaunch
 
 PARTS = ("forward", "backward", "step")
 
@@ -178,8 +181,43 @@ class Inspection:
             both = ((cut.prepare, "prepare"), (cut.rest, part))
             texts = [self.compilation.executable(p, chosen, e).source.text for p, e in both]
             return "\n\n".join(texts)
-        program = self.program(sizes, part, wrt)
+        program = self._run_program(sizes, part, wrt, chosen)
         return self.compilation.executable(program, chosen, part).source.text
+
+    def _run_program(
+        self, sizes: Mapping[Any, Any] | None, part: str, wrt: Sequence[str] | None, backend: str
+    ) -> Program:
+        """The program of a part as a backend runs it."""
+        if part != "backward":
+            return self.program(sizes, part, wrt)
+        nominal = self.compilation.nominal({} if sizes is None else sizes)
+        names = self._differentiable(wrt)
+        return self.compilation.training_programs(self._dtypes(), nominal, names, backend).backward
+
+    def kernels(
+        self,
+        target: str = "sm_90",
+        sizes: Mapping[Any, Any] | None = None,
+        part: str = "forward",
+        wrt: Sequence[str] | None = None,
+    ) -> list[CompiledLaunch]:
+        """The launches of the "forward" pass, the "backward" pass or both ("step"), compiled.
+
+        No GPU is needed. ``target``: "sm_80", "sm_90", "sm_100" or "gfx942"; free sizes that are
+        not given count as 128. Each has `.name`, `.registers` and `.spill_bytes` of a thread,
+        `.shared_bytes`, `.grid`, `.asm` and `.binary`.
+        Cost: seconds a kernel, in a child process. Raises: BackendError for an unknown target.
+        """
+        from tncompiler.backends.triton.kernels import compile_jobs, job_of
+
+        nominal = self.compilation.nominal({} if sizes is None else sizes)
+        known = {**self.compilation.binding, **nominal}
+        jobs = []
+        for name in ("forward", "backward") if part == "step" else (part,):
+            program = self._run_program(sizes, name, wrt, "triton")
+            source = self.compilation.executable(program, "triton", name).source
+            jobs.append(job_of(program, source, known, target))
+        return [launch for launches in compile_jobs(jobs) for launch in launches]
 
     def explain(self, sizes: Mapping[Any, Any] | None = None, part: str = "forward") -> str:
         """A text table: one line a step with equation, sizes, flops and bytes; totals below."""

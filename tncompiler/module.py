@@ -9,6 +9,7 @@ differentiate itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,11 @@ class CompiledModule(Inspection, nn.Module):
         dtype: str | None = None,
         seed: int | None = None,
         share: Any = None,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
         self.compilation, self.backend, self._dtype = compilation, backend, dtype
+        self._cuda_graph = cuda_graph
         self._specialisations: dict[object, Specialisation] = {}
         self._owners: list[tuple[nn.Module, str]] = []
         self._owners = [self._place(leaf) for leaf in (*compilation.params, *compilation.constants)]
@@ -211,6 +214,11 @@ class CompiledModule(Inspection, nn.Module):
         with torch.autocast(device, enabled=False):  # the programs cast for themselves
             return self._run(tensors, cast=True)
 
+    def run_aten(self, *inputs: Tensor) -> Any:
+        """The outputs by flat aten code, where the backend's own cannot run: on a CPU, say."""
+        tensors = [*inputs, *self._held()]
+        return self.compilation.container.pack(self._flat(tensors)(*tensors))
+
     def _run(self, tensors: Sequence[Tensor], cast: bool) -> Any:
         pack = self.compilation.pack
         if watched(tensors):
@@ -305,6 +313,7 @@ class CompiledModule(Inspection, nn.Module):
             )
             if grad and tensor.requires_grad and is_differentiable(dtype)
         )
+        keeps = keeps and not self._cuda_graph  # a graph runs whole programs
         cut = self.compilation.kept(call.dtypes, call.free) if keeps else None
         backend = self._choose(call, wrt, devices, None if cut is None else cut.rest)
         if self.backend == "auto" and backend == "torch" and self._is_tiny(call):
@@ -312,7 +321,17 @@ class CompiledModule(Inspection, nn.Module):
         kept = None
         if cut is not None:
             kept = self.compilation.kept_executable(call.dtypes, call.free, backend)
-        return Specialisation(self.compilation, call, wrt, backend, kept)
+        if self._cuda_graph:
+            self._check_graphs(devices)
+        return Specialisation(self.compilation, call, wrt, backend, kept, self._cuda_graph)
+
+    def _check_graphs(self, devices: set[torch.device]) -> None:
+        if any(device.type != "cuda" for device in devices):
+            raise BackendError(
+                f"cuda_graph=True needs CUDA tensors, and these are on {sorted(map(str, devices))}",
+                where=self.compilation.place(),
+                fix="move module and inputs to a GPU, or leave cuda_graph out",
+            )
 
     def _is_tiny(self, call: Call) -> bool:
         program, _ = self.compilation.scheduled(call.dtypes, call.free)
@@ -337,6 +356,10 @@ class CompiledModule(Inspection, nn.Module):
     ) -> str:
         """The backend for a call; ``program``: what it runs, if not the scheduled one."""
         on_cpu = all(device.type == "cpu" for device in devices)
+        on_gpu = any(device.type == "cuda" for device in devices)
+        if self.backend == "triton" or (self.backend == "auto" and on_gpu and has_triton()):
+            check_triton()
+            return "triton"
         if on_cpu and self.backend == "auto" and set(NUMPY_ONLY) & set(call.dtypes):
             return "numpy"
         if not on_cpu or any(dtype in LOW_PRECISION for dtype in call.dtypes):
@@ -400,11 +423,17 @@ class CompiledModule(Inspection, nn.Module):
             "options": compilation.fixed_plan or compilation.options,
             "backend": self.backend,
             "dtype": self._dtype,
+            "cuda_graph": self._cuda_graph,
             "frozen": [n for n, p in self.named_parameters() if not p.requires_grad],
         }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
-        copied = CompiledModule(self.compilation, backend=self.backend, dtype=self._dtype)
+        copied = CompiledModule(
+            self.compilation,
+            backend=self.backend,
+            dtype=self._dtype,
+            cuda_graph=self._cuda_graph,
+        )
         memo[id(self)] = copied
         for (mine, name), (theirs, _) in zip(self._owners, copied._owners, strict=True):
             for table in ("_parameters", "_buffers"):
@@ -426,6 +455,21 @@ class CompiledModule(Inspection, nn.Module):
             f"({', '.join(map(str, output.indices))})" for output in self.compilation.outputs
         )
         return f"inputs={', '.join(self.inputs)} → {outs}, backend={self.backend}"
+
+
+def has_triton() -> bool:
+    """Whether the triton package is there; it is not on every system."""
+    return find_spec("triton") is not None
+
+
+def check_triton() -> None:
+    """Raises BackendError where backend="triton" cannot be loaded."""
+    if not has_triton():
+        raise BackendError(
+            "the triton backend needs the package triton, which is not installed",
+            where=call_site(),
+            fix="pip install triton, or use backend='torch'",
+        )
 
 
 def _autocasts(device: str) -> bool:
@@ -467,7 +511,12 @@ def _rebuild(
     compilation = Compilation(
         container.pack(outputs), description["inputs"], description["sizes"], description["options"]
     )
-    module = CompiledModule(compilation, backend=description["backend"], dtype=description["dtype"])
+    module = CompiledModule(
+        compilation,
+        backend=description["backend"],
+        dtype=description["dtype"],
+        cuda_graph=description["cuda_graph"],
+    )
     module.load_state_dict(state, assign=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in description["frozen"])

@@ -19,13 +19,14 @@ from tncompiler.ir.program import Program
 BACKENDS: dict[str, str] = {
     "numpy": "tncompiler.backends.numpy.emit:emit",
     "torch": "tncompiler.backends.torch.emit:emit",
+    "triton": "tncompiler.backends.triton.emit:emit",
 }
 
-Emit = Callable[[Program, str], Source]
+Emit = Callable[[Program, str, str], Source]
 
 
 def emitter_of(name: str) -> Emit:
-    """The function (program, entry name) → Source of a backend. Raises BackendError."""
+    """The function (program, entry name, precision) → Source of a backend. Raises BackendError."""
     if not isinstance(name, str) or name not in BACKENDS:
         known = ", ".join(("auto", *BACKENDS))
         raise BackendError(

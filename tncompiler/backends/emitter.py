@@ -69,6 +69,7 @@ class Emitter(ABC):
 
     long_sum: int
     helpers: tuple[str, ...]  # what the runtime module offers: no variable is called so
+    decorators: tuple[str, ...] = ()  # lines above the function
 
     def __init__(self, program: Program, entry: str) -> None:
         self.program, self.entry = program, entry
@@ -97,7 +98,8 @@ class Emitter(ABC):
         body = [*header, *self.lines, f"return {returned}" if results else "return ()"]
         signature = f"def {self.entry}({', '.join(arguments)}):"
         prelude = [*self.prelude(), *sorted(self.extra)]
-        text = "\n".join([*prelude, "", "", signature, *(f"    {x}" for x in body), ""])
+        head = [*prelude, "", "", *self.decorators, signature]
+        text = "\n".join([*head, *(f"    {x}" for x in body), ""])
         return Source(text, self.entry)
 
     def nested(self, body: Program) -> Self:

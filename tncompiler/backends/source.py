@@ -39,9 +39,11 @@ class Loaded:
     def __init__(self, source: Source) -> None:
         filename = f"<tncompiler {source.entry} {source.digest}>"
         module = types.ModuleType(f"tncompiler.generated_{source.entry}_{source.digest}")
-        exec(compile(source.text, filename, "exec"), module.__dict__)
-        lines = source.text.splitlines(keepends=True)
+        lines = source.text.splitlines(
+            keepends=True
+        )  # first: triton.jit reads its function's lines
         linecache.cache[filename] = (len(source.text), None, lines, filename)
+        exec(compile(source.text, filename, "exec"), module.__dict__)
         sys.modules[module.__name__] = module  # torch.compile looks a function's module up by name
         self.run: Callable[..., Any] = getattr(module, source.entry)
         weakref.finalize(self, _forget, filename, module.__name__, id(module)).atexit = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -24,6 +25,25 @@ _RANK = {"bool": 0, "int": 1, "float": 2, DEFAULT: 3, "complex": 4}
 LOW_PRECISION = ("float16", "bfloat16")
 NUMPY_ONLY = ("uint16", "uint32", "uint64")  # torch has no matrix products for them
 DTYPES = frozenset(_KINDS)
+ITEM_BYTES: Mapping[str, int] = {
+    "bool": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "uint16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "uint32": 4,
+    "uint32": 4,
+    "float32": 4,
+    "default": 4,
+    "int64": 8,
+    "uint64": 8,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+}
 
 
 def dtype_name(dtype: object, owner: str = "", where: str | None = None) -> str:

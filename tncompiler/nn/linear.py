@@ -130,7 +130,7 @@ class Linear(Tensorized):
         like = self._draw()
         if like is not None:
             probes = torch.randn(PROBES, self.in_features, dtype=like.dtype, device=like.device)
-            self._scale_by(gain / typical_scale(self.cores(probes)))
+            self._scale_by(gain / typical_scale(self.cores.run_aten(probes)))
 
     @torch.no_grad()
     def tie(self, other: Tensorized) -> None:

@@ -189,7 +189,8 @@ class CoreReading:
         inputs = [input_leaf(f"t{k}", leaf.indices) for k, leaf in enumerate(leaves)]
         self.names = [leaf.name for leaf in inputs]
         self.network = replace_leaves(network, dict(zip(leaves, inputs, strict=True)))
-        self.backend, self.options = backend, options
+        # tables are read where the layer is: while it is on a CPU, no kernel can run
+        self.backend, self.options = "auto" if backend == "triton" else backend, options
         self.compiled: dict[torch.dtype, Any] = {}
 
     def prepare(self, dtype: torch.dtype) -> Any:

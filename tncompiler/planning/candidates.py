@@ -16,8 +16,8 @@ from itertools import groupby
 
 import cotengrust
 
+from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.program import Labels
-from tncompiler.planning.memory import ITEM_BYTES
 from tncompiler.planning.order import Pair, letter, split_path
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.reconfigure import reconfigured

@@ -6,11 +6,12 @@ loop takes its results, the levels of its sums, and what its body takes for one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import sympy
 
+from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.program import (
     Contract,
@@ -26,26 +27,6 @@ from tncompiler.ir.program import (
 from tncompiler.ir.sizes import Binding, Terms, evaluate
 
 SUM_RADIX = 16  # blocks that a level of a running sum adds up; see backends/*/runtime.py
-
-
-ITEM_BYTES: Mapping[str, int] = {
-    "bool": 1,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "uint16": 2,
-    "float16": 2,
-    "bfloat16": 2,
-    "int32": 4,
-    "uint32": 4,
-    "float32": 4,
-    "default": 4,
-    "int64": 8,
-    "uint64": 8,
-    "float64": 8,
-    "complex64": 8,
-    "complex128": 16,
-}
 
 
 def nbytes(value: Value) -> Terms:

@@ -56,8 +56,10 @@ class PlanOptions:
     torch looks into are not sliced. ``recompute``: "auto" computes again only where the limit asks
     for it, "never", or "always" (outputs alone are saved).
     ``machine``: whose rates predicted times come from, a committed table ("reference",
-    "a100", "h100", "b200", "mi300x") or what `tnc.calibrate` returned. Raises
-    PlanError for an unknown value, and for options that this version does not carry out yet.
+    "a100", "h100", "b200", "mi300x") or what `tnc.calibrate` returned.
+    ``precision``: "tf32" allows Triton's kernels to round the operands of float32 products to 11
+    bits; elsewhere nothing does. Raises PlanError for an unknown value, and for options that this
+    version does not carry out yet.
     """
 
     minimize: str = "time"
@@ -116,12 +118,6 @@ class PlanOptions:
                 f"PlanOptions.training is {self.training!r:.40}",
                 where=call_site(),
                 fix="choose one of 'auto', True, False",
-            )
-        if self.precision == "tf32":
-            raise PlanError(
-                "precision 'tf32' needs a GPU backend, which is not built yet",
-                where=call_site(),
-                fix="leave precision at 'ieee'",
             )
 
     def _demand(self, name: str, holds: bool, fix: str) -> None:

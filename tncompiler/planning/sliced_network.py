@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.program import Contract, Labels, Program, Step, label_sizes, operand_values
 from tncompiler.ir.sizes import Binding, evaluate
-from tncompiler.planning.memory import ITEM_BYTES
 from tncompiler.planning.order import Pair, letter, split_path
 from tncompiler.planning.slicing import Cut
 

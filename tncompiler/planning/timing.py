@@ -8,6 +8,7 @@ from collections.abc import ItemsView, Mapping
 
 import sympy
 
+from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import is_matmul, matmul_form
 from tncompiler.ir.program import (
     Contract,
@@ -22,7 +23,7 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.sizes import Size, evaluate
 from tncompiler.planning.machine import Machine
-from tncompiler.planning.memory import ITEM_BYTES, is_view, within
+from tncompiler.planning.memory import is_view, within
 from tncompiler.planning.rates import Rates
 
 Sizes = Mapping[sympy.Symbol, int]

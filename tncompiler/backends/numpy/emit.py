@@ -19,8 +19,8 @@ LONG_SUM = 256
 SMALL_PRODUCT = 2**20
 
 
-def emit(program: Program, entry: str) -> Source:
-    """NumPy source of a scheduled program."""
+def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
+    """NumPy source of a scheduled program; its products are exact to the dtype in any precision."""
     return NumpyEmitter(program, entry).source()
 
 

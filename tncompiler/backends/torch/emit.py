@@ -16,8 +16,8 @@ LONG_SUM = 512
 NARROW = 4
 
 
-def emit(program: Program, entry: str) -> Source:
-    """Torch source of a scheduled program."""
+def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
+    """Torch source of a scheduled program; its products are exact to the dtype in any precision."""
     return TorchEmitter(program, entry).source()
 
 
@@ -25,7 +25,7 @@ class TorchEmitter(Emitter):
     """Torch's spelling of each operation."""
 
     long_sum = LONG_SUM
-    helpers = (
+    helpers: tuple[str, ...] = (
         *("embed_diagonal", "long_bmm", "long_mm", "long_sum", "take_diagonal"),
         *("exponent", "power_of_two", "shift_exponent"),
     )

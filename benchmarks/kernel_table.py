@@ -1,0 +1,294 @@
+"""What the kernels of layers compile to, for GPUs that need not be there.
+
+    make kernels                            the pruned table: docs/kernels.json and docs/kernels.md
+    make kernels ARGS="--all"               every cell; hours of compiling
+    make kernels ARGS="--formats TT,CP --targets sm_90"
+
+A cell whose source has not changed is not compiled again. Nothing here is measured: registers,
+spills and shared memory are read from machine code, bytes are counted from loads and stores, and
+predicted times come from published figures of a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tncompiler as tnc
+from benchmarks.layer_shapes import PROMISED, SHAPES, THREE
+from tncompiler.backends.source import Source
+from tncompiler.backends.triton.atoms import Unfit
+from tncompiler.backends.triton.chain import MAX_ALIVE, Chain, find_chain, pressure
+from tncompiler.backends.triton.emit import count_launches, plan_launches
+from tncompiler.backends.triton.kernels import SHARED_LIMIT, compile_jobs, job_of
+from tncompiler.backends.triton.pairwise import Pairwise
+from tncompiler.backends.triton.traffic import Traffic, chain_traffic, nbytes, pairwise_traffic
+from tncompiler.ir.dtypes import ITEM_BYTES
+from tncompiler.ir.program import Program
+from tncompiler.planning.cost import program_cost
+from tncompiler.planning.machine import load_machine
+from tncompiler.planning.timing import program_us
+
+JSON, PAGE = Path("docs/kernels.json"), Path("docs/kernels.md")
+BATCHES = (256, 4096)
+MACHINES = {"sm_80": "a100", "sm_90": "h100", "sm_100": "b200", "gfx942": "mi300x"}
+PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One part of one layer for one GPU."""
+
+    format: str
+    shape: str
+    rank: int
+    dtype: str
+    part: str
+    target: str
+
+    @property
+    def name(self) -> str:
+        return " ".join(map(str, asdict(self).values()))
+
+
+def cells(everything: bool) -> Iterator[Cell]:
+    """All cells; or those whose answer differs from their neighbours', the promised ones first."""
+    for target in MACHINES:
+        for rank in (8, 32):
+            for dtype in ("float16", "bfloat16", "float32"):
+                for shape in THREE:
+                    for name in (*PROMISED, *(f for f in SHAPES if f not in PROMISED)):
+                        for part in ("forward", "backward"):
+                            plain = rank == 8 and dtype != "bfloat16" and target in ("sm_90",)
+                            if everything or (plain and name in PROMISED):
+                                yield Cell(name, shape, rank, dtype, part, target)
+
+
+# ---------------------------------------------------------------------------- one cell
+
+
+def program_of(cell: Cell) -> tuple[Program, Source, Any]:
+    """The program that a training step runs for the part, its source, and the sizes it is for."""
+    ins, outs = SHAPES[cell.format][cell.shape]
+    layer = tnc.nn.Linear(
+        math.prod(ins),
+        math.prod(outs),
+        format=getattr(tnc.formats, cell.format)(rank=cell.rank),
+        in_shape=ins,
+        out_shape=outs,
+        implementation="factorized",
+        backend="triton",
+    )
+    compilation = layer.cores.compilation
+    nominal = compilation.nominal({"b": BATCHES[-1]})
+    dtypes = compilation.default_dtypes(cell.dtype)
+    wrt = tuple(leaf.name for leaf in (*compilation.inputs, *compilation.params))
+    programs = compilation.training_programs(dtypes, nominal, wrt, "triton")
+    program = getattr(programs, cell.part)
+    source = compilation.executable(program, "triton", cell.part).source
+    return program, source, {**compilation.binding, **nominal}
+
+
+def digest_of(cell: Cell) -> str:
+    """What the cell's row was made from."""
+    return program_of(cell)[1].digest
+
+
+def row_of(cell: Cell) -> dict[str, Any]:
+    """Compile a cell and count its bytes."""
+    program, source, sizes = program_of(cell)
+    (launches,) = compile_jobs([job_of(program, source, sizes, cell.target)])
+    actions = plan_launches(program)
+    state, why = state_of(program, actions)
+    row: dict[str, Any] = {
+        **asdict(cell),
+        "digest": source.digest,
+        "state": state,
+        "why": why,
+        "launches": len(launches),
+        "registers": max(k.registers for k in launches),
+        "spill_bytes": max(k.spill_bytes for k in launches),
+        "shared_bytes": max(k.shared_bytes for k in launches),
+        "fits": all(k.fits(cell.target) for k in launches),
+        "constants": launches[0].constants,
+        "warps": launches[0].num_warps,
+    }
+    (batch,) = [symbol for symbol in sizes if symbol.name == "b"]
+    for number in BATCHES:
+        at = {**sizes, batch: number}
+        row[f"batch {number}"] = bytes_and_times(cell, program, actions, launches, at)
+    return row
+
+
+def state_of(program: Program, actions: Any) -> tuple[str, str]:
+    """ "fits" in one chain, "cut" into more launches, or "pairwise"; and why."""
+    chains = [action for action in actions if isinstance(action, Chain)]
+    rest = count_launches(actions) - count_launches(chains)
+    try:
+        row, sums = pressure(find_chain(program))
+    except Unfit as reason:
+        return "pairwise", str(reason)
+    crowd = f"a row takes {row} elements and sums {sums}, over {MAX_ALIVE} together"
+    if not chains:
+        return "pairwise", crowd if row + sums > MAX_ALIVE else "a chain would launch no less"
+    if len(chains) > 1:
+        return "cut", f"into {len(chains)} chains: {crowd}"
+    return ("cut", f"{rest} launches beside the chain") if rest else ("fits", "")
+
+
+def bytes_and_times(
+    cell: Cell, program: Program, actions: Any, launches: Any, sizes: Any
+) -> dict[str, Any]:
+    """Bytes against their floor, and predicted microseconds on the target."""
+    moved = Traffic(0, 0)
+    waiting = iter(launches)
+    for action in (a for a in actions if isinstance(a, Chain | Pairwise)):
+        launch = next(waiting)
+        if isinstance(action, Pairwise):
+            moved += pairwise_traffic(action, sizes, launch.constants)
+            if "SPLITS" in launch.constants:
+                next(waiting)  # adds up the parts: small beside what it adds up
+            continue
+        rows = -(-sizes[action.stream.size] // launch.constants["ROWS"])
+        moved += chain_traffic(action, sizes, min(rows, PROCESSORS[cell.target]))
+        if action.sums:
+            next(waiting)  # adds up the sums, which chain_traffic has counted
+    given = sum(nbytes(a.value, sizes) for a in program.arguments)
+    floor = given + sum(nbytes(program.values[name], sizes) for name in program.outputs)
+    machine = load_machine(MACHINES[cell.target]).libraries["triton"]
+    return {
+        "bytes": moved.unique,
+        "floor": floor,
+        "cached": moved.cached,
+        "steps_us": round(program_us(program, sizes, machine), 2),
+        "dense_us": round(dense_us(cell, sizes), 2),
+        "kernels_us": round(kernels_us(cell, program, moved, len(launches), sizes), 2),
+    }
+
+
+def rates_of(cell: Cell) -> dict[str, Any]:
+    """Published figures of the target."""
+    data = json.loads(machine_file(cell.target).read_text(encoding="utf-8"))
+    return data["libraries"]["triton"]
+
+
+def kernels_us(cell: Cell, program: Program, moved: Traffic, launches: int, sizes: Any) -> float:
+    """The larger of arithmetic and bytes, and the launches."""
+    rates = rates_of(cell)
+    flops = program_cost(program, sizes).at(sizes).flops
+    arithmetic = flops / (rates["teraflops"][cell.dtype] * 1e6)
+    return max(arithmetic, moved.unique / rates["bytes_per_us"]) + launches * rates["step_us"]
+
+
+def dense_us(cell: Cell, sizes: Any) -> float:
+    """The dense layer: one product forward, two backward, by published peak and bandwidth."""
+    rates = rates_of(cell)
+    ins, outs = (math.prod(s) for s in SHAPES[cell.format][cell.shape])
+    (batch,) = [n for symbol, n in sizes.items() if symbol.name == "b"]
+    products = 1 if cell.part == "forward" else 2
+    flops = 2.0 * batch * ins * outs
+    moved = ITEM_BYTES[cell.dtype] * (batch * (ins + outs) + ins * outs)
+    each = max(flops / (rates["teraflops"][cell.dtype] * 1e6), moved / rates["bytes_per_us"])
+    return products * (each + rates["step_us"])
+
+
+def machine_file(target: str) -> Path:
+    import tncompiler.planning
+
+    return Path(tncompiler.planning.__file__).parent / "machines" / f"{MACHINES[target]}.json"
+
+
+# ---------------------------------------------------------------------------- the table
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "# Kernels",
+        "",
+        "Written by `make kernels`; nothing is measured. A row is one part of one layer: launches,",
+        "the most registers of a thread, bytes it spills, shared memory of a program; bytes to and",
+        "from device memory over their floor (arguments and results, once each), bytes asked of L2",
+        "over the same floor, at batch 256 and 4096. Last, microseconds at batch 4096, predicted",
+        "from published figures: these kernels, the plan step by step, the dense layer.",
+        "",
+        "| layer | rank | dtype | part | target | state | launches | registers | spill "
+        "| shared KiB | bytes 256 | L2 256 | bytes 4096 | L2 4096 | kernels | steps | dense |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratios = [
+            f"{row[f'batch {b}'][key] / row[f'batch {b}']['floor']:.2f}"
+            for b in BATCHES
+            for key in ("bytes", "cached")
+        ]
+        last = row[f"batch {BATCHES[-1]}"]
+        times = [f"{last[key]:.0f}" for key in ("kernels_us", "steps_us", "dense_us")]
+        state = row["state"] + (f": {row['why']}" if row["why"] else "")
+        lines.append(
+            f"| {row['format']} {row['shape']} | {row['rank']} | {row['dtype']} | {row['part']} "
+            f"| {row['target']} | {state} | {row['launches']} | {row['registers']} "
+            f"| {row['spill_bytes']} | {row['shared_bytes'] / 1024:.0f} | {' | '.join(ratios)} "
+            f"| {' | '.join(times)} |"
+        )
+    return "\n".join([*lines, "", *summary(rows), ""])
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """The promises against the rows."""
+    low = [r for r in rows if r["rank"] == 8 and r["dtype"] != "float32" and r["target"] == "sm_90"]
+    lines = []
+    for part, most in (("forward", 1), ("backward", 2)):
+        own = [r for r in low if r["part"] == part and r["format"] in PROMISED]
+        kept = [r for r in own if r["launches"] <= most]
+        lines.append(
+            f"Rank 8 in 16 bits on sm_90, {part}: {len(kept)} of {len(own)} cells in at most "
+            f"{most} launches."
+        )
+    spilling = [r for r in rows if r["spill_bytes"]]
+    over = [r for r in rows if r["shared_bytes"] > SHARED_LIMIT[r["target"]]]
+    found = f"{len(spilling)} of {len(rows)}"
+    lines.append(f"Cells that spill: {found}; over the chip's shared memory: {len(over)}.")
+    return lines
+
+
+def read_rows(path: Path = JSON) -> list[dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make kernels", description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every cell: hours")
+    parser.add_argument("--formats", default="", help="only these, with commas between")
+    parser.add_argument("--targets", default="", help="only these, with commas between")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time")
+    options = parser.parse_args(argv)
+    end = time.monotonic() + 60 * options.minutes
+    rows = {tuple(row[k] for k in Cell.__slots__): row for row in read_rows()}
+    for cell in cells(options.all):
+        wanted = (options.formats, cell.format), (options.targets, cell.target)
+        if any(chosen and own not in chosen.split(",") for chosen, own in wanted):
+            continue
+        key = tuple(asdict(cell).values())
+        if time.monotonic() > end or (key in rows and rows[key]["digest"] == digest_of(cell)):
+            continue
+        rows[key] = row_of(cell)
+        print(
+            cell.name, {k: rows[key][k] for k in ("state", "launches", "registers", "spill_bytes")}
+        )
+        JSON.write_text(
+            json.dumps(list(rows.values()), indent=1, ensure_ascii=False) + "\n", "utf-8"
+        )
+    PAGE.write_text(page(list(rows.values())), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The committed table of kernels: made from the sources as they are, and keeping the promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.kernel_table import PAGE, Cell, digest_of, page, read_rows, row_of
+from tests.conftest import ROOT
+from tncompiler.backends.triton.kernels import SHARED_LIMIT
+
+ROWS = read_rows(ROOT / "docs" / "kernels.json")
+SUBSET = ROWS[:40]
+
+
+def cell_of(row: dict[str, Any]) -> Cell:
+    return Cell(*(row[name] for name in Cell.__slots__))
+
+
+def test_there_is_a_table() -> None:
+    assert SUBSET
+
+
+@pytest.mark.parametrize("row", SUBSET, ids=lambda row: cell_of(row).name)
+def test_a_row_was_made_from_the_source_as_it_is(row: dict[str, Any]) -> None:
+    assert digest_of(cell_of(row)) == row["digest"], "run `make kernels`"
+
+
+def test_the_page_shows_the_rows() -> None:
+    assert (ROOT / PAGE).read_text(encoding="utf-8") == page(ROWS)
+
+
+SPILL = 2048  # bytes a thread: the best reached where every configuration spills
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: cell_of(row).name)
+def test_what_is_promised_of_every_cell(row: dict[str, Any]) -> None:
+    """docs/decisions.md says which spill, how much and why"""
+    one_launch = row["part"] == "forward" and row["state"] == "fits"
+    assert row["spill_bytes"] <= (0 if one_launch else SPILL)
+    assert row["shared_bytes"] <= SHARED_LIMIT[row["target"]]
+    assert row["state"] == "fits" or row["why"]
+    for batch in (256, 4096):
+        moved = row[f"batch {batch}"]
+        if row["launches"] == 1:
+            assert moved["bytes"] <= 1.05 * moved["floor"]
+
+
+def test_most_layers_of_rank_8_are_one_launch_forward_and_two_backward() -> None:
+    for part, most in (("forward", 1), ("backward", 2)):
+        own = [r for r in ROWS if r["part"] == part and r["dtype"] == "float16" and r["rank"] == 8]
+        kept = [r for r in own if r["launches"] <= most]
+        assert len(kept) >= 0.8 * len(own) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", SUBSET, ids=lambda row: cell_of(row).name)
+def test_a_row_compiles_to_what_it_says(row: dict[str, Any]) -> None:
+    assert row_of(cell_of(row)) == row

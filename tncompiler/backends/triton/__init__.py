@@ -1,0 +1,1 @@
+"""Program → Triton kernels and the host function that launches them."""

@@ -1,0 +1,289 @@
+"""Recognise a chain: one large index is streamed, all else fits on chip.
+
+In: a scheduled program. Out: a `Chain`, the steps that one kernel runs for a few positions of the
+streamed index at a time, or Unfit with the reason. Sums over the streamed index are kept in each
+program's registers and added up by a second launch, always in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from tncompiler.backends.triton.atoms import Atom, Unfit, find_atoms
+from tncompiler.backends.triton.fuse import program_low_dtype
+from tncompiler.backends.triton.spelling import is_spelled
+from tncompiler.ir.dtypes import kind
+from tncompiler.ir.passes.dead import drop_dead_steps
+from tncompiler.ir.program import (
+    Cast,
+    Contract,
+    Literal,
+    Map,
+    Merge,
+    Permute,
+    Program,
+    Split,
+    Step,
+    Value,
+)
+
+MAX_TILE = 2**15  # elements of one row's largest intermediate that can stay on chip
+MAX_RESIDENT = 2**15  # elements of cores, and of their gradients, that can
+MAX_ALIVE = 40 * 2**10  # elements of one row and of the sums beside it that can be alive at once
+_FREE = 4096  # stands for a free size
+
+Flat = tuple[Atom, ...]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One launch.
+
+    ``stream``: the index that programs share out. ``resident``: steps done once by each program,
+    ``streamed``: steps done for each few rows, ``reduced``: steps on what was summed over all
+    rows, which only rename or cast. ``inputs`` are read from memory, ``outputs`` are written row
+    by row, ``sums`` are written once by each program. ``low``: the dtype that products round to.
+    """
+
+    program: Program
+    atoms: dict[str, tuple[Flat, ...]]
+    stream: Atom
+    resident: tuple[Step, ...]
+    streamed: tuple[Step, ...]
+    reduced: tuple[Step, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    sums: tuple[Value, ...]
+    low: str | None
+
+    @property
+    def done(self) -> frozenset[str]:
+        """Names of the values that the launch makes."""
+        return frozenset(v.name for v in (*self.outputs, *self.sums))
+
+    def flat(self, name: str) -> Flat:
+        """The atoms of a value, axis after axis."""
+        return tuple(atom for axis in self.atoms[name] for atom in axis)
+
+
+def find_chains(program: Program) -> list[Chain]:
+    """The chains that run a program's streamed steps, one unless its sums crowd the chip.
+
+    None where one does not fit. Of two chains each makes some of the outputs, from the start.
+    """
+    try:
+        chain = find_chain(program)
+    except Unfit:
+        return []
+    row, sums = pressure(chain)
+    if not chain.sums or row + sums <= MAX_ALIVE:
+        return [chain]
+    if len(chain.sums) < 2 or row > MAX_ALIVE:
+        return []
+    halves = [find_chains(drop_dead_steps(half)) for half in _halves(program, chain)]
+    return [] if not all(halves) else [found for half in halves for found in half]
+
+
+def _halves(program: Program, chain: Chain) -> tuple[Program, Program]:
+    """The program for some of its outputs, and for the others, with sums of about equal size."""
+    large = max(chain.sums, key=lambda value: row_elements(chain, value.name)).name
+    some = tuple(name for name in program.outputs if name == large)
+    others = tuple(name for name in program.outputs if name != large)
+    return replace(program, outputs=some), replace(program, outputs=others)
+
+
+def find_chain(program: Program) -> Chain:
+    """The chain that runs a program's streamed steps in one launch. Raises Unfit."""
+    atoms = find_atoms(program)
+    chain = _split(program, atoms, _largest_atom(program, atoms))
+    _check_fit(chain)
+    return chain
+
+
+def _largest_atom(program: Program, atoms: dict[str, tuple[Flat, ...]]) -> Atom:
+    """The index to stream: the largest one that an output or cotangent has along its first axis."""
+    held = [a.value.name for a in program.arguments if a.kind in ("input", "cotangent")]
+    found = [atom for name in held for axis in atoms[name] for atom in axis]
+    if not found:
+        raise Unfit("there is no input to stream")
+    return max(found, key=lambda atom: (_number(atom), -atom.number))
+
+
+def _number(atom: Atom) -> int:
+    return atom.size if isinstance(atom.size, int) else _FREE
+
+
+def _split(program: Program, atoms: dict[str, tuple[Flat, ...]], stream: Atom) -> Chain:
+    state: dict[str, str] = {}
+    for argument in program.arguments:
+        state[argument.value.name] = _state_of(argument.value.name, atoms, stream)
+    for step in program.steps:
+        state[step.out.name] = _step_state(step, state, atoms, stream)
+    steps = [s for s in program.steps if state[s.out.name] in ("streamed", "reduced")]
+    for step in steps:
+        _check_step(step, program)
+    needed = _resident_needed(program, steps, state)
+    resident = tuple(s for s in program.steps if s.out.name in needed)
+    chosen = (*resident, *steps)
+    made = {step.out.name for step in chosen}
+    read = {name for step in chosen for name in step.operands} - made
+    outside = {
+        name
+        for step in program.steps
+        if step.out.name not in {s.out.name for s in steps}
+        for name in step.operands
+    } | set(program.outputs)
+    written = [s for s in steps if s.out.name in outside]
+    first_sums = {s.out.name for s in steps if state[s.out.name] == "reduced"}
+    reduced = tuple(s for s in steps if s.out.name in first_sums and _reads(s, first_sums))
+    streamed = tuple(s for s in steps if s not in reduced)
+    if not streamed:
+        raise Unfit("nothing depends on the streamed index")
+    return Chain(
+        program,
+        atoms,
+        stream,
+        resident,
+        streamed,
+        reduced,
+        tuple(v for n, v in program.values.items() if n in read and not _is_literal(program, n)),
+        tuple(s.out for s in written if state[s.out.name] == "streamed"),
+        tuple(s.out for s in written if state[s.out.name] == "reduced"),
+        program_low_dtype(program),
+    )
+
+
+def _reads(step: Step, names: set[str]) -> bool:
+    return any(name in names for name in step.operands)
+
+
+def _is_literal(program: Program, name: str) -> bool:
+    step = program.producers.get(name)
+    return step is not None and isinstance(step.op, Literal)
+
+
+def _state_of(name: str, atoms: dict[str, tuple[Flat, ...]], stream: Atom) -> str:
+    count = sum(axis.count(stream) for axis in atoms[name])
+    if count > 1:
+        raise Unfit(f"{name} has the streamed index twice")
+    return "streamed" if count else "resident"
+
+
+def _step_state(
+    step: Step, state: dict[str, str], atoms: dict[str, tuple[Flat, ...]], stream: Atom
+) -> str:
+    """ "resident", "streamed", "reduced", or "after": it needs more than a renaming of a sum."""
+    before = [state[name] for name in step.operands]
+    own = _state_of(step.out.name, atoms, stream)
+    if "after" in before:
+        return "after"
+    if "reduced" in before:
+        return "reduced" if _renames(step) else "after"
+    if "streamed" not in before:
+        if own == "streamed":
+            raise Unfit(f"{step.out.name} has the streamed index of no operand")
+        return "resident"
+    return own if own == "streamed" else "reduced"
+
+
+def _renames(step: Step) -> bool:
+    """Whether the step moves or casts elements, and does no more."""
+    op = step.op
+    if isinstance(op, Contract):
+        distinct = len(set(op.output)) == len(op.output)
+        return distinct and [sorted(labels) for labels in op.inputs] == [sorted(op.output)]
+    return isinstance(op, Permute | Cast | Split | Merge)
+
+
+def _check_step(step: Step, program: Program) -> None:
+    values = [step.out, *(program.values[name] for name in step.operands)]
+    if all(_is_literal(program, name) for name in step.operands):
+        raise Unfit(f"{step.out.name} is a number")
+    if any(kind(v.dtype) != "float" for v in values):
+        raise Unfit(f"{step.out.name} is not real")
+    if any(0 in v.shape for v in values):
+        raise Unfit(f"{step.out.name} is empty")
+    match step.op:
+        case Contract(inputs, output):
+            distinct = all(len(set(w)) == len(w) for w in (*inputs, output))
+            if len(inputs) not in (1, 2) or not distinct:
+                raise Unfit(f"{step.out.name} takes a diagonal")
+            if not set(output) <= {k for w in inputs for k in w}:
+                raise Unfit(f"{step.out.name} is broadcast")
+        case Map(name):
+            if not is_spelled(name, tuple(v.dtype for v in values)):
+                raise Unfit(f"no kernel writes {name}")
+        case Cast() | Permute() | Split() | Merge():
+            return
+        case _:
+            raise Unfit(f"{step.out.name} = {step.op.text()} does not run on tiles")
+
+
+def _resident_needed(program: Program, steps: list[Step], state: dict[str, str]) -> set[str]:
+    """Resident values that the steps need, as far back as they can be made on chip."""
+    needed: set[str] = set()
+    pending = [name for step in steps for name in step.operands if state[name] == "resident"]
+    while pending:
+        name = pending.pop()
+        step = program.producers.get(name)
+        if name in needed or step is None or isinstance(step.op, Literal):
+            continue
+        try:
+            _check_step(step, program)
+        except Unfit:
+            continue  # made before, and read from memory
+        needed.add(name)
+        pending += step.operands
+    return needed
+
+
+def row_elements(chain: Chain, name: str) -> int:
+    """Elements that a value takes on chip for one row, padded."""
+    return math.prod(pad(_number(a)) for a in chain.flat(name) if a != chain.stream)
+
+
+def pad(size: int) -> int:
+    """The power of two that holds a size."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def _check_fit(chain: Chain) -> None:
+    made = [step.out for step in (*chain.resident, *chain.streamed, *chain.reduced)]
+    for value in (*chain.inputs, *made):
+        for atom in chain.flat(value.name):
+            if atom != chain.stream and not isinstance(atom.size, int):
+                raise Unfit(f"the size {atom.name} is free beside the streamed index")
+    largest = max((row_elements(chain, s.out.name), s.out.name) for s in chain.streamed)
+    if largest[0] > MAX_TILE:
+        raise Unfit(f"one row of {largest[1]} is {largest[0]} elements, over {MAX_TILE}")
+    cores = [v.name for v in chain.inputs if chain.stream not in chain.flat(v.name)]
+    resident = sum(row_elements(chain, name) for name in cores)
+    sums = sum(row_elements(chain, value.name) for value in chain.sums)
+    if resident > MAX_RESIDENT or sums > MAX_RESIDENT:
+        raise Unfit(f"cores take {resident} elements and their gradients {sums}")
+
+
+def pressure(chain: Chain) -> tuple[int, int]:
+    """Elements that are alive on chip at once: of the tiles of one row, and of all sums.
+
+    A renaming is the tile that it renames, and a tile lives until the last step that reads it.
+    """
+    source: dict[str, str] = {}
+    last: dict[str, int] = {}
+    for position, step in enumerate(chain.streamed):
+        own = step.operands[0] if _renames(step) else step.out.name
+        source[step.out.name] = source.get(own, own)
+        for name in (*step.operands, step.out.name):
+            last[source.get(name, name)] = position
+    streamed = {source.get(name, name) for name in last if chain.stream in chain.flat(name)}
+    first: dict[str, int] = {}
+    for position, step in enumerate(chain.streamed):
+        for name in (*step.operands, step.out.name):
+            first.setdefault(source.get(name, name), position)
+    alive = [
+        sum(row_elements(chain, n) for n in streamed if first[n] <= k <= last[n])
+        for k in range(len(chain.streamed))
+    ]
+    made = [s.out.name for s in chain.streamed if chain.stream not in chain.flat(s.out.name)]
+    return max(alive), sum(row_elements(chain, name) for name in made)

@@ -1,0 +1,411 @@
+"""The chain kernel: a program's steps on tiles that stay on chip, a few rows at a time.
+
+In: a chain and its tiles. Out: the source of one kernel, and where in the array of partial sums
+each sum lies. A tile has one axis for each atom of its value, padded to a power of two; padding is
+zero wherever a sum would see it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tncompiler.backends.naming import comment_name
+from tncompiler.backends.triton.atoms import Atom
+from tncompiler.backends.triton.chain import Chain, pad
+from tncompiler.backends.triton.chain_tiles import Key, Tile, TileWriter
+from tncompiler.backends.triton.pairwise_kernel import KernelSource, number_text
+from tncompiler.backends.triton.spelling import FUNCTIONS, ZERO_AT_ZERO
+from tncompiler.ir.program import (
+    Cast,
+    Contract,
+    Literal,
+    Map,
+    Merge,
+    Permute,
+    Split,
+    Step,
+    Value,
+)
+
+MIN_DEPTH = 16  # terms that tl.dot wants; shorter sums get zeros in between
+ROWS = 16  # stands for the rows when products are weighed
+SMALL_PRODUCT = 2**12  # multiplications of a product too small for tl.dot
+
+
+@dataclass(frozen=True, slots=True)
+class ChainSource:
+    """``offsets``: where each sum begins in a program's part; ``total``, ``dtype``: of a part."""
+
+    kernel: KernelSource
+    offsets: Mapping[str, int]
+    total: int
+    dtype: str
+
+
+def chain_kernel(
+    chain: Chain, name: str, variables: Mapping[str, str], precision: str = "ieee"
+) -> ChainSource:
+    """The kernel of a chain, ROWS positions of the streamed index at a time."""
+    return _Template(chain, name, variables, precision).source()
+
+
+class _Template(TileWriter):
+    """Writes the steps of a chain."""
+
+    # ------------------------------------------------------------------ the kernel as a whole
+
+    def source(self) -> ChainSource:
+        chain = self.chain
+        if not chain.sums:  # beside sums, cores would take registers for the whole loop
+            for step in chain.streamed:
+                for name in step.operands:
+                    if chain.stream not in chain.flat(name):
+                        self.need(name)
+        self.sum_lines = len(self.lines)  # where zeros for the sums go
+        first, stride = "tl.program_id(0) * ROWS", "tl.num_programs(0) * ROWS"
+        self.line(f"for start in tl.range({first}, {self.extent}, {stride}, disable_licm=True):")
+        self.indent += 1
+        self.line(f"row = start + tl.arange(0, ROWS)  # {comment_name(chain.stream.name, 0)}")
+        self.line("if WIDE:")
+        self.line("    row = row.to(tl.int64)  # an offset may not fit into 32 bits")
+        for step in chain.streamed:
+            for name in step.operands:
+                self.need(name)
+            self.step(step)
+            if step.out in chain.outputs:
+                self.store(step.out)
+        self.indent -= 1
+        offsets, total = self.store_sums()
+        return ChainSource(self.kernel(bool(chain.sums)), offsets, total, self.dtype)
+
+    def kernel(self, sums: bool) -> KernelSource:
+        parameters = [*self.pointers.values(), *(["parts"] if sums else [])]
+        parameters += [*self.size_names.values(), "ROWS: tl.constexpr", "WIDE: tl.constexpr"]
+        head = ["@triton.jit", f"def {self.name}({', '.join(parameters)}):"]
+        text = "\n".join([*head, f'    """{self.describe()}"""', *self.lines])
+        return KernelSource(
+            self.name,
+            text,
+            tuple(self.pointers),
+            tuple(self.size_names),
+            (),
+            lambda size, config: (),
+        )
+
+    def describe(self) -> str:
+        made = [*self.chain.outputs, *self.chain.sums]
+        return f"{', '.join(self.signature(v) for v in made)}, each program some rows of " + (
+            comment_name(self.chain.stream.name, 0)
+        )
+
+    @staticmethod
+    def signature(value: Value) -> str:
+        axes = ", ".join(comment_name(name, k) for k, name in enumerate(value.axes))
+        return f"{comment_name(value.name, 0)}({axes})"
+
+    def need(self, name: str) -> None:
+        """Load a value, or make it of resident ones, where a step first reads it."""
+        if name in self.tiles:
+            return
+        if name in self.pointers:
+            self.load(self.program.values[name])
+        elif name in self.resident:
+            for operand in self.resident[name].operands:
+                self.need(operand)
+            self.step(self.resident[name])
+
+    # ------------------------------------------------------------------ sums over all rows
+
+    def start_sum(self, variable: str, shape: str) -> None:
+        """Zeros before the loop, for a sum that the loop adds to."""
+        self.lines.insert(self.sum_lines, f"    {variable} = tl.zeros({shape}, tl.{self.dtype})")
+        self.sum_lines += 1
+
+    def is_sum(self, step: Step) -> bool:
+        """Whether the step sums over the streamed index."""
+        return step in self.chain.streamed and self.chain.stream not in self.chain.flat(
+            step.out.name
+        )
+
+    def store_sums(self) -> tuple[dict[str, int], int]:
+        for line in self.after:
+            self.line(line)
+        for step in self.chain.reduced:
+            self.step(step)
+        offsets, total = {}, 0
+        for value in self.chain.sums:
+            offsets[value.name] = total
+            total += math.prod(int(s) for s in value.shape)
+        for value in self.chain.sums:
+            offset, mask = self.address(value)
+            given = f", mask={mask}" if mask else ""
+            part = f"parts + tl.program_id(0) * {total} + {offsets[value.name]} + {offset}"
+            self.line(f"tl.store({part}, {self.in_memory_order(value)}{given})")
+        return offsets, total
+
+    # ------------------------------------------------------------------ steps
+
+    def step(self, step: Step) -> None:
+        match step.op:
+            case Permute(axes):
+                self._rename(step, [(axis, position) for position, axis in enumerate(axes)])
+            case Cast():
+                self._cast(step)
+            case Split() | Merge():
+                self.tiles[step.out.name] = self.tiles[step.operands[0]]
+            case Map(function, wires):
+                self._pointwise(step, function, wires, tuple(range(len(step.out.shape))))
+            case Contract():
+                self._contract(step, step.op)
+
+    def _rename(self, step: Step, moves: Iterable[tuple[int, int]]) -> None:
+        """The operand's axis `a` is the result's axis `b`, for each (a, b)."""
+        source = self.flat_axes(step.operands[0])
+        target = self.flat_axes(step.out.name)
+        place: dict[int, int] = {}
+        for a, b in moves:
+            place.update(zip(source[a], target[b], strict=True))
+        tile = self.tiles[step.operands[0]]
+        self.tiles[step.out.name] = replace(
+            tile,
+            order=tuple(place[k] for k in tile.order),
+            dirty=frozenset(place[k] for k in tile.dirty),
+        )
+
+    def _cast(self, step: Step) -> None:
+        """Nothing happens: products take the low numbers as they are, maps widen, stores narrow."""
+        self.tiles[step.out.name] = self.tiles[step.operands[0]]
+
+    # ------------------------------------------------------------------ elementwise
+
+    def _pointwise(
+        self, step: Step, function: str, wires: Sequence[Sequence[int]], output: Sequence[int]
+    ) -> None:
+        value = step.out
+        keys = self.keys(value.name, output)
+        lead = max(
+            (n for n in step.operands if n in self.tiles), key=lambda n: len(self.tiles[n].order)
+        )
+        lead_keys = self.keys(lead, wires[step.operands.index(lead)])
+        wanted = [lead_keys[k] for k in self.tiles[lead].order]
+        wanted += [key for key in keys if key not in wanted]
+        flat = dict(zip(keys, self.chain.flat(value.name), strict=True))
+        texts = []
+        for name, wire in zip(step.operands, wires, strict=True):
+            texts.append(self._aligned(name, self.keys(name, wire), wanted, flat, function))
+        variable = self.variable(value)
+        order = tuple(keys.index(key) for key in wanted)
+        self.line(f"{variable} = {FUNCTIONS[function].format(*texts)}", self.comment(value, order))
+        dirty = self._dirty_after(step, function, wires, keys)
+        self.tiles[value.name] = Tile(variable, order, value.dtype, dirty)
+
+    def _aligned(
+        self,
+        name: str,
+        keys: list[Key],
+        wanted: Sequence[Key],
+        flat: Mapping[Key, Atom],
+        function: str = "",
+    ) -> str:
+        """An operand with its axes in the wanted order, ones where it has none, widened."""
+        tile = self.tiles.get(name)
+        if tile is None:
+            return self.number(name)
+        own = [keys[k] for k in tile.order]
+        kept = [key for key in wanted if key in own]
+        text = self.permuted(tile.variable, tuple(own), tuple(kept))
+        if len(kept) != len(wanted) and kept:
+            shape = self.shape(flat[key] if key in own else None for key in wanted)
+            text = f"tl.reshape({text}, {shape})"
+        wide = self.program.values[name].dtype
+        return text if tile.dtype == wide or function == "cast" else f"{text}.to(tl.{wide})"
+
+    def number(self, name: str) -> str:
+        step = self.steps[name]
+        assert isinstance(step.op, Literal)
+        value = step.op.value
+        if isinstance(value, int | float):
+            return number_text(value, step.out.dtype)
+        return f"({self.size(value)})"
+
+    def _dirty_after(
+        self, step: Step, function: str, wires: Sequence[Sequence[int]], keys: list[Key]
+    ) -> frozenset[int]:
+        """The flat axes along which the result's padding may be other than zero."""
+        clean: list[set[Key]] = []
+        marked: set[Key] = set()
+        for name, wire in zip(step.operands, wires, strict=True):
+            tile = self.tiles.get(name)
+            own = self.keys(name, wire)
+            dirty = set() if tile is None else {own[n] for n in tile.dirty}
+            clean.append(set(own) - dirty)
+            marked |= dirty
+        if function not in (*ZERO_AT_ZERO, "relu_gate"):
+            kept: set[Key] = set()
+        elif function == "mul":  # zero, unless it meets infinity or NaN
+            kept = set().union(*clean) - marked
+        elif function in ("add", "sub"):
+            kept = set.intersection(*clean)
+        else:
+            kept = clean[0]
+        return frozenset(n for n, key in enumerate(keys) if key not in kept)
+
+    # ------------------------------------------------------------------ contractions
+
+    def _contract(self, step: Step, op: Contract) -> None:
+        summed = {k for labels in op.inputs for k in labels} - set(op.output)
+        if not summed:
+            if len(op.inputs) == 1:
+                labels = op.inputs[0]
+                moves = [(labels.index(label), k) for k, label in enumerate(op.output)]
+                self._rename(step, moves)
+            else:
+                self._pointwise(step, "mul", op.inputs, op.output)
+            return
+        wires = [self.keys(n, w) for n, w in zip(step.operands, op.inputs, strict=True)]
+        out = self.keys(step.out.name, op.output)
+        if len(wires) == 1:
+            self._sum(step, wires, out)
+            return
+        a, b = wires
+        batch = [k for k in out if k in a and k in b]
+        m = [k for k in out if k in a and k not in b]
+        n = [k for k in out if k in b and k not in a]
+        depth = [k for k in a if k in b and k not in out]
+        private = [k for k in (*a, *b) if k not in out and k not in depth]
+        atoms = self._atoms_of(step, wires)
+        sides = [self.count((atoms[k] for k in g), ROWS) for g in (batch, m, n, depth)]
+        short = sides[3] < 4 or min(sides[1], sides[2]) < 2
+        if private or short or math.prod(sides) <= SMALL_PRODUCT:
+            self._sum(step, wires, out)
+        else:
+            self._dot(step, wires, out, (batch, m, n, depth), atoms)
+
+    def _atoms_of(self, step: Step, wires: Sequence[list[Key]]) -> dict[Key, Atom]:
+        found: dict[Key, Atom] = {}
+        for name, keys in zip(step.operands, wires, strict=True):
+            found.update(zip(keys, self.chain.flat(name), strict=True))
+        return found
+
+    def _sum(self, step: Step, wires: Sequence[list[Key]], out: list[Key]) -> None:
+        """Multiply, then add up; for products with a side too short for tl.dot."""
+        atoms = self._atoms_of(step, wires)
+        depth = list(dict.fromkeys(k for keys in wires for k in keys if k not in out))
+        for name, keys in zip(step.operands, wires, strict=True):
+            self.clean(name, [keys.index(k) for k in depth if k in keys])
+        lead = max(range(len(wires)), key=lambda k: self.count(atoms[key] for key in wires[k]))
+        tile = self.tiles[step.operands[lead]]
+        own = [wires[lead][k] for k in tile.order]
+        kept = [k for k in own if k in out] + [k for k in out if k not in own]
+        wanted = [*kept, *depth]
+        texts = [
+            self._aligned(n, keys, wanted, atoms)
+            for n, keys in zip(step.operands, wires, strict=True)
+        ]
+        text = " * ".join(texts)
+        variable = self.variable(step.out)
+        if len(depth) > 1:
+            shape = [str(self.padded(atoms[k])) for k in kept]
+            shape.append(self.extent_text([atoms[k] for k in depth]))
+            text = f"tl.reshape({text}, ({', '.join(shape)},))"
+        summed = f"tl.sum({text}, axis={len(kept)})"
+        if self.is_sum(step):
+            self.start_sum(variable, self.shape(atoms[k] for k in kept))
+            self.line(f"{variable} += {summed}", self.comment_keys(kept, atoms))
+        else:
+            self.line(f"{variable} = {summed}", self.comment_keys(kept, atoms))
+        self._place(step, variable, kept, out, wires)
+
+    def comment_keys(self, keys: Sequence[Key], atoms: Mapping[Key, Atom]) -> str:
+        return f"({', '.join(comment_name(atoms[k].name, n) for n, k in enumerate(keys))})"
+
+    def _place(
+        self, step: Step, variable: str, kept: list[Key], out: list[Key], wires: Sequence[list[Key]]
+    ) -> None:
+        """The result of a contraction, dirty where an operand was."""
+        dirty = {
+            keys[k]
+            for name, keys in zip(step.operands, wires, strict=True)
+            for k in self.tiles[name].dirty
+        }
+        order = tuple(out.index(key) for key in kept)
+        marked = frozenset(n for n, key in enumerate(out) if key in dirty)
+        self.tiles[step.out.name] = Tile(variable, order, self.dtype, marked)
+
+    def clean(self, name: str, positions: Iterable[int]) -> None:
+        """Zeros in the padding along these flat axes, if anything else may be there."""
+        tile, flat = self.tiles[name], self.chain.flat(name)
+        masks = []
+        for k in positions:
+            atom = flat[k]
+            exact = atom != self.chain.stream and pad(int(atom.size)) == atom.size
+            if k in tile.dirty and not exact:
+                tail = ", ".join(":" if k == other else "None" for other in tile.order)
+                index = "row" if atom == self.chain.stream else f"tl.arange(0, {self.padded(atom)})"
+                masks.append(f"({index} < {self.size(atom.size)})[{tail}]")
+        if masks:
+            variable = self.names(("clean", len(self.lines)), f"{tile.variable}_clean", "t")
+            self.line(f"{variable} = tl.where({' & '.join(masks)}, {tile.variable}, 0.0)")
+            dirty = tile.dirty - frozenset(positions)
+            self.tiles[name] = replace(tile, variable=variable, dirty=dirty)
+
+    def _matrix(
+        self, name: str, keys: list[Key], groups: Sequence[Sequence[Key]], atoms: dict[Key, Atom]
+    ) -> str:
+        """The tile as a matrix (or a batch of them) of the dtype that products work in."""
+        tile = self.tiles[name]
+        have = [keys[k] for k in tile.order]
+        want = [key for group in groups for key in group]
+        text = self.permuted(tile.variable, have, want)
+        shaped = [g for g in groups if g or g is not groups[0]]
+        if [len(g) for g in shaped] != [1] * len(want):
+            sizes = ", ".join(self.extent_text([atoms[k] for k in g]) for g in shaped)
+            text = f"tl.reshape({text}, ({sizes}))"
+        wanted = self.chain.low or self.program.values[name].dtype
+        return text if tile.dtype == wanted else f"{text}.to(tl.{wanted})"
+
+    def _dot(
+        self,
+        step: Step,
+        wires: Sequence[list[Key]],
+        out: list[Key],
+        groups: tuple[list[Key], list[Key], list[Key], list[Key]],
+        atoms: dict[Key, Atom],
+    ) -> None:
+        batch, m, n, depth = groups
+        left, right = step.operands
+        for name, keys in zip(step.operands, wires, strict=True):
+            self.clean(name, [keys.index(k) for k in depth])
+        ordered = [
+            [wires[0][k] for k in self.tiles[left].order],
+            [wires[1][k] for k in self.tiles[right].order],
+        ]
+        m = [k for k in ordered[0] if k in m]
+        n = [k for k in ordered[1] if k in n]
+        larger = max((0, 1), key=lambda k: self.count(atoms[key] for key in wires[k]))
+        depth = [k for k in ordered[larger] if k in depth]
+        x = self._matrix(left, wires[0], (batch, m, depth), atoms)
+        y = self._matrix(right, wires[1], (batch, depth, n), atoms)
+        terms = self.count(atoms[k] for k in depth)
+        while terms < MIN_DEPTH:
+            kind = "widen_batch" if batch else "widen"
+            x, y, terms = f"{kind}({x})", f"{kind}_rows({y})", 2 * terms
+        kept = [*batch, *m, *n]
+        sides = (batch, m, n) if batch else (m, n)
+        zeros = f"({', '.join(self.extent_text([atoms[k] for k in side]) for side in sides)})"
+        how = ', "tf32"' if self.precision == "tf32" and not self.chain.low else ""
+        variable, shape = self.variable(step.out), self.shape(atoms[k] for k in kept)
+        comment = self.comment_keys(kept, atoms)
+        if self.is_sum(step):
+            total = self.names(("sum", step.out.name), f"{variable}_sum", "s")
+            self.start_sum(total, zeros)
+            self.line(f"{total} = dot({x}, {y}, {total}{how})", comment)
+            self.after.append(f"{variable} = tl.reshape({total}, {shape})")
+        else:
+            text = f"dot({x}, {y}, tl.zeros({zeros}, tl.{self.dtype}){how})"
+            if len(kept) != len(sides):
+                text = f"tl.reshape({text}, {shape})"
+            self.line(f"{variable} = {text}", comment)
+        self._place(step, variable, kept, out, wires)

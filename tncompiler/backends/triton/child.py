@@ -1,0 +1,180 @@
+"""Compiles the kernels of generated sources for a GPU that need not be there.
+
+In: one line of JSON on standard input, a list of jobs: source text, entry, arguments as (shape,
+dtype), target. Out: one line of JSON with what each launch compiled to. Runs as a process of its
+own, `python -m tncompiler.backends.triton.child`, since a process that interprets cannot compile.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.jit import JITFunction
+
+from tncompiler.backends.source import Source, load
+from tncompiler.backends.triton import fitting, runtime
+from tncompiler.backends.triton.fitting import OPTIONS, first_fitting
+from tncompiler.backends.triton.kernels import SHARED_LIMIT
+
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+_POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bool: "*i1",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+_PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
+
+
+def gpu_target(name: str) -> GPUTarget:
+    """Triton's target of a name such as sm_90 or gfx942."""
+    if name.startswith("sm_"):
+        return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
+    return GPUTarget("hip", name, 64)
+
+
+def compile_job(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each launch of a source compiles to, for arguments without data."""
+    found: list[dict[str, Any]] = []
+    target = gpu_target(job["target"])
+
+    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {key: kwargs.pop(key) for key in _OPTIONS}
+        found.append(compile_launch(self, args, kwargs, options, target, tuple(grid)))
+
+    def fit(kernel: Any, candidates: Any, grid: Any, *args: Any, **constants: Any) -> Any:
+        """The first candidate that spills nothing and fits the chip."""
+        tried = []
+        for config in candidates:
+            options = {key: v for key, v in config.items() if key in _OPTIONS}
+            given = {**constants, **{k: v for k, v in config.items() if k not in _OPTIONS}}
+            options.update(OPTIONS)
+            made = compile_launch(kernel, args, given, options, target, (1,))
+            fits = "error" not in made and made["shared_bytes"] <= SHARED_LIMIT[job["target"]]
+            tried.append(made["spill_bytes"] if fits else None)
+            if tried[-1] == 0:
+                break
+        return candidates[first_fitting(tried)]
+
+    tensors = [
+        torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        for shape, dtype in job["arguments"]
+    ]
+    with _recording(record, fit, _PROCESSORS.get(job["target"], 128)):
+        load(Source(job["text"], job["entry"])).run(*tensors)
+    return found
+
+
+@contextlib.contextmanager
+def _recording(record: Any, fit: Any, processors: int) -> Iterator[None]:
+    """Launches are recorded, devices not asked for."""
+    kept = JITFunction.run, runtime.check_device, runtime.count_processors, fitting.fitting
+    JITFunction.run, fitting.fitting = record, fit
+    runtime.check_device = lambda device: None
+    runtime.count_processors = lambda device: processors
+    try:
+        yield
+    finally:
+        JITFunction.run, runtime.check_device, runtime.count_processors, fitting.fitting = kept
+
+
+def compile_launch(
+    kernel: JITFunction,
+    args: Sequence[Any],
+    constants: Mapping[str, Any],
+    options: Mapping[str, Any],
+    target: GPUTarget,
+    grid: tuple[int, ...],
+) -> dict[str, Any]:
+    """One kernel, specialised as a launch with these arguments would have it."""
+    signature: dict[str, str] = {}
+    constexprs: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    given: dict[str, Any] = dict(zip(kernel.arg_names, args, strict=False))
+    for position, name in enumerate(kernel.arg_names):
+        value: Any = given.get(name, constants.get(name))
+        if isinstance(value, torch.dtype):
+            signature[name] = _POINTERS[value]
+            attributes[position,] = [["tt.divisibility", 16]]
+        elif name in constants or (isinstance(value, int) and value == 1):
+            signature[name] = "constexpr"
+            constexprs[position,] = value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = _POINTERS[value.dtype]
+            attributes[position,] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i64" if value >= 2**31 else "i32"
+            if value % 16 == 0:
+                attributes[position,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs, attributes)
+    try:
+        compiled = triton.compile(source, target=target, options=dict(options))
+    except Exception as error:
+        return {"name": kernel.__name__, "grid": grid, "error": f"{type(error).__name__}: {error}"}
+    said = {"name": kernel.__name__, "grid": grid, "constants": dict(constants), **options}
+    return {**said, **resources(compiled, target)}
+
+
+def resources(compiled: CompiledKernel, target: GPUTarget) -> dict[str, Any]:
+    """Registers a thread, bytes spilled by it, shared memory, and the code itself."""
+    if target.backend == "cuda":
+        binary, asm = compiled.asm["cubin"], compiled.asm["ptx"]
+        registers, spill = _cuda_usage(binary)
+    else:
+        binary, asm = compiled.asm["hsaco"], compiled.asm["amdgcn"]
+        registers = int(_found(r"\.vgpr_count:\s+(\d+)", asm))
+        spill = int(_found(r"\.private_segment_fixed_size:\s+(\d+)", asm))
+    return {
+        "registers": registers,
+        "spill_bytes": spill,
+        "shared_bytes": int(compiled.metadata.shared),
+        "asm": asm,
+        "binary": base64.b64encode(binary).decode(),
+    }
+
+
+def _cuda_usage(cubin: bytes) -> tuple[int, int]:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        shown = subprocess.run(
+            [str(tool), "--dump-resource-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    return int(_found(r"REG:(\d+)", shown)), int(_found(r"STACK:(\d+)", shown))
+
+
+def _found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    return match.group(1) if match else "0"
+
+
+def main() -> None:
+    jobs = json.loads(sys.stdin.readline())
+    results = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        compiled = [compile_job(job) for job in jobs]
+    results.write(json.dumps(compiled) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""Write a scheduled program as Triton kernels and one host function that launches them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+from tncompiler.backends.source import Source
+from tncompiler.backends.torch.emit import TorchEmitter
+from tncompiler.backends.triton.chain import Chain, find_chains
+from tncompiler.backends.triton.chain_kernel import ChainSource, chain_kernel
+from tncompiler.backends.triton.chain_tiles import WIDENING
+from tncompiler.backends.triton.fuse import Action, fuse
+from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
+from tncompiler.backends.triton.pairwise_kernel import KernelSource, blocks_of, pairwise_kernel
+from tncompiler.backends.triton.spelling import HELPERS
+from tncompiler.backends.triton.tiles import Tiles, row_candidates, tile_candidates
+from tncompiler.ir.dtypes import kind
+from tncompiler.ir.passes.dead import drop_dead_steps
+from tncompiler.ir.program import Argument, Literal, Merge, Program, Split, Step, Value
+from tncompiler.ir.sizes import Size, size_symbol
+
+PROGRAMS = size_symbol("programs of a launch")  # no index can be called so: it is only compared
+
+_RUNTIME = (
+    "dot",
+    "fitting",
+    "is_wide",
+    "on_device_of_arguments",
+    "processors",
+    "real_view",
+    *WIDENING,
+    *HELPERS,
+)
+
+
+def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
+    """Triton source of a scheduled program; "tf32" lets float32 products round their operands."""
+    return TritonEmitter(program, entry, precision).source()
+
+
+class TritonEmitter(TorchEmitter):
+    """Launches where kernels do the work; flat aten operations for the rest."""
+
+    helpers: tuple[str, ...] = (*TorchEmitter.helpers, *_RUNTIME, "triton", "tl")
+    decorators = ("@on_device_of_arguments",)
+
+    def __init__(self, program: Program, entry: str, precision: str = "ieee") -> None:
+        super().__init__(program, entry)
+        self.precision = precision
+        self.kernels: list[KernelSource] = []
+        self.tables: list[str] = []  # candidates of kernels that have several
+        self.alive: list[str] = []  # what the last action still reads
+        self.values = dict(program.values)
+        self.dense: set[str] = set()  # values whose memory is in the order of their axes
+
+    def prelude(self) -> list[str]:
+        body = "\n".join([*self.lines, *(kernel.text for kernel in self.kernels)])
+        used = [n for n in _RUNTIME if f"{n}(" in body or f"@{n}" in self.decorators]
+        lines = ["import torch"]
+        if self.kernels:
+            lines += ["import triton", "import triton.language as tl"]
+        if self.imports:
+            names = ", ".join(sorted(self.imports))
+            lines.append(f"from tncompiler.backends.torch.runtime import {names}")
+        for module, names_of in (("fitting", {"fitting"}), ("runtime", {*used} - {"fitting"})):
+            found = ", ".join(sorted(names_of & {*used}))
+            if found:
+                lines.append(f"from tncompiler.backends.triton.{module} import {found}")
+        for kernel in self.kernels:
+            lines += ["", "", kernel.text]
+        return [*lines, *(["", ""] if self.tables else []), *self.tables]
+
+    # ------------------------------------------------------------------ steps and launches
+
+    def write_steps(self) -> None:
+        """Write every action, and give up values when nobody needs them any more."""
+        actions = plan_launches(self.program)
+        last_use = _last_uses(actions)
+        kept = {*self.program.outputs, *(a.value.name for a in self.program.arguments)}
+        for position, action in enumerate(actions):
+            match action:
+                case Pairwise():
+                    self._launches(action)
+                case Chain():
+                    self._launch_chain(action)
+                case Step() if not isinstance(action.op, Literal):
+                    self._step(action)
+                    self._note_layout(action)
+            self.alive = [n for n, last in last_use.items() if last == position and n not in kept]
+            if position + 1 < len(actions):
+                self.release(self.alive)
+
+    def read_last(self) -> list[str]:
+        return self.alive
+
+    def nested(self, body: Program) -> Self:
+        """As for every emitter; the kernels of a loop's body stand beside the others."""
+        inner = super().nested(body)
+        inner.kernels, inner.tables, inner.precision = self.kernels, self.tables, self.precision
+        return inner
+
+    def _note_layout(self, step: Step) -> None:
+        if isinstance(step.op, Split | Merge) and step.operands[0] in self.dense:
+            self.dense.add(step.out.name)
+
+    def _launches(self, pairwise: Pairwise) -> None:
+        tiles = tile_candidates(pairwise)
+        if tiles[0].splits == 1:
+            self._launch(pairwise, tiles)
+            return
+        first, second = split_sum(pairwise, tiles[0].splits)
+        self._launch(first, tiles)
+        self._launch(second, tile_candidates(second))
+        self.lines.append(f"del {self.name(first.out)}")
+
+    def _launch(self, pairwise: Pairwise, tiles: tuple[Tiles, ...]) -> None:
+        arrays = [*dict.fromkeys(load.value for load in pairwise.loads)]
+        for value in arrays:
+            self._make_dense(value)
+        names = {value.name: self.name(value) for value in (*arrays, pairwise.out)}
+        name = self._kernel_name(pairwise.out)
+        kernel = pairwise_kernel(pairwise, tiles, name, names, self.precision)
+        self.kernels.append(kernel)
+        self._allocate(pairwise.out, zeros=pairwise.diagonal)
+        given = [self._pointer(array) for array in kernel.arrays]
+        given += [self.size(symbol) for symbol in kernel.symbols]
+        given += [f"{c}={v or self._wide(kernel)}" for c, v in kernel.constants if v or c == "WIDE"]
+        if len(tiles) == 1:
+            config, options = "", f"num_warps={tiles[0].warps}, num_stages={tiles[0].stages}"
+        else:
+            blocks = [_keywords(dict(blocks_of(pairwise, t)), t) for t in tiles]
+            grid = ", ".join(kernel.grid(self.size, "config"))
+            config = self._configure(kernel, blocks, grid, given)
+            options = f"**{config}"
+        grid = ", ".join(kernel.grid(self.size, config))
+        launch = f"{kernel.name}[({grid},)]({', '.join(given)}"
+        self.lines.append(f"{launch}, {options}, enable_fp_fusion=True)")
+        self.dense.add(pairwise.out.name)
+
+    def _kernel_name(self, value: Value) -> str:
+        return self.names(("kernel", value.name), f"{self.name(value)}_kernel", "kernel")
+
+    def _wide(self, kernel: KernelSource) -> str:
+        """Source of whether offsets into a kernel's arrays take 64 bits."""
+        return f"is_wide({', '.join(self.name(self.values[name]) for name in kernel.arrays)})"
+
+    def _configure(
+        self, kernel: KernelSource, candidates: list[str], grid: str, given: list[str]
+    ) -> str:
+        """The variable that holds the configuration which a kernel is launched with."""
+        table = self.names(("table", kernel.name), f"{kernel.name}s", "configs")
+        self.tables.append(f"{table} = ({', '.join(candidates)},)")
+        config = self.names(("config", kernel.name), "config", "config")
+        programs = f"lambda config: ({grid},)"
+        asked = ", ".join([kernel.name, table, programs, *given])
+        self.lines.append(f"{config} = fitting({asked})")
+        return config
+
+    # ------------------------------------------------------------------ chains
+
+    def _launch_chain(self, chain: Chain) -> None:
+        """The chain's launch, and the one that adds up what each program has summed."""
+        for value in chain.inputs:
+            self._make_dense(value)
+        self.values.update((v.name, v) for v in (*chain.outputs, *chain.sums))
+        names = {v.name: self.name(v) for v in (*chain.inputs, *chain.outputs, *chain.sums)}
+        first = (*chain.outputs, *chain.sums)[0]
+        made = chain_kernel(chain, self._kernel_name(first), names, self.precision)
+        self.kernels.append(made.kernel)
+        for value in chain.outputs:
+            self._allocate(value)
+            self.dense.add(value.name)
+        arrays = [self.name(self.values[name]) for name in made.kernel.arrays]
+        sizes = [self.size(symbol) for symbol in made.kernel.symbols]
+        last = [*sizes, f"WIDE={self._wide(made.kernel)}"]
+        candidates = [_keywords({"ROWS": t.m}, t) for t in row_candidates(chain)]
+        dtype = [f"torch.{made.dtype}"] if made.total else []
+        grid = self._programs(chain, "config")
+        config = self._configure(made.kernel, candidates, grid, [*arrays, *dtype, *last])
+        programs = self.names(PROGRAMS, "programs", "programs")
+        self.lines.append(f"{programs} = {self._programs(chain, config)}")
+        parts = self._allocate_parts(chain, made)
+        given = ", ".join([*arrays, *([self.name(parts)] if parts else []), *last])
+        launch = f"{made.kernel.name}[({programs},)]({given}"
+        self.lines.append(f"{launch}, **{config}, enable_fp_fusion=True)")
+        if parts is not None:
+            self._add_parts(chain, made, parts)
+
+    def _programs(self, chain: Chain, config: str) -> str:
+        """Source of how many programs share the rows."""
+        rows = f'triton.cdiv({self.size(chain.stream.size)}, {config}["ROWS"])'
+        return f"min({rows}, processors({next(iter(self.names_of_arguments().values()))}))"
+
+    def _allocate_parts(self, chain: Chain, made: ChainSource) -> Value | None:
+        """Room for the sums of each program."""
+        if not chain.sums:
+            return None
+        name, shape = f"{chain.sums[0].name} parts", (PROGRAMS, made.total)
+        parts = Value(name, shape, made.dtype, ("program", "element"))
+        self._allocate(parts)
+        self.dense.add(parts.name)
+        return parts
+
+    def _add_parts(self, chain: Chain, made: ChainSource, parts: Value) -> None:
+        """One launch for all sums; each is a view of its result."""
+        dtypes = {value.dtype for value in chain.sums}
+        dtype = dtypes.pop() if len(dtypes) == 1 else made.dtype
+        sums = Value(f"{chain.sums[0].name} sums", (made.total,), dtype, ("element",))
+        self._launches(sum_of_parts(parts, sums))
+        for value in chain.sums:
+            start = made.offsets[value.name]
+            count = math.prod(int(size) for size in value.shape)
+            text = f"{self.name(sums)}[{start}:{start + count}].view({self.shape(value) or '()'})"
+            if value.dtype != dtype:
+                text = f"{text}.to(torch.{value.dtype})"
+            self.lines.append(f"{self.name(value)} = {text}  # {self._tuple(value)}")
+            self.dense.add(value.name)
+
+    def size(self, size: Size) -> str:
+        """The number of programs is no size of the arguments: the host function has chosen it."""
+        if size == PROGRAMS:
+            return self.names(PROGRAMS, "programs", "programs")
+        return super().size(size)
+
+    def _make_dense(self, value: Value) -> None:
+        """Kernels read arrays in the order of their axes; most are so already."""
+        self.ref(value)
+        if value.name not in self.dense:
+            name = self.name(value)
+            self.lines.append(f"{name} = {name}.contiguous()")
+            self.dense.add(value.name)
+
+    def _pointer(self, name: str) -> str:
+        value = self.values[name]
+        text = self.name(value)
+        return f"real_view({text})" if kind(value.dtype) == "complex" else text
+
+    def _allocate(self, out: Value, *, zeros: bool = False) -> None:
+        self.values[out.name] = out
+        made = "zeros" if zeros else "empty"
+        shape = f"{self.shape(out)}," if out.shape else ""
+        text = f"torch.{made}(({shape}), dtype=torch.{out.dtype}{self.device})"
+        self.lines.append(f"{self.name(out)} = {text}  # {self._tuple(out)}")
+
+
+def _keywords(blocks: Mapping[str, int], tiles: Tiles) -> str:
+    """A configuration as source."""
+    options = {**blocks, "num_warps": tiles.warps, "num_stages": tiles.stages}
+    return f"dict({', '.join(f'{name}={number}' for name, number in options.items())})"
+
+
+def plan_launches(program: Program) -> list[Action | Chain]:
+    """The program as launches and steps for the host; with a chain if that launches less."""
+    plain = fuse(program)
+    chained = [action for chain in find_chains(program) for action in _around(chain)]
+    fewer = chained and count_launches(chained) < count_launches(plain)
+    return chained if fewer else [*plain]
+
+
+def count_launches(actions: Sequence[Action | Chain]) -> int:
+    """How many kernels the actions launch; a chain adds up its sums in one more."""
+    chains = sum(1 + bool(a.sums) for a in actions if isinstance(a, Chain))
+    return chains + sum(isinstance(a, Pairwise) for a in actions)
+
+
+def _around(chain: Chain) -> list[Action | Chain]:
+    """The chain, what is computed for it before, and what needs its results after."""
+    program = chain.program
+    done = {step.out.name for step in (*chain.streamed, *chain.reduced)}
+    made = tuple(Argument(v, "saved") for v in (*chain.outputs, *chain.sums))
+    needed = [v.name for v in chain.inputs if v.name in program.producers]
+    rest = Program(
+        (*program.arguments, *made),
+        tuple(s for s in program.steps if s.out.name not in done),
+        (*program.outputs, *needed),
+        program.equations,
+    )
+    late, before, after = set(chain.done), [], []
+    for action in fuse(drop_dead_steps(rest)):
+        if late.intersection(_read(action)):
+            late.add(action.out.name)
+            after.append(action)
+        else:
+            before.append(action)
+    return [*before, chain, *after]
+
+
+def _read(action: Action | Chain) -> list[str]:
+    """The values that an action reads."""
+    match action:
+        case Pairwise():
+            return [load.value.name for load in action.loads]
+        case Chain():
+            return [value.name for value in action.inputs]
+    return list(action.operands)
+
+
+def _made(action: Action | Chain) -> list[str]:
+    return [*action.done] if isinstance(action, Chain) else [action.out.name]
+
+
+def _last_uses(actions: list[Action | Chain]) -> dict[str, int]:
+    """By value, the position of the last action that makes or reads it."""
+    last: dict[str, int] = {}
+    for position, action in enumerate(actions):
+        last.update(dict.fromkeys((*_made(action), *_read(action)), position))
+    return last

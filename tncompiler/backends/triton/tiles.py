@@ -1,0 +1,115 @@
+"""How a launch is cut into tiles: the static choice.
+
+In: a launch. Out: block sizes (powers of two), warps, pipeline stages, and into how many parts a
+long sum is split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tncompiler.backends.triton.chain import Chain, pressure
+from tncompiler.backends.triton.pairwise import Pairwise
+from tncompiler.ir.sizes import Size
+
+_PROGRAMS = 128  # about as many as a large GPU has multiprocessors
+_LONG = 4096  # a sum of so many terms may be split
+_HELD = 128  # elements that a thread can hold
+_FREE = 1024  # stands for a free size when tiles are weighed
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Block sizes along M, N and K; N is 1 for all but matrix products."""
+
+    m: int
+    n: int
+    k: int
+    warps: int = 4
+    stages: int = 3
+    splits: int = 1
+
+
+def choose_tiles(pairwise: Pairwise) -> Tiles:
+    """Tiles that keep accumulators in registers and, if there is work, every processor busy."""
+    batch, m, n, k = (
+        _number(pairwise.extent(group))
+        for group in (pairwise.batch, pairwise.m, pairwise.n, pairwise.k)
+    )
+    if pairwise.reduction == "dot":
+        return _dot_tiles(pairwise.dtype, batch, m, n, k)
+    if pairwise.reduction == "map":
+        return Tiles(block(m, 16, 1024), 1, 1)
+    if _along_rows(pairwise):  # neighbours in memory go to neighbouring threads
+        rows = block(m, 1, 128 if m * 8 > k else 32)
+        columns = block(k, 1, max(1, 4096 // rows))
+    else:
+        columns = block(k, 16, 1024)
+        rows = block(m, 1, max(1, 4096 // columns))
+    programs = -(-m // rows)
+    return Tiles(rows, 1, columns, splits=_splits(programs, k, columns))
+
+
+def tile_candidates(pairwise: Pairwise) -> tuple[Tiles, ...]:
+    """The static choice and, for products with large tiles, smaller ones: should it spill."""
+    first = choose_tiles(pairwise)
+    if pairwise.reduction != "dot" or first.m * first.n < 1024:
+        return (first,)
+    half = replace(first, **{"m" if first.m >= first.n else "n": max(first.m, first.n) // 2})
+    quarter = replace(first, m=max(16, first.m // 2), n=max(16, first.n // 2))
+    least = replace(first, m=min(first.m, 32), n=min(first.n, 32), k=min(first.k, 32), warps=4)
+    return tuple(dict.fromkeys((first, half, quarter, least)))
+
+
+def _along_rows(pairwise: Pairwise) -> bool:
+    """Whether the largest array is contiguous along M rather than along the reduced index."""
+    largest = max(pairwise.loads, key=lambda load: len(load.strides), default=None)
+    nearest = [label for label, stride in largest.strides if stride == 1] if largest else []
+    return bool(nearest) and nearest[0] in pairwise.m
+
+
+def row_candidates(chain: Chain) -> tuple[Tiles, ...]:
+    """How many rows of the streamed index are on chip at a time (as `m`), the most first."""
+    row, sums = pressure(chain)
+    extent = block(_number(chain.stream.size), 1, 64)
+
+    def rows(warps: int) -> int:
+        """As many as leave each thread half of its registers for all else."""
+        room = 32 * warps * _HELD - sums
+        return min(extent, 1 << (max(1, room // row).bit_length() - 1))
+
+    wide, small = rows(8), rows(4)
+    found = [(wide, 8), (max(1, wide // 2), 8), (small, 4), (max(1, wide // 4), 8), (1, 8), (1, 16)]
+    return tuple(Tiles(number, 1, 1, warps, 1) for number, warps in dict.fromkeys(found))
+
+
+def _dot_tiles(dtype: str, batch: int, m: int, n: int, k: int) -> Tiles:
+    wide = dtype in ("float64", "complex64", "complex128")
+    most = 32 if wide else 128
+    tile_m, tile_n = block(m, 16, most), block(n, 16, most)
+    while batch * -(-m // tile_m) * -(-n // tile_n) < _PROGRAMS and max(tile_m, tile_n) > 32:
+        if tile_m >= tile_n:
+            tile_m //= 2
+        else:
+            tile_n //= 2
+    tile_k = block(k, 16, 16 if wide else 64 if max(tile_m, tile_n) <= 64 else 32)
+    programs = batch * -(-m // tile_m) * -(-n // tile_n)
+    warps = 8 if tile_m * tile_n >= 128 * 128 else 4
+    return Tiles(tile_m, tile_n, tile_k, warps, 3, _splits(programs, k, tile_k))
+
+
+def _splits(programs: int, terms: int, tile: int) -> int:
+    """Parts of a sum: as many as keep the processors busy, each of several tiles."""
+    if terms < _LONG or programs * 2 > _PROGRAMS:
+        return 1
+    return min(block(_PROGRAMS // programs, 1, 64), block(terms // (8 * tile), 1, 64))
+
+
+def _number(size: Size) -> int:
+    return size if isinstance(size, int) else _FREE
+
+
+def block(size: int, least: int, most: int) -> int:
+    """The power of two from `least` to `most` that holds `size`."""
+    held = 1 << max(size - 1, 0).bit_length()
+    return min(max(held, least), most)
