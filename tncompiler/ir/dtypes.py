@@ -35,7 +35,6 @@ ITEM_BYTES: Mapping[str, int] = {
     "bfloat16": 2,
     "int32": 4,
     "uint32": 4,
-    "uint32": 4,
     "float32": 4,
     "default": 4,
     "int64": 8,
