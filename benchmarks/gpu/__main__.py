@@ -25,28 +25,12 @@ from rich.table import Table
 
 from benchmarks.gpu.checks import TOLERANCE, fuzz, layer_errors
 from benchmarks.gpu.layers import Cell, cells, dense, einsum, programs
+from benchmarks.gpu.prepare import prepare
 from benchmarks.gpu.timing import call_us, ceilings, device_us
 from benchmarks.machine import machine_facts
 
 FUZZ_SHARE = 0.15  # of the time
 ENDING_S = 10.0
-
-
-def prepare(cell: Cell) -> str:
-    """Compile a cell's kernels in another process; both find them in triton's cache."""
-    from tncompiler.backends.triton import fitting
-
-    fitting._milliseconds = lambda *args: 0.0  # the processes would disturb one another
-    fitting._save = lambda choices: None
-    try:
-        layer, x = cell.layer("triton"), cell.input()
-        made = programs(layer, x)
-        made.forward()
-        made.backward()
-        torch.cuda.synchronize()
-    except Exception:  # the run itself will say what is wrong
-        return traceback.format_exc(limit=-2)
-    return ""
 
 
 def measure(cell: Cell, peers: bool) -> dict[str, Any]:
