@@ -14,8 +14,8 @@ import json
 import sys
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from fnmatch import fnmatchcase
+from multiprocessing import TimeoutError, get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from benchmarks.machine import machine_facts
 
 FUZZ_SHARE = 0.15  # of the time
 ENDING_S = 10.0
+PATIENCE_S = 40.0  # for the kernels of one cell; the others do not wait longer for it
 
 
 def measure(cell: Cell, peers: bool) -> dict[str, Any]:
@@ -109,6 +110,7 @@ def run_cell(cell: Cell, peers: bool) -> dict[str, Any]:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few cells, at most 2 minutes")
+    parser.add_argument("--cell", default="*", metavar="GLOB", help="names of cells")
     parser.add_argument("--minutes", type=float, help="stop after this time (default 7.5)")
     parser.add_argument("--output", type=Path, default=Path("gpu-output/results.json"))
     parser.add_argument("--jobs", type=int, default=8, help="processes that compile")
@@ -131,31 +133,31 @@ def main(argv: list[str] | None = None) -> int:
         f"{record['fuzzed']} random networks, {len(failures)} wrong", *failures[:5], sep="\n"
     )
     results: list[dict[str, Any]] = []
-    chosen = cells(options.quick)
-    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        ready = {cell: pool.submit(prepare, cell) for cell in chosen}
-        for number, cell in enumerate(chosen):
+    chosen = [cell for cell in cells(options.quick) if fnmatchcase(cell.name, options.cell)]
+    with get_context("spawn").Pool(options.jobs) as pool:  # what still compiles is killed
+        ready = {cell: pool.apply_async(prepare, (cell,)) for cell in chosen}
+        for cell in chosen:
             left = end - time.monotonic()
             if left < 0:
                 break
             try:
-                ready[cell].result(timeout=left)
+                ready[cell].get(timeout=min(left, PATIENCE_S))
             except TimeoutError:
-                break
-            results.append(run_cell(cell, peers=number < 4))
+                continue
+            results.append(run_cell(cell, peers=len(results) < 4))
             shown = {
                 k: v if isinstance(v, str) else _text(v)
                 for k, v in results[-1].items()
                 if k != "errors"
             }
             console.print(f"{time.monotonic() - started:.0f} s", shown)
-        pool.shutdown(wait=False, cancel_futures=True)
     console.print(table(results))
     wrong = [r for r in results if r["wrong"]]
     for result in wrong:
         console.print(result["cell"], result["wrong"], markup=False)
-    skipped = [cell.name for cell in chosen[len(results) :]]
-    console.print(f"{len(results)} cells, {len(wrong)} wrong; not reached: {len(skipped)}")
+    reached = {result["cell"] for result in results}
+    skipped = [cell.name for cell in chosen if cell.name not in reached]
+    console.print(f"{len(results)} cells, {len(wrong)} wrong; not reached: {skipped}")
     record.update(results=results, failures=failures, skipped=skipped)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(record, indent=1), encoding="utf-8")
