@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tncompiler as tnc
-from benchmarks import plan, plan_race, plan_trees
+from benchmarks import plan, plan_memory, plan_race, plan_trees
 from benchmarks.plan_flops import SEEDS, compare_flops
 from benchmarks.plan_networks import plan_networks
 from benchmarks.plan_race import CHOICES, Race, Tree, only_network, run_race
@@ -152,6 +152,9 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "set_threads", lambda count: 1)
     monkeypatch.setattr(plan, "MOST_S", 0.0)
     monkeypatch.setattr(plan_trees, "TREES", 4)
+    monkeypatch.setattr(plan_memory, "BATCH", 64)
+    monkeypatch.setattr(plan_memory, "SHARES", (1.0, 0.5))
+    monkeypatch.setattr(plan_memory, "FAMILIES", {"TTMatrix": (4, (4, 4), (4, 4))})
     assert plan.main(["--out", str(tmp_path), "--minutes", "5"]) == 0
     record = json.loads((tmp_path / "plan.json").read_text())
     assert record["format"] == "tncompiler bench-plan"
@@ -160,9 +163,12 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "plan.json",
         "plan_forward.png",
         "plan_step.png",
+        "plan_memory.png",
+        "plan_families.png",
     }
     page = _page(tmp_path, monkeypatch)
     assert "| chain |" in page and "What is promised" in page
+    assert "Memory against time" in page and "| TTMatrix |" in page
 
 
 def _page(directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tncompiler.backends.torch.emit import LONG_SUM, NARROW
 
-_PADDED = 2**14  # up to here a narrow side is repeated, which takes half the time of blocks
+_PADDED = 2**13  # up to here a narrow side is repeated, which takes half the time of blocks
 _BLOCKS, _BLOCK = 16, 4096  # at least so many blocks, and of about so many terms
 
 
