@@ -302,7 +302,10 @@ def test_the_code_has_the_loop_and_the_plan_names_the_index(unlimited: int) -> N
     source = f.source({"b": BATCH}, part="backward")
     assert "for start in range(0, " in source
     text = f.explain({"b": BATCH}, part="step")
-    assert "loop" in text
+    assert "loop over " in text and " at a time" in text
+    cost = f.cost({"b": BATCH}, part="step")
+    assert [step.kind for step in plan.steps].count("loop") > 0
+    assert plan.flops == cost.flops and plan.total_write == cost.bytes_written
 
 
 # ---------------------------------------------------------------------------- large networks

@@ -24,6 +24,7 @@ from tncompiler.ir.matmul import is_matmul, matmul_form
 from tncompiler.ir.program import (
     Cast,
     Contract,
+    Loop,
     Map,
     Merge,
     Permute,
@@ -35,8 +36,8 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import as_size, evaluate, render_size, solve_all, solve_for
-from tncompiler.planning.cost import program_cost, step_bytes, step_elementwise, step_flops
-from tncompiler.planning.memory import is_view, nbytes
+from tncompiler.planning.cost import FlatStep, flat_steps, program_cost
+from tncompiler.planning.memory import is_view, nbytes, within
 from tncompiler.planning.plan import step_equation
 
 WIDTH = 140
@@ -152,24 +153,28 @@ class _Report:
             right = name in ("#", "work", "bytes moved")
             table.add_column(name, justify="right" if right else "left", overflow="fold")
         kept = self.kept() if notes else ()
-        for number, step in enumerate(self.program.steps, start=1):
-            cells = self._row(step)
-            mark = ["kept" if step.out.name in kept else ""] if notes else []
-            copies = ", ".join(copied_operands(self.program, step, self.nominal))
-            row = [str(number), *cells, *mark, copies]
+        for number, flat in enumerate(flat_steps(self.program), start=1):
+            nominal = self.nominal
+            for loop in flat.loops:
+                nominal = within(loop, nominal)
+            mark = ["kept" if flat.step.out.name in kept else ""] if notes else []
+            copies = ", ".join(copied_operands(flat.program, flat.step, nominal))
+            row = [str(number), *self._row(flat, nominal), *mark, copies]
             table.add_row(*(Text(cell) for cell in row))
         return _rendered(table)
 
-    def _row(self, step: Step) -> list[str]:
-        flops = step_flops(self.program, step).evaluate(self.nominal)
-        moved = sum(terms.evaluate(self.nominal) for terms in step_bytes(self.program, step))
-        work = quantity(flops, "FLOP") if flops else ""
-        shape = "×".join(map(str, self._sizes(step.out))) or "scalar"
-        elements = step_elementwise(step, self.program).evaluate(self.nominal)
-        if elements and not flops:
-            work = quantity(elements, "elem")
+    def _row(self, flat: FlatStep, nominal: Mapping[sympy.Symbol, int]) -> list[str]:
+        step = flat.step
+        flops = flat.flops.evaluate(self.nominal)
+        elements = flat.elementwise.evaluate(self.nominal)
+        moved = flat.bytes_read.evaluate(self.nominal) + flat.bytes_written.evaluate(self.nominal)
+        work = quantity(flops, "FLOP") if flops else quantity(elements, "elem") if elements else ""
+        shape = "×".join(str(evaluate(size, nominal)) for size in step.out.shape) or "scalar"
         bytes_text = "view" if is_view(step) else quantity(moved, "B")
-        return [step_equation(self.program, step), shape, work, bytes_text]
+        if isinstance(step.op, Loop):
+            shape = f"{evaluate(step.op.count, nominal)} times"
+        equation = "  " * len(flat.loops) + step_equation(flat.program, step)
+        return [equation, shape, work, bytes_text]
 
     def kept(self) -> tuple[str, ...]:
         """The steps shown whose values a training step keeps; it may be planned otherwise."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import sympy
@@ -99,6 +99,51 @@ def step_bytes(program: Program, step: Step) -> tuple[Terms, Terms]:
         return read, _repeated(step.op, (*(w for _, w in inner), results))
     read = Terms.total(nbytes(value) for value in operand_values(program, step))
     return read, nbytes(step.out)
+
+
+@dataclass(frozen=True, slots=True)
+class FlatStep:
+    """A step of a program or of a loop's body, with what all its repetitions cost together.
+
+    ``program`` is the one that the step is in, ``loops`` the loops around it. The costs of a loop
+    itself are those of putting its results where they belong; its steps follow it.
+    """
+
+    program: Program
+    step: Step
+    loops: tuple[Loop, ...]
+    flops: Terms
+    elementwise: Terms
+    bytes_read: Terms
+    bytes_written: Terms
+
+    def within(self, loop: Loop) -> FlatStep:
+        """The step as one of the body of a loop."""
+        return FlatStep(
+            self.program,
+            self.step,
+            (loop, *self.loops),
+            _repeated(loop, (self.flops,)),
+            _repeated(loop, (self.elementwise,)),
+            _repeated(loop, (self.bytes_read,)),
+            _repeated(loop, (self.bytes_written,)),
+        )
+
+
+def flat_steps(program: Program) -> Iterator[FlatStep]:
+    """All steps in order, those of loops after their loop; their costs add up to the program's."""
+    for step in program.steps:
+        if isinstance(step.op, Loop):
+            body = step.op.body
+            moved = Terms.total(nbytes(body.values[name]) for name in body.outputs)
+            moved = _repeated(step.op, (moved,))
+            yield FlatStep(program, step, (), Terms(), Terms(), moved, moved)
+            for inner in flat_steps(body):
+                yield inner.within(step.op)
+        else:
+            read, written = step_bytes(program, step)
+            flops, maps = step_flops(program, step), step_elementwise(step, program)
+            yield FlatStep(program, step, (), flops, maps, read, written)
 
 
 def program_cost(program: Program, binding: Binding) -> Cost:

@@ -16,6 +16,7 @@ from tncompiler.ir.origin import call_site
 from tncompiler.ir.program import (
     Contract,
     Labels,
+    Loop,
     Program,
     Step,
     element_count,
@@ -24,7 +25,7 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Binding, Terms, evaluate, parse_size, render_size, size_text
-from tncompiler.planning.cost import step_bytes, step_elementwise, step_flops
+from tncompiler.planning.cost import flat_steps
 from tncompiler.planning.digest import program_digest
 from tncompiler.planning.memory import peak_bytes
 from tncompiler.planning.order import Pair, check_order, ssa_to_linear
@@ -309,23 +310,20 @@ def _network_from(item: Mapping[str, Any]) -> NetworkOrder:
 
 
 def describe_steps(program: Program) -> tuple[PlanStep, ...]:
-    """The steps of a scheduled program for people."""
-    steps = []
-    for step in program.steps:
-        read, written = step_bytes(program, step)
-        steps.append(
-            PlanStep(
-                step.out.name,
-                type(step.op).__name__.lower(),
-                step_equation(program, step),
-                tuple(render_size(size) for size in step.out.shape),
-                step_flops(program, step),
-                step_elementwise(step, program),
-                read,
-                written,
-            )
+    """The steps of a scheduled program for people, those of loops after their loop."""
+    return tuple(
+        PlanStep(
+            flat.step.out.name,
+            type(flat.step.op).__name__.lower(),
+            step_equation(flat.program, flat.step),
+            tuple(render_size(size) for size in flat.step.out.shape),
+            flat.flops,
+            flat.elementwise,
+            flat.bytes_read,
+            flat.bytes_written,
         )
-    return tuple(steps)
+        for flat in flat_steps(program)
+    )
 
 
 def step_equation(program: Program, step: Step) -> str:
@@ -339,6 +337,8 @@ def step_equation(program: Program, step: Step) -> str:
         ]
         out = ", ".join(names[label] for label in step.op.output)
         return f"{step.out.name}({out}) = {' * '.join(terms) or '1'}"
+    if isinstance(step.op, Loop):
+        return f"loop over {step.op.index}, {step.op.width} at a time"
     if not operands:
         return f"{step.out.name} = {step.op.text()}"
     sources = ", ".join(f"{v.name}({', '.join(v.axes)})" if v.axes else v.name for v in operands)
