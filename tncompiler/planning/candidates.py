@@ -8,6 +8,7 @@ C = A·B, one more for each of A and B that a gradient goes through.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -315,7 +316,7 @@ class _Tree:
         return sorted(own - taken)
 
 
-class _Method:
+class _Method(ABC):
     """An order finder of cotengra's: SSA steps over positions."""
 
     def __call__(
@@ -326,10 +327,11 @@ class _Method:
         sizes: dict[str, float] = {letter(k): float(network.sizes[k]) for k in used}
         return self.search(inputs, [letter(k) for k in used if k in out], sizes)
 
+    @abstractmethod
     def search(
         self, inputs: list[list[str]], output: list[str], sizes: dict[str, float]
     ) -> Sequence[Sequence[int]]:
-        raise NotImplementedError
+        """SSA steps over the positions of `inputs`."""
 
 
 @dataclass(frozen=True)
