@@ -317,7 +317,17 @@ class _Tree:
 
 
 class _Method(ABC):
-    """An order finder of cotengra's: SSA steps over positions."""
+    """Finds an order: SSA steps over positions."""
+
+    @abstractmethod
+    def __call__(
+        self, network: Network, terms: Sequence[Terms], out: Terms
+    ) -> Sequence[Sequence[int]]:
+        """The order of `terms` that leaves the labels in `out`."""
+
+
+class _Finder(_Method):
+    """An order finder of cotengra's, over letters."""
 
     def __call__(
         self, network: Network, terms: Sequence[Terms], out: Terms
@@ -335,7 +345,7 @@ class _Method(ABC):
 
 
 @dataclass(frozen=True)
-class _Exact(_Method):
+class _Exact(_Finder):
     objective: str
 
     def search(
@@ -362,7 +372,7 @@ class _Reconfigured(_Method):
 
 
 @dataclass(frozen=True)
-class _Greedy(_Method):
+class _Greedy(_Finder):
     seed: int
     modifier: float
 
@@ -375,7 +385,7 @@ class _Greedy(_Method):
 
 
 @dataclass(frozen=True)
-class _RandomGreedy(_Method):
+class _RandomGreedy(_Finder):
     trials: int
     seed: int
 
