@@ -42,7 +42,7 @@ def _draw_floors(results: Sequence[CellResult], path: Path) -> None:
     ends = [max(low, 0.5), high]
     axes.plot(ends, ends, color="gray", linewidth=1, label="as fast as the best peer")
     axes.axhline(1.0, color="black", linewidth=1)
-    axes.legend()
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -64,7 +64,7 @@ def _draw_bars(results: Sequence[CellResult], path: Path) -> None:
     labels = [f"{r.cell.id.rpartition('/')[0]}  ({r.best_peer})" for r in results]
     axes.set_yticks(rows, labels, fontsize=7)
     axes.set(xscale="log", xlabel="ms", title=results[0].cell.part)
-    axes.legend(loc="upper right", fontsize=8)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
