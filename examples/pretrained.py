@@ -98,9 +98,9 @@ def draw(points: list[Point], short: str, path: Path) -> None:
         if own:
             marker = "osD^vP*X<>"[number % 10]
             axes.plot(*zip(*own, strict=True), marker=marker, ms=5, lw=1.2, label=format)
-    axes.set(
-        xscale="log", xlabel="parameters kept (fraction)", ylabel="relative error", ylim=(0, 1)
-    )
+    axes.set(xscale="log", xlabel="parameters kept", ylabel="relative error", ylim=(0, 1))
+    axes.set_xticks(BUDGETS, [f"{budget:.0%}" for budget in BUDGETS], minor=False)
+    axes.set_xticks([], minor=True)
     axes.set_title(f"all-MiniLM-L6-v2, {short}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
