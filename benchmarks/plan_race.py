@@ -145,11 +145,16 @@ class _Entrant:
         value = self.function(*self.inputs)
         cotangent = np.ones(value.shape, value.dtype)  # in declared order, as the model assumes
 
+        given = dict(self.function.parameters)  # with these, nothing is kept between calls
+
         def step() -> object:
             _, pull = self.function.vjp(*self.inputs)
             return pull(cotangent)
 
-        return {"forward": lambda: self.function(*self.inputs), "step": step}
+        def forward() -> object:
+            return self.function(*self.inputs, parameters=given)
+
+        return {"forward": forward, "step": step}
 
     def _torch(self) -> dict[str, Callable[[], object]]:
         import torch
