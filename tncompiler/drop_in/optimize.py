@@ -56,13 +56,14 @@ class Asked:
     __slots__ = ("function", "takes_limit")
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.takes_limit = function, True
+        self.function = function
         try:
             inspect.signature(function).bind([], set(), {}, None)
+            self.takes_limit = True
         except TypeError:  # cotengra's simplest optimizers take no limit
             self.takes_limit = False
-        except ValueError:  # a function without a signature
-            pass
+        except ValueError:  # a function without a signature: as opt_einsum calls it
+            self.takes_limit = True
 
     def __call__(
         self,
