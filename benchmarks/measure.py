@@ -18,6 +18,7 @@ LEAST_ROUNDS = 7
 MOST_ROUNDS = 31
 SLOW_S = 3.0  # a call that takes longer is timed SLOW_ROUNDS times at most, and marked
 SLOW_ROUNDS = 3
+FAR, FAR_S = 8.0, 0.05  # so many times as slow as the fastest, and so many seconds, is slow too
 SLOW_SHARE = 0.3  # of the budget that the rounds of one slow call may take
 SAMPLE_S = 2e-3  # shorter calls are repeated within a sample until it lasts this long
 MOST_CALLS = 1000
@@ -30,7 +31,8 @@ Clock = Callable[[], float]
 class Timing:
     """``samples_ms``: one for each round, each the mean of ``calls`` calls.
 
-    ``slow``: timed fewer rounds than the others, because a call takes seconds.
+    ``slow``: timed fewer rounds than the others, because a call takes seconds or many times as
+    long as the fastest.
     """
 
     samples_ms: tuple[float, ...]
@@ -57,7 +59,8 @@ def time_in_turn(
     same neighbour. ``clock``: process_time leaves out the turns of other programs, for one thread.
     """
     estimates = {name: _warm_up(run, slow_s) for name, run in runs.items()}
-    slow = {name for name, seconds in estimates.items() if seconds > slow_s}
+    far = max(FAR * min(estimates.values(), default=0.0), FAR_S)
+    slow = {name for name, seconds in estimates.items() if seconds > min(slow_s, far)}
     calls = {name: 1 if name in slow else _calls(estimates[name]) for name in runs}
     few = {name: _slow_rounds(estimates[name], budget_s) for name in slow}
     rounds = _rounds(estimates, calls, few, budget_s)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from tncompiler.backends.numpy.threads import one_blas_thread
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation, KeptExecutable
 from tncompiler.graphs import Graphed
@@ -35,9 +36,12 @@ class Specialisation:
     ) -> None:
         names = [leaf.name for leaf in compilation.ordered]
         self.backend, self.kept = backend, kept
+        self.graph = graph
+        if kept is not None:
+            self.rest = self._graphed(kept.rest.run)
         self._compilation, self._call = compilation, call
         self.positions = tuple(names.index(name) for name in wrt)
-        self.count, self.graph = len(names), graph
+        self.count = len(names)
         self.value_count = len(compilation.outputs)  # what a program returns after it are scales
         if wrt:
             self.pair = compilation.training_executable(call.dtypes, call.free, wrt, backend)
@@ -47,6 +51,9 @@ class Specialisation:
             self.backward = self._graphed(self.pair.backward.run)
 
     def _graphed(self, run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+        """The program as it is called: captured, or beside torch's threads and not against them."""
+        if self.backend == "numpy":
+            return one_blas_thread(run)
         return Graphed(run) if self.graph else run
 
     @cached_property

@@ -37,7 +37,9 @@ from tncompiler.planning.slicing import (
     fit_program,
     largest_alive,
 )
-from tncompiler.planning.timing import program_us
+from tncompiler.planning.machine import as_machine
+from tncompiler.planning.tiling import Tiled, tile_program
+from tncompiler.planning.timing import program_us, threaded_us
 from tncompiler.problem import Nominal
 from tncompiler.scheduling import Scheduling
 
@@ -269,12 +271,69 @@ class Compilation(Scheduling):
 
         return self._once(("executable", id(program), backend, entry), make)  # type: ignore[no-any-return]
 
+    def tiled(self, program: Program, nominal: Nominal, backend: str) -> Program:
+        """The program as a backend runs it: NumPy's in blocks, where that is predicted to pay."""
+        if backend != "numpy" or not self._tiles:
+            return program
+        return self._tiled(program, nominal).program
+
+    def _tiled(self, program: Program, nominal: Nominal) -> Tiled:
+        lanes = self.lanes
+        rates = as_machine(self.options.machine).cpu.libraries["numpy"]
+
+        def make() -> tuple[Tiled, Program]:  # the program is kept, so that its id is its own
+            return tile_program(program, nominal, rates, lanes), program
+
+        return self._once(("tiled", id(program), tuple(nominal.items()), lanes), make)[0]  # type: ignore[no-any-return]
+
+    def predicted_us(
+        self,
+        dtypes: tuple[str, ...],
+        nominal: Nominal,
+        wrt: tuple[str, ...],
+        backend: str,
+        program: Program | None = None,
+    ) -> float:
+        """Predicted microseconds of a call, or of a step, on a CPU, with entering the library.
+
+        ``program``: what runs where no gradient is asked for, if not the whole forward program.
+        """
+        planned = self.planned_sizes(dtypes, nominal, wrt)
+        if wrt:
+            step = self.training(dtypes, nominal, wrt)
+            programs = (step.forward, step.backward)
+        else:
+            programs = (program or self.inference(dtypes, nominal).fitted.program,)
+        rates = as_machine(self.options.machine).cpu.libraries[backend]
+        entering = len(programs) * rates.call_us
+        if backend == "numpy" and self._tiles:
+            return entering + sum(self._tiled(p, planned).time_us for p in programs)
+        threads = self.lanes if backend == "torch" else 1
+        return entering + sum(threaded_us(p, planned, rates, threads) for p in programs)
+
+    @property
+    def _tiles(self) -> bool:
+        """Whether time is what counts; under a limit of memory loops are cut for memory."""
+        return self.options.minimize != "memory" and self.options.memory_limit is None
+
+    @property
+    def lanes(self) -> int:
+        """How many threads a call may take: as many as the user's library has."""
+        if self.library == "torch":
+            import torch
+
+            return torch.get_num_threads()
+        from tncompiler.backends.numpy.threads import blas_threads
+
+        return blas_threads()
+
     def inference_executable(
         self, dtypes: tuple[str, ...], nominal: Nominal, backend: str
     ) -> Executable:
         """What runs where no gradient is asked for."""
         program = self.inference(dtypes, nominal).fitted.program
-        return self.executable(program, backend, "forward")
+        nominal = self.planned_sizes(dtypes, nominal)
+        return self.executable(self.tiled(program, nominal, backend), backend, "forward")
 
     def flat_executable(self, dtypes: tuple[str, ...], nominal: Nominal) -> Executable:
         """The whole program in aten operations, without loops, for torch to look into."""
@@ -288,15 +347,20 @@ class Compilation(Scheduling):
         if cut is None:
             return None
         prepare = self.executable(cut.prepare, backend, "prepare")
-        return KeptExecutable(prepare, self.executable(cut.rest, backend, "forward"))
+        rest = self.tiled(cut.rest, self.planned_sizes(dtypes, nominal), backend)
+        return KeptExecutable(prepare, self.executable(rest, backend, "forward"))
 
     def training_executable(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...], backend: str
     ) -> TrainingExecutable:
         cut = self.training_programs(dtypes, nominal, wrt, backend)
-        forward = self.executable(cut.forward, backend, "forward")
-        backward = self.executable(cut.backward, backend, "backward")
-        return TrainingExecutable(cut, forward, backward, len(cut.forward.outputs) - len(cut.saved))
+        planned = self.planned_sizes(dtypes, nominal, wrt)
+        count = len(cut.forward.outputs) - len(cut.saved)
+        forward, backward = (
+            self.executable(self.tiled(program, planned, backend), backend, entry)
+            for program, entry in ((cut.forward, "forward"), (cut.backward, "backward"))
+        )
+        return TrainingExecutable(cut, forward, backward, count)
 
     # ---------------------------------------------------------------- plans to look at
 

@@ -30,7 +30,7 @@ from tncompiler.ir.serialize import from_data, to_data
 from tncompiler.kept import KeptValues
 from tncompiler.measure import fitting_factors
 from tncompiler.planning.machine import as_machine
-from tncompiler.planning.timing import TINY_US, faster_backend, program_us
+from tncompiler.planning.timing import TINY_US, program_us
 from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep
 
@@ -233,7 +233,7 @@ class CompiledModule(Inspection, nn.Module):
         if spec.kept is None:
             return pack(leave(spec.run(*arrays), spec.backend, arrays))
         values = self._kept_values(spec.kept.prepare, tensors, arrays)
-        results = spec.kept.rest.run(*arrays, *values)
+        results = spec.rest(*arrays, *values)
         return pack(leave(results, spec.backend, (*arrays, *values)))
 
     def _specialise(
@@ -317,7 +317,7 @@ class CompiledModule(Inspection, nn.Module):
         cut = self.compilation.kept(call.dtypes, call.free) if keeps else None
         backend = self._choose(call, wrt, devices, None if cut is None else cut.rest)
         if self.backend == "auto" and backend == "torch" and self._is_tiny(call):
-            wrt = ()  # torch's own autograd starts faster than our function does
+            wrt = ()
         kept = None
         if cut is not None:
             kept = self.compilation.kept_executable(call.dtypes, call.free, backend)
@@ -366,12 +366,13 @@ class CompiledModule(Inspection, nn.Module):
             return "torch"
         if self.backend != "auto":
             return self.backend
-        if program is None:
-            program, _ = self.compilation.scheduled(call.dtypes, call.free)
-        machine = as_machine(self.compilation.options.machine).cpu
-        return faster_backend(
-            program, call.sizes, machine, training=bool(wrt), threads=torch.get_num_threads()
-        )
+        if wrt and self._is_tiny(call):
+            return "torch"  # whose own autograd starts faster than our function does
+        times = {
+            name: self.compilation.predicted_us(call.dtypes, call.free, wrt, name, program)
+            for name in ("numpy", "torch")
+        }
+        return min(times, key=times.__getitem__)
 
     def _flat(self, tensors: Sequence[Tensor]) -> Flat:
         """The aten program for tensors of these dtypes, which torch can look into."""

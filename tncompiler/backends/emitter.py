@@ -70,6 +70,7 @@ class Emitter(ABC):
     long_sum: int
     helpers: tuple[str, ...]  # what the runtime module offers: no variable is called so
     decorators: tuple[str, ...] = ()  # lines above the function
+    lanes = False  # whether the blocks of a loop can be given to threads
 
     def __init__(self, program: Program, entry: str) -> None:
         self.program, self.entry = program, entry

@@ -20,6 +20,13 @@ class RunningSum:
         self.levels = [zeros]
         self.counts = [0]
 
+    @classmethod
+    def of(cls, part: Any) -> RunningSum:
+        """The sum that begins with a copy of one array."""
+        begun = cls(part + 0)
+        begun.counts[0] = 1
+        return begun
+
     def add(self, part: Any) -> None:
         """Add one array."""
         self._make_room(0)

@@ -172,7 +172,8 @@ class Loop:
     and ``block`` the size that the body knows (a symbol where the last block may be shorter).
     ``sliced``: the axis of each operand that is cut into blocks; None where the body reads all of
     it. ``joined``: the axis of each result of the body along which blocks are joined; None where
-    blocks are added.
+    blocks are added. ``lanes``: how many threads may share the blocks, each taking a contiguous
+    part of them.
     """
 
     body: Program
@@ -182,10 +183,12 @@ class Loop:
     block: Size
     sliced: tuple[int | None, ...]
     joined: tuple[int | None, ...]
+    lanes: int = 1
 
     def text(self) -> str:
         body = self.body.to_text().replace("\n", "\n    ")
-        return f"loop[{self.width} of {self.index} at a time]\n    {body}\n "
+        lanes = f" in {self.lanes} lanes" if self.lanes > 1 else ""
+        return f"loop[{self.width} of {self.index} at a time{lanes}]\n    {body}\n "
 
     @property
     def count(self) -> Size:

@@ -1,9 +1,8 @@
-"""Predicted time of scheduled programs, step by step; it also chooses between NumPy and torch."""
+"""Predicted time of scheduled programs, step by step."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import ItemsView, Mapping
 
 import sympy
@@ -22,7 +21,6 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Size, evaluate
-from tncompiler.planning.machine import Machine
 from tncompiler.planning.memory import is_view, within
 from tncompiler.planning.rates import Rates
 
@@ -39,8 +37,11 @@ _AT_MEMORY_SPEED = frozenset(
 )
 # below this a forward pass is left to torch's own autograd, whose start costs about 30 us less
 TINY_US = 40.0
-# what entering NumPy costs when its threads and torch's both keep spinning on the same cores
-POOLS_FIGHT_US = 10_000.0
+# to hand blocks to other threads, and to wait for them
+LANES_US = 100.0
+# a step of a library with threads of its own that takes as long is sped up by this share of them
+LONG_US = 500.0
+SHARE = 0.7
 
 
 def program_us(program: Program, sizes: Sizes, rates: Rates) -> float:
@@ -49,6 +50,23 @@ def program_us(program: Program, sizes: Sizes, rates: Rates) -> float:
         return math.fsum(step_us(program, step, sizes, rates) for step in program.steps)
     except OverflowError:
         return math.inf
+
+
+def lanes_us(program: Program, sizes: Sizes, rates: Rates) -> float:
+    """Predicted microseconds of a program whose loops are shared out among threads."""
+    try:
+        return math.fsum(_in_lanes_us(program, step, sizes, rates) for step in program.steps)
+    except OverflowError:
+        return math.inf
+
+
+def _in_lanes_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
+    op = step.op
+    alone = step_us(program, step, sizes, rates)
+    if not isinstance(op, Loop) or op.lanes == 1 or not alone:
+        return alone
+    blocks = evaluate(op.count, sizes)
+    return LANES_US + alone * -(-blocks // op.lanes) / blocks
 
 
 def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
@@ -140,28 +158,12 @@ def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool]:
     return inner, axes[-1] == len(axes) - 1
 
 
-def blas_threads() -> int:
-    """How many threads NumPy's BLAS was told to use; all cores if it was told nothing."""
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        text = os.environ.get(variable, "")
-        if text.isdigit():
-            return int(text)
-    return os.cpu_count() or 1
-
-
-def faster_backend(
-    program: Program, sizes: Sizes, machine: Machine, *, training: bool, threads: int
-) -> str:
-    """The CPU backend with the smaller predicted time; a training step is three times the work.
-
-    ``threads`` is how many torch has.
-    """
-    work, entries = (3, 2) if training else (1, 1)
-    times = {}
-    for name in ("numpy", "torch"):
-        rates = machine.libraries[name]
-        entry = rates.call_us
-        if name == "numpy" and max(threads, blas_threads()) > 1:
-            entry += POOLS_FIGHT_US
-        times[name] = work * program_us(program, sizes, rates) + entries * entry
-    return min(times, key=times.__getitem__)
+def threaded_us(program: Program, sizes: Sizes, rates: Rates, threads: int) -> float:
+    """Predicted microseconds where a library shares long steps out among threads of its own."""
+    if threads < 2:
+        return program_us(program, sizes, rates)
+    try:
+        times = [step_us(program, step, sizes, rates) for step in program.steps]
+    except OverflowError:
+        return math.inf
+    return math.fsum(t if t < LONG_US else t / (SHARE * threads) for t in times)

@@ -17,6 +17,7 @@ from tncompiler.ir.sizes import Size
 # OpenBLAS adds so in products of at most SMALL_PRODUCT multiplications and with vectors.
 LONG_SUM = 256
 SMALL_PRODUCT = 2**20
+THREADS = {"run_blocks"}  # what lives in threads.py
 
 
 def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
@@ -28,9 +29,10 @@ class NumpyEmitter(Emitter):
     """NumPy's spelling of each operation."""
 
     long_sum = LONG_SUM
+    lanes = True
     helpers = (
         *("embed_diagonal", "exponent", "gate", "gelu", "long_matmul", "long_sum", "power_of_two"),
-        *("rsqrt", "shift_exponent", "take_diagonal"),
+        *("one_blas_thread", "rsqrt", "run_blocks", "shift_exponent", "take_diagonal"),
     )
 
     def __init__(self, program: Program, entry: str) -> None:
@@ -46,10 +48,20 @@ class NumpyEmitter(Emitter):
         lines = ["import numpy as np"]
         if self.special:
             lines.append(f"from scipy.special import {', '.join(sorted(self.special))}")
-        if self.imports:
-            names = ", ".join(sorted(self.imports))
-            lines.append(f"from tncompiler.backends.numpy.runtime import {names}")
+        for module, names in (("runtime", self.imports - THREADS), ("threads", self._threads())):
+            if names:
+                wanted = ", ".join(sorted(names))
+                lines.append(f"from tncompiler.backends.numpy.{module} import {wanted}")
         return lines
+
+    def _threads(self) -> set[str]:
+        """What is needed of threads: with lanes also that BLAS has no threads of its own."""
+        shared = self.imports & THREADS
+        return shared | {"one_blas_thread"} if shared else shared
+
+    @property
+    def decorators(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("@one_blas_thread",) if self._threads() else ()
 
     def import_for(self, name: str) -> None:
         rule = function(name)

@@ -1,0 +1,215 @@
+"""Blocks of a loop on several threads, each with a BLAS of one thread.
+
+A product of a block is too small for BLAS to share out, so the blocks are: every lane works through
+its part of them in ascending order. What is summed is added lane by lane in that order too, so the
+result does not depend on which thread was first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import copy_context
+from functools import cache, wraps
+from queue import Empty, SimpleQueue
+from typing import Any, ParamSpec, TypeVar
+
+import threadpoolctl
+
+from tncompiler.backends.sums import RunningSum
+
+Block = Callable[[int, int], tuple[Any, ...]]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------------------- one thread for BLAS
+
+
+@cache
+def _libraries() -> tuple[Any, ...]:
+    """The BLAS libraries of this process; finding them takes a millisecond."""
+    found = threadpoolctl.ThreadpoolController().select(user_api="blas")
+    return tuple(found.lib_controllers)
+
+
+def blas_threads() -> int:
+    """How many threads NumPy's products may take; what calls in progress ask for left aside."""
+    held = [count for _, count in _one_thread.before] if _one_thread.inside else []
+    return max((1, *held, *(int(library.num_threads) for library in _libraries())))
+
+
+class _OneThread:
+    """How many calls are in progress that want BLAS to have one thread, and what it had before."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.before: list[tuple[Any, int]] = []  # libraries that were changed
+
+    def enter(self) -> None:
+        with self.lock:
+            if not self.inside:
+                counts = [(library, int(library.num_threads)) for library in _libraries()]
+                self.before = [(library, count) for library, count in counts if count > 1]
+                for library, _ in self.before:
+                    library.set_num_threads(1)
+            self.inside += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                for library, count in self.before:
+                    library.set_num_threads(count)
+
+
+_one_thread = _OneThread()
+
+
+def one_blas_thread(run: Callable[P, T]) -> Callable[P, T]:
+    """The function, with one thread for all BLAS libraries of the process while it runs.
+
+    The number belongs to the process: calls from several threads share one setting, and the last
+    of them that is done puts back what was there before the first.
+    """
+
+    @wraps(run)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        setting = _one_thread
+        setting.enter()
+        try:
+            return run(*args, **kwargs)
+        finally:
+            setting.leave()
+
+    return guarded
+
+
+# ---------------------------------------------------------------------------- lanes
+
+_PINS = hasattr(os, "sched_setaffinity")  # on Linux a process can choose cores
+_core: Callable[[], int] = ctypes.CDLL(None).sched_getcpu if _PINS else lambda: 0
+
+
+class _Worker(threading.Thread):
+    """A thread that runs what it is given, anywhere but on the core of whoever gives it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name=f"tncompiler-{number}", daemon=True)
+        self.inbox: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self.kept_off = -1
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            self.inbox.get()()
+
+    def keep_off(self, core: int, cores: frozenset[int]) -> None:
+        """Leave a core alone: kernels that save power wake threads on the core that is busy."""
+        if core != self.kept_off and self.native_id is not None:
+            os.sched_setaffinity(self.native_id, cores - {core} or cores)
+            self.kept_off = core
+
+
+class _Workers:
+    """Threads beside the calling one: as many as there are further cores, for all callers."""
+
+    def __init__(self) -> None:
+        everything = range(os.cpu_count() or 1)
+        self.cores = frozenset(os.sched_getaffinity(0) if _PINS else everything)
+        self.idle: SimpleQueue[_Worker] = SimpleQueue()
+        for number in range(len(self.cores) - 1):
+            self.idle.put(_Worker(number))
+
+    def submit(self, run: Callable[[], T]) -> Future[T] | None:
+        """The run on a worker; None if all are busy, so that cores are never taken twice."""
+        try:
+            worker = self.idle.get_nowait()
+        except Empty:
+            return None
+        if _PINS:
+            worker.keep_off(_core(), self.cores)
+        future: Future[T] = Future()
+        context = copy_context()  # where np.errstate keeps what it was told
+        worker.inbox.put(lambda: context.run(self._run, worker, run, future))
+        return future
+
+    def _run(self, worker: _Worker, run: Callable[[], T], future: Future[T]) -> None:
+        try:
+            result = run()
+        except BaseException as error:  # the caller raises it
+            self.idle.put(worker)
+            future.set_exception(error)
+        else:
+            self.idle.put(worker)  # before the caller, who may want it at once, hears of it
+            future.set_result(result)
+
+
+_lock = threading.Lock()
+_workers: _Workers | None = None
+
+
+def _shared_workers() -> _Workers:
+    global _workers
+    with _lock:
+        if _workers is None:
+            _workers = _Workers()
+        return _workers
+
+
+def _forget_workers() -> None:
+    """Threads do not come along into a forked process."""
+    global _workers, _lock, _one_thread
+    _workers, _lock, _one_thread = None, threading.Lock(), _OneThread()
+
+
+os.register_at_fork(after_in_child=_forget_workers)
+
+
+def run_blocks(block: Block, size: int, width: int, lanes: int) -> tuple[Any, ...]:
+    """`block(start, stop)` for every `width` positions of `size`, on up to `lanes` threads.
+
+    Returns the sums of what the blocks return, position by position. Every lane has a contiguous
+    part of the blocks; the calling thread takes the first, and those for which no core is idle.
+    """
+    starts = range(0, max(size, 1), width)  # one empty block, for the shapes of the sums
+    share = -(-len(starts) // lanes)
+    parts = [starts[k : k + share] for k in range(0, len(starts), share)]
+    runs = [_Lane(block, part, size, width) for part in parts]
+    futures = [_shared_workers().submit(run) for run in runs[1:]]
+    try:
+        results = [runs[0]()]
+    finally:  # nobody may still write into the arrays of a call that has failed
+        done = [None if f is None else f.exception() for f in futures]
+    for run, future, error in zip(runs[1:], futures, done, strict=True):
+        if error is not None:
+            raise error
+        results.append(run() if future is None else future.result())
+    first, *rest = results
+    for sums in rest:
+        for total, part in zip(first, sums, strict=True):
+            total += part
+    return first
+
+
+class _Lane:
+    """The blocks of one thread."""
+
+    def __init__(self, block: Block, starts: range, size: int, width: int) -> None:
+        self.block, self.starts, self.size, self.width = block, starts, size, width
+
+    def __call__(self) -> tuple[Any, ...]:
+        """The sums of what the blocks return, in arrays of their own."""
+        sums: list[RunningSum] = []
+        for start in self.starts:
+            parts = self.block(start, min(start + self.width, self.size))
+            if sums:
+                for total, part in zip(sums, parts, strict=True):
+                    total.add(part)
+            else:
+                sums = [RunningSum.of(part) for part in parts]
+        return tuple(total.total for total in sums)
