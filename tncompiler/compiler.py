@@ -15,16 +15,14 @@ from tncompiler.backends.source import Loaded, Source, load
 from tncompiler.debug import show, watcher
 from tncompiler.ir.interchange.graphs import from_network
 from tncompiler.ir.network import TensorNetwork
-from tncompiler.ir.passes import (
-    MERGING_PASSES,
-    run_passes,
-)
+from tncompiler.ir.passes import run_passes
 from tncompiler.ir.passes.adjoint import GradientOrder, adjoint
 from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.passes.tangent import tangent
 from tncompiler.ir.program import Program
 from tncompiler.planning.fit import UNLIMITED, FittedOrders, FittedStep, fastest, fit_step
 from tncompiler.planning.keeping import Kept, cut_kept
+from tncompiler.planning.machine import as_machine
 from tncompiler.planning.memory import step_peak
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.plan import ContractionPlan, make_plan
@@ -37,7 +35,6 @@ from tncompiler.planning.slicing import (
     fit_program,
     largest_alive,
 )
-from tncompiler.planning.machine import as_machine
 from tncompiler.planning.tiling import Tiled, tile_program
 from tncompiler.planning.timing import program_us, threaded_us
 from tncompiler.problem import Nominal
@@ -176,6 +173,8 @@ class Compilation(Scheduling):
         found, tried = [], []
         for program, orders, cuts in self._alternatives(dtypes, nominal, wrt):
             count = len(program.outputs)  # values, then scales
+            if not cuts:  # which name axes of the program as it is laid out
+                program = self._merged(dtypes, nominal, orders)
             found.append((self._differentiated(program, wrt, nominal), orders, cuts, count))
             tried += [] if cuts else [orders]
         alone = self.scheduled(dtypes, nominal)[1]  # for the value; gradients from other trees
@@ -194,9 +193,13 @@ class Compilation(Scheduling):
         logical, wanted = self.logical(dtypes), self._planned_for(wrt)
         gradients = choose_gradients(logical, orders, nominal, self.options, wanted)
         if gradients:
-            ordered, _ = schedule(logical, nominal, self.options, orders)
-            ordered = run_passes(ordered, MERGING_PASSES, scheduled=True, watcher=watcher())
+            ordered = self._merged(dtypes, nominal, orders)
             yield self._differentiated(ordered, wrt, nominal, gradients)
+
+    def _merged(self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any) -> Program:
+        """The program in these orders with axes as they come, so that gradients share a layout."""
+        ordered, _ = schedule(self.logical(dtypes), nominal, self.options, orders)
+        return run_passes(ordered, self._passes(), scheduled=True, watcher=watcher())
 
     def _differentiated(
         self,
@@ -301,7 +304,7 @@ class Compilation(Scheduling):
         planned = self.planned_sizes(dtypes, nominal, wrt)
         if wrt:
             step = self.training(dtypes, nominal, wrt)
-            programs = (step.forward, step.backward)
+            programs: tuple[Program, ...] = (step.forward, step.backward)
         else:
             programs = (program or self.inference(dtypes, nominal).fitted.program,)
         rates = as_machine(self.options.machine).cpu.libraries[backend]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,16 +16,20 @@ from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.lower import lower
 from tncompiler.ir.passes import (
+    LAYOUT_PASSES,
     LOGICAL_PASSES,
+    MERGING_PASSES,
     SCHEDULED_PASSES,
     STABILIZING_PASSES,
     run_passes,
 )
 from tncompiler.ir.passes.stabilize import scaled_outputs
 from tncompiler.ir.program import Contract, Program, operand_values
+from tncompiler.ir.validate import validate
 from tncompiler.planning.decide import decide
 from tncompiler.planning.digest import program_digest
 from tncompiler.planning.fit import UNLIMITED
+from tncompiler.planning.layout import lay_out
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.memory import peak_bytes
 from tncompiler.planning.options import Path, PlanOptions
@@ -41,8 +46,12 @@ from tncompiler.planning.slicing import (
     apply_cuts,
     largest_alive,
 )
+from tncompiler.planning.timing import program_us
+from tncompiler.planning.ways import Ways
 from tncompiler.planning.workers import Budget
 from tncompiler.problem import Nominal, Problem
+
+LAYOUT_FROM_US = 50.0  # predicted time from which a search for the best layout pays
 
 
 class Scheduling(Problem):
@@ -146,18 +155,32 @@ class Scheduling(Problem):
         )
 
     def _finished(
-        self, program: Program, nominal: Nominal, passes: tuple[str, ...] = SCHEDULED_PASSES
+        self, program: Program, nominal: Nominal, passes: tuple[str, ...] = MERGING_PASSES
     ) -> Program:
-        """A scheduled program after all passes; one value for sizes that come to the same."""
+        """A scheduled program after these passes, its axes and copies placed.
+
+        By one look at each value where the program is short, by predicted time where it is not.
+        """
 
         def make() -> Program:
-            return run_passes(program, passes, scheduled=True, watcher=watcher())
+            merged = run_passes(program, passes, scheduled=True, watcher=watcher())
+            plain = run_passes(merged, LAYOUT_PASSES, scheduled=True, watcher=watcher())
+            if not LAYOUT_FROM_US < program_us(plain, nominal, self._rates) < math.inf:
+                return plain
+            found = lay_out(merged, nominal, self._ways)
+            validate(found, scheduled=True)
+            return min((found, plain), key=lambda one: program_us(one, nominal, self._rates))
 
-        return self._once(("finished", program), make) if nominal else make()
+        key = ("finished", program, tuple(nominal.items()), passes)
+        return self._once(key, make) if nominal else make()
+
+    @property
+    def _ways(self) -> Ways:
+        return self._once("ways", lambda: Ways(self._rates))  # type: ignore[no-any-return]
 
     def _passes(self) -> tuple[str, ...]:
         before = STABILIZING_PASSES if self.stabilized else ()
-        return (*before, *SCHEDULED_PASSES)
+        return (*before, *MERGING_PASSES)
 
     @property
     def stabilized(self) -> bool:

@@ -349,19 +349,25 @@ class Emitter(ABC):
         sizes = label_sizes(op, operands, step.out)
         numbers = {k: s if isinstance(s, int) else _NOMINAL for k, s in sizes.items()}
         form = matmul_form(op, numbers)
-        swapped = op.output == (*form.batch, *form.n, *form.m) != (*form.batch, *form.m, *form.n)
-        a = self._block(operands[0], op.inputs[0], form.a_order, (form.m, form.k), form, sizes)
-        b = self._block(operands[1], op.inputs[1], form.b_order, (form.k, form.n), form, sizes)
+        rows_first, columns_first = form.natural()
+        swapped = op.output == columns_first != rows_first
+        lead = form.outer or form.batch
+        a_lead, b_lead = (lead if form.batch or form.outer_on == side else () for side in (0, 1))
+        a = self._block(operands[0], op.inputs[0], form.a_order, (a_lead, form.m, form.k), sizes)
+        b = self._block(operands[1], op.inputs[1], form.b_order, (b_lead, form.k, form.n), sizes)
         rows, columns = (form.n, form.m) if swapped else (form.m, form.n)
         if swapped:
-            a, b = self._swapped(b, bool(form.batch)), self._swapped(a, bool(form.batch))
+            a, b = self._swapped(b, bool(b_lead)), self._swapped(a, bool(a_lead))
+            a_lead, b_lead = b_lead, a_lead
         length = count([sizes[label] for label in form.k], math.inf)
         least = [count([sizes[label] for label in group], 1) for group in (rows, columns)]
         long_k = is_inexact(step.out.dtype) and self.is_long(length, *least)
-        text = self.matmul(a, b, bool(form.batch), long_k=long_k)
-        natural = (*form.batch, *rows, *columns)
-        plain = [form.batch] if form.batch else []
-        blocks = [tuple(sizes[k] for k in g) for g in (*plain, rows, columns)]
+        if form.outer:
+            times = self.product([sizes[label] for label in form.outer])
+            a, b = (a, self.repeated(b, times)) if a_lead else (self.repeated(a, times), b)
+        text = self.matmul(a, b, bool(lead), long_k=long_k)
+        natural = columns_first if swapped else rows_first
+        blocks = [tuple(sizes[k] for k in g) for g in (*([lead] if lead else []), rows, columns)]
         if [len(block) for block in blocks] != [1] * len(natural):
             text = self.reshape(self.parenthesize(text), self.dims([(sizes[k],) for k in natural]))
         if natural != op.output:
@@ -380,15 +386,15 @@ class Emitter(ABC):
         value: Value,
         labels: Labels,
         order: Labels,
-        parts: tuple[Labels, Labels],
-        form: MatmulForm,
+        parts: tuple[Labels, Labels, Labels],
         sizes: dict[int, Size],
     ) -> str:
-        """The operand as (batch, rows, columns): permuted if it must be, reshaped, swapped."""
+        """The operand as (lead, rows, columns): permuted if it must be, reshaped, swapped."""
         text = self.ref(value)
         if order != labels:
             text = self.permute(text, [labels.index(label) for label in order])
-        wanted = [form.batch, *parts] if form.batch else list(parts)
+        lead, *matrix = parts
+        wanted = [lead, *matrix] if lead else matrix
         stored = sorted(wanted, key=lambda g: order.index(g[0]) if g else len(order))
         if [len(group) for group in stored] != [1] * len(order) or len(stored) != len(order):
             text = self.reshape(text, self.dims([[sizes[k] for k in group] for group in stored]))
@@ -400,12 +406,13 @@ class Emitter(ABC):
             joined = ["·".join(names[k] for k in group) or "1" for group in groups]
             return f"({', '.join(joined)})"
 
-        lead = [form.batch] if form.batch else []
+        lead = [form.outer or form.batch] if form.outer or form.batch else []
+        left, right = (lead if form.batch or form.outer_on == side else [] for side in (0, 1))
         if swapped:
-            out, left = block(*lead, form.n, form.m), block(*lead, form.n, form.k)
-            return f"{out} = {left} @ {block(*lead, form.k, form.m)}"
-        out, left = block(*lead, form.m, form.n), block(*lead, form.m, form.k)
-        return f"{out} = {left} @ {block(*lead, form.k, form.n)}"
+            out, first = block(*lead, form.n, form.m), block(*right, form.n, form.k)
+            return f"{out} = {first} @ {block(*left, form.k, form.m)}"
+        out, first = block(*lead, form.m, form.n), block(*left, form.m, form.k)
+        return f"{out} = {first} @ {block(*right, form.k, form.n)}"
 
     @staticmethod
     def parenthesize(text: str) -> str:
@@ -450,6 +457,10 @@ class Emitter(ABC):
 
     @abstractmethod
     def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str: ...
+
+    def repeated(self, matrix: str, times: str) -> str:
+        """The matrix that meets every matrix of the other operand."""
+        return matrix
 
     @abstractmethod
     def is_long(self, length: float, rows: float, columns: float) -> bool:

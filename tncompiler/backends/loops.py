@@ -35,9 +35,7 @@ class _Names:
         self.operands = step.operands
 
 
-def _write_for(
-    emitter: Emitter, names: _Names, op: Loop, joined: Results, summed: Results
-) -> None:
+def _write_for(emitter: Emitter, names: _Names, op: Loop, joined: Results, summed: Results) -> None:
     """A for loop that adds to running sums."""
     lines, size, width = emitter.lines, emitter.size(op.size), op.width
     sums = {k: _sum_name(emitter, value) for k, value in summed.items()}
@@ -95,9 +93,7 @@ def _sum_name(emitter: Emitter, value: Value) -> str:
     return emitter.names(("sum", value.name), f"{emitter.name(value)}_sum", "sum")
 
 
-def _write_body(
-    emitter: Emitter, inner: Emitter, names: _Names, op: Loop, joined: Results
-) -> None:
+def _write_body(emitter: Emitter, inner: Emitter, names: _Names, op: Loop, joined: Results) -> None:
     """The block's part of what the loop reads, its steps, and what is joined put in its place."""
     if not isinstance(op.block, int):
         inner.bound.add(op.block)

@@ -6,8 +6,8 @@ operand needs a permuting copy. BLAS reads transposed operands, so only interlea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product as choices
 
@@ -15,14 +15,18 @@ from tncompiler.ir.program import Contract, Labels
 
 # contractions whose forms are remembered: layouts ask for the same ones again and again
 _KEPT = 4096
+# elements that are copied in the time that starting one more product takes
+_PRODUCT = 512
 
 
 @dataclass(frozen=True, slots=True)
 class MatmulForm:
-    """out[batch, m, n] = sum over k of a[batch, m, k] * b[batch, k, n].
+    """out[outer, batch, m, n] = sum over k of a[batch, m, k] * b[batch, k, n].
 
     ``a_order`` / ``b_order`` is the axis order (by label) in which the operand is read as blocks;
-    an operand that is `a_copied` / `b_copied` must be permuted first.
+    an operand that is `a_copied` / `b_copied` must be permuted first. ``outer``: labels of one
+    operand alone that stand before its blocks: one product for each of their positions, with the
+    other operand as it is. Only where there is no batch. ``outer_on``: 0 for a, 1 for b.
     """
 
     batch: Labels
@@ -33,6 +37,13 @@ class MatmulForm:
     b_order: Labels
     a_copied: bool
     b_copied: bool
+    outer: Labels = ()
+    outer_on: int = 0
+
+    def natural(self) -> tuple[Labels, Labels]:
+        """The orders in which the result comes out: rows first, and columns first."""
+        lead = (*self.outer, *self.batch)
+        return (*lead, *self.m, *self.n), (*lead, *self.n, *self.m)
 
 
 def is_matmul(op: Contract) -> bool:
@@ -50,14 +61,15 @@ def _multiplies(op: Contract) -> bool:
 
 def matmul_form(op: Contract, sizes: Mapping[int, int]) -> MatmulForm:
     """The form with the fewest copied elements; among equals the first in a fixed order."""
-    forms = _forms(op)
+    forms = forms_of(op)
     if len(forms) == 1:
         return forms[0]
     return min(forms, key=lambda form: copied_elements(form, op, sizes))
 
 
 @lru_cache(maxsize=_KEPT)
-def _forms(op: Contract) -> tuple[MatmulForm, ...]:
+def forms_of(op: Contract) -> tuple[MatmulForm, ...]:
+    """All forms, those that copy operands too."""
     a, b = op.inputs
     on_a, on_b, out = set(a), set(b), set(op.output)
     batch = [label for label in a if label in on_b and label in out]
@@ -65,12 +77,34 @@ def _forms(op: Contract) -> tuple[MatmulForm, ...]:
     m = tuple([label for label in a if label not in on_b])
     n = tuple([label for label in b if label not in on_a])
     orders = choices(_orders(batch, b), _orders(k, b))
-    return tuple(_form(op, batch_order, m, n, k_order) for batch_order, k_order in orders)
+    plain = [_form(op, batch_order, m, n, k_order) for batch_order, k_order in orders]
+    return (*plain, *(outer for form in plain if not batch for outer in _outer_forms(op, form)))
+
+
+def _outer_forms(op: Contract, form: MatmulForm) -> Iterator[MatmulForm]:
+    """The form with leading free labels of an operand that would be copied kept outermost."""
+    if form.a_copied:
+        for outer, m, order in led(op.inputs[0], form.m, form.k):
+            yield replace(form, m=m, a_order=order, a_copied=False, outer=outer, outer_on=0)
+    if form.b_copied:
+        for outer, n, order in led(op.inputs[1], form.n, form.k):
+            yield replace(form, n=n, b_order=order, b_copied=False, outer=outer, outer_on=1)
+
+
+def led(labels: Labels, free: Labels, summed: Labels) -> Iterator[tuple[Labels, Labels, Labels]]:
+    """Leading free labels, the other free ones, and the operand's order; the fewest first."""
+    for count in range(1, len(free)):
+        outer, rest = labels[:count], labels[count:]
+        if not set(outer) <= set(free):
+            return
+        inner = tuple(label for label in rest if label in free)
+        if rest in ((*inner, *summed), (*summed, *inner)):
+            yield outer, inner, labels
 
 
 def _form(op: Contract, batch: Labels, m: Labels, n: Labels, k: Labels) -> MatmulForm:
     a, b = op.inputs
-    a_order, b_order = _readable(a, batch, m, k), _readable(b, batch, k, n)
+    a_order, b_order = readable(a, batch, m, k), readable(b, batch, k, n)
     return MatmulForm(
         batch,
         m,
@@ -84,9 +118,10 @@ def _form(op: Contract, batch: Labels, m: Labels, n: Labels, k: Labels) -> Matmu
 
 
 def copied_elements(form: MatmulForm, op: Contract, sizes: Mapping[int, int]) -> int:
-    """How many elements the form copies."""
+    """How many elements the form copies; further products count as what takes as long."""
     a, b = op.inputs
-    return form.a_copied * _count(a, sizes) + form.b_copied * _count(b, sizes)
+    copied = form.a_copied * _count(a, sizes) + form.b_copied * _count(b, sizes)
+    return copied + (_PRODUCT * _count(form.outer, sizes) if form.outer else 0)
 
 
 def _orders(group: list[int], other: Labels) -> list[Labels]:
@@ -96,7 +131,7 @@ def _orders(group: list[int], other: Labels) -> list[Labels]:
     return [first] if first == second else [first, second]
 
 
-def _readable(labels: Labels, batch: Labels, rows: Labels, columns: Labels) -> Labels | None:
+def readable(labels: Labels, batch: Labels, rows: Labels, columns: Labels) -> Labels | None:
     """The labels as they stand, if they are contiguous blocks that BLAS can read; else None."""
     blocks = [block for block in (batch, rows, columns) if block]
     order = sorted(blocks, key=lambda block: labels.index(block[0]))

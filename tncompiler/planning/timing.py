@@ -119,8 +119,9 @@ def _product_us(
     """A matrix product the way round that the backends write it."""
     numbers = {k: evaluate(s, sizes) for k, s in _labels(op, operands, out)}
     form = matmul_form(op, numbers)
-    swapped = op.output == (*form.batch, *form.n, *form.m)
-    groups = (form.batch, form.n, form.m) if swapped else (form.batch, form.m, form.n)
+    lead = (*form.outer, *form.batch)
+    swapped = op.output == form.natural()[1]
+    groups = (lead, form.n, form.m) if swapped else (lead, form.m, form.n)
     batch, rows, columns = (math.prod(numbers[label] for label in group) for group in groups)
     inner = math.prod(numbers[label] for label in form.k)
     return rates.product_us(batch, rows, columns, inner, out.dtype)

@@ -10,14 +10,21 @@ from tncompiler.backends.emitter import Emitter
 from tncompiler.backends.source import Source
 from tncompiler.ir.errors import BackendError
 from tncompiler.ir.functions import function
-from tncompiler.ir.program import Labels, Program, Value
+from tncompiler.ir.program import Labels, Loop, Program, Value
 from tncompiler.ir.sizes import Size
 
 # More positive terms than this, added one by one, may leave the error bound (5 deviations).
 # OpenBLAS adds so in products of at most SMALL_PRODUCT multiplications and with vectors.
 LONG_SUM = 256
 SMALL_PRODUCT = 2**20
-THREADS = {"run_blocks"}  # what lives in threads.py
+# helpers by the module that has them; the others are in runtime.py
+MODULES = {
+    "run_blocks": "threads",
+    "one_blas_thread": "threads",
+    "fresh": "memory",
+    "product": "memory",
+    "copied": "memory",
+}
 
 
 def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
@@ -32,36 +39,48 @@ class NumpyEmitter(Emitter):
     lanes = True
     helpers = (
         *("embed_diagonal", "exponent", "gate", "gelu", "long_matmul", "long_sum", "power_of_two"),
-        *("one_blas_thread", "rsqrt", "run_blocks", "shift_exponent", "take_diagonal"),
+        *(
+            "copied",
+            "fresh",
+            "one_blas_thread",
+            "product",
+            "rsqrt",
+            "run_blocks",
+            "shift_exponent",
+            "take_diagonal",
+        ),
     )
 
     def __init__(self, program: Program, entry: str) -> None:
         super().__init__(program, entry)
         self.special: set[str] = set()  # functions of scipy.special
+        loops = (step.op for step in program.steps if isinstance(step.op, Loop))
+        self.reuses = any(loop.lanes > 1 for loop in loops)  # memory that earlier arrays have left
 
     def nested(self, body: Program) -> Self:
         inner = super().nested(body)
-        inner.special = self.special
+        inner.special, inner.reuses = self.special, self.reuses
         return inner
 
     def prelude(self) -> list[str]:
         lines = ["import numpy as np"]
         if self.special:
             lines.append(f"from scipy.special import {', '.join(sorted(self.special))}")
-        for module, names in (("runtime", self.imports - THREADS), ("threads", self._threads())):
-            if names:
-                wanted = ", ".join(sorted(names))
-                lines.append(f"from tncompiler.backends.numpy.{module} import {wanted}")
+        modules: dict[str, list[str]] = {}
+        for name in sorted({*self.imports, *self._guard}):
+            modules.setdefault(MODULES.get(name, "runtime"), []).append(name)
+        for module, names in sorted(modules.items()):
+            lines.append(f"from tncompiler.backends.numpy.{module} import {', '.join(names)}")
         return lines
 
-    def _threads(self) -> set[str]:
-        """What is needed of threads: with lanes also that BLAS has no threads of its own."""
-        shared = self.imports & THREADS
-        return shared | {"one_blas_thread"} if shared else shared
+    @property
+    def _guard(self) -> tuple[str, ...]:
+        """Where blocks are shared out, BLAS must have no threads of its own."""
+        return ("one_blas_thread",) if "run_blocks" in self.imports else ()
 
     @property
     def decorators(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("@one_blas_thread",) if self._threads() else ()
+        return tuple(f"@{name}" for name in self._guard)
 
     def import_for(self, name: str) -> None:
         rule = function(name)
@@ -92,6 +111,9 @@ class NumpyEmitter(Emitter):
         return f"{text}.transpose({', '.join(map(str, axes))})"
 
     def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str:
+        if not long_k and self.reuses:
+            self.imports.add("product")
+            return f"product({a}, {b})"
         if not long_k:
             return f"{a} @ {b}"
         self.imports.add("long_matmul")
@@ -120,6 +142,9 @@ class NumpyEmitter(Emitter):
         return f"np.broadcast_to({text}, ({dims},))"
 
     def copy(self, text: str) -> str:
+        if self.reuses:
+            self.imports.add("copied")
+            return f"copied({text})"
         return f"{text}.copy()"
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
@@ -128,6 +153,9 @@ class NumpyEmitter(Emitter):
     def filled(self, value: Value, zeros: bool) -> str:
         dims = self.shape(value)
         shape = f"({dims},)" if dims else "()"
+        if self.reuses and not zeros:
+            self.imports.add("fresh")
+            return f"fresh({shape}, {self.dtype(value.dtype)})"
         return f"np.{'zeros' if zeros else 'empty'}({shape}, dtype={self.dtype(value.dtype)})"
 
     def diagonal(self, text: str, labels: Labels, distinct: Labels) -> str:

@@ -69,6 +69,9 @@ class TorchEmitter(Emitter):
         self.imports.add(f"long_{name}")
         return f"long_{name}({a}, {b})"
 
+    def repeated(self, matrix: str, times: str) -> str:
+        return f"{matrix}.expand({times}, -1, -1)"
+
     def is_long(self, length: float, rows: float, columns: float) -> bool:
         return length > LONG_SUM and min(rows, columns) < NARROW
 

@@ -40,7 +40,8 @@ MERGING_PASSES = ("absorb_relabelings", "merge_common_steps", "drop_dead_steps")
 # after planning, if the plan's options say so; before differentiating
 STABILIZING_PASSES = ("carry_exponents",)
 # after planning, and after differentiating a planned program
-SCHEDULED_PASSES = (*MERGING_PASSES, "order_axes", "copy_operands")
+LAYOUT_PASSES = ("order_axes", "copy_operands")
+SCHEDULED_PASSES = (*MERGING_PASSES, *LAYOUT_PASSES)
 
 
 def load_pass(name: str) -> Callable[[Program], Program]:

@@ -108,6 +108,5 @@ def _copying(pair: tuple[Reading, Reading], output: Labels, numbers: dict[int, i
     """Elements copied for a product: operands that must be permuted, a result that comes askew."""
     op = Contract((pair[0][1], pair[1][1]), output)
     form = matmul_form(op, numbers)
-    natural = ((*form.batch, *form.m, *form.n), (*form.batch, *form.n, *form.m))
-    askew = 0 if output in natural else math.prod(numbers[label] for label in output)
+    askew = 0 if output in form.natural() else math.prod(numbers[label] for label in output)
     return copied_elements(form, op, numbers) + askew

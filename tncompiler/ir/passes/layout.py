@@ -28,7 +28,7 @@ _NOMINAL = 128  # stands for a symbolic size when copies are weighed
 
 def order_axes(program: Program) -> Program:
     """Reorder the axes of free intermediates."""
-    free = _free_values(program)
+    free = free_values(program)
     readers: dict[str, list[str]] = {}
     for step in program.steps:
         for name in step.operands:
@@ -41,7 +41,7 @@ def order_axes(program: Program) -> Program:
     return program.with_steps(steps.values())
 
 
-def _free_values(program: Program) -> set[str]:
+def free_values(program: Program) -> set[str]:
     """Values whose axis order only contractions and maps see."""
     free = {s.out.name for s in program.steps if isinstance(s.op, Contract | Map)}
     for step in program.steps:
@@ -58,14 +58,14 @@ def _place(
     identity = tuple(range(len(step.out.shape)))
     best, least = identity, None
     for order in candidates:
-        cost = sum(_copies(_reread(steps[r], name, order), values, {name: order}) for r in readers)
+        cost = sum(_copies(reread(steps[r], name, order), values, {name: order}) for r in readers)
         if least is None or cost < least:
             best, least = order, cost
     if best != identity:
-        steps[name] = _reordered(step, best)
+        steps[name] = reordered(step, best)
         values[name] = steps[name].out
         for reader in set(readers):
-            steps[reader] = _reread(steps[reader], name, best)
+            steps[reader] = reread(steps[reader], name, best)
 
 
 def _candidates(step: Step, values: Mapping[str, Value]) -> list[Labels]:
@@ -80,7 +80,7 @@ def _candidates(step: Step, values: Mapping[str, Value]) -> list[Labels]:
     form = matmul_form(op, _numbers(op, step, values))
     m = wanted_order(form.m, op) if form.a_copied else form.m
     n = wanted_order(form.n, op) if form.b_copied else form.n
-    orders = [(*form.batch, *m, *n), (*form.batch, *n, *m)]
+    orders = replace(form, m=m, n=n).natural()
     place = places(op.output)
     return [tuple(place[label] for label in order) for order in dict.fromkeys(orders)]
 
@@ -110,21 +110,21 @@ def _copies(step: Step, values: Mapping[str, Value], orders: Mapping[str, Labels
     if not isinstance(op, Contract) or not is_matmul(op):
         return 0
     operands = [
-        _permuted(values[name], orders[name]) if name in orders else values[name]
+        permuted(values[name], orders[name]) if name in orders else values[name]
         for name in step.operands
     ]
     sizes = {k: _number(v) for k, v in label_sizes(op, operands, step.out).items()}
     return copied_elements(matmul_form(op, sizes), op, sizes)
 
 
-def _permuted(value: Value, order: Labels) -> Value:
+def permuted(value: Value, order: Labels) -> Value:
     shape = tuple(value.shape[axis] for axis in order)
     return replace(value, shape=shape, axes=tuple(value.axes[axis] for axis in order))
 
 
-def _reordered(step: Step, order: Labels) -> Step:
+def reordered(step: Step, order: Labels) -> Step:
     """The step with the axes of its value in another order."""
-    out = _permuted(step.out, order)
+    out = permuted(step.out, order)
     op = step.op
     if isinstance(op, Contract):
         return Step(
@@ -139,7 +139,7 @@ def _reordered(step: Step, order: Labels) -> Step:
     return step
 
 
-def _reread(step: Step, name: str, order: Labels) -> Step:
+def reread(step: Step, name: str, order: Labels) -> Step:
     """The step reading `name` with its axes in another order."""
     op = step.op
     if not isinstance(op, Contract | Map):

@@ -1,0 +1,77 @@
+"""Arrays in memory that earlier ones have left.
+
+The system clears every page that it hands out, which takes longer than a product writes it, and
+allocators give large blocks back at once. Here what an array leaves when nobody holds it or a view
+of it any more is kept for the next array of that size. An array belongs to whoever holds it:
+results may be kept for ever and changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+LEAST_BYTES = 2**16  # smaller arrays come from the allocator, which keeps such blocks itself
+MOST_BYTES = 2**28  # that are kept in all
+
+_left: dict[int, list[np.ndarray]] = {}  # number of bytes → blocks that nobody uses
+
+
+class _Lease(np.ndarray):
+    """A block in use: the base of an array and all its views, so that it dies with the last."""
+
+    def __del__(self) -> None:
+        block = self.base
+        if isinstance(block, np.ndarray) and block.nbytes + kept_bytes() <= MOST_BYTES:
+            _left.setdefault(block.nbytes, []).append(block)
+
+
+def kept_bytes() -> int:
+    """What is kept for arrays to come."""
+    return sum(size * len(blocks) for size, blocks in list(_left.items()))
+
+
+def release() -> None:
+    """Give everything back that is kept."""
+    _left.clear()
+
+
+def fresh(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """A new array of any content."""
+    dtype = np.dtype(dtype)
+    size = dtype.itemsize
+    for extent in shape:
+        size *= extent
+    if size < LEAST_BYTES:
+        return np.empty(shape, dtype)
+    rounded = _rounded(size)
+    blocks = _left.get(rounded)
+    try:
+        block = blocks.pop() if blocks else np.empty(rounded, np.uint8)
+    except IndexError:  # another thread has taken the last
+        block = np.empty(rounded, np.uint8)
+    return np.ndarray(tuple(shape), dtype, buffer=block.view(_Lease))
+
+
+def _rounded(size: int) -> int:
+    """A size that others share: at most an eighth more."""
+    step = 1 << max(size.bit_length() - 4, 0)
+    return -(-size // step) * step
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`a @ b`, of matrices or of stacks of them."""
+    if a.dtype != b.dtype or a.shape[-1] != b.shape[-2]:
+        return a @ b  # type: ignore[no-any-return]
+    stack = a.shape[:-2] if a.ndim >= b.ndim else b.shape[:-2]
+    out = fresh((*stack, a.shape[-2], b.shape[-1]), a.dtype)
+    return np.matmul(a, b, out=out)
+
+
+def copied(x: np.ndarray) -> np.ndarray:
+    """The array copied in the order of its axes."""
+    out = fresh(x.shape, x.dtype)
+    out[...] = x
+    return out

@@ -1,0 +1,202 @@
+"""Choose the axis orders of all intermediates together, by predicted time, and place the copies.
+
+In: a scheduled program, integers for its free sizes, rates. Out: the same program with the axes of
+its intermediates in the orders, and with the permuting copies, that take least time. Every value is
+tried in each order in which its product can come out, forward and adjoint steps alike, until none
+wants to change. `passes/layout.py` gives the start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product as choices
+
+from tncompiler.ir.builder import Builder
+from tncompiler.ir.matmul import is_matmul
+from tncompiler.ir.passes.layout import free_values, order_axes, permuted, reordered, reread
+from tncompiler.ir.program import (
+    Contract,
+    Labels,
+    Map,
+    Permute,
+    Program,
+    Step,
+    Value,
+    canonical,
+    label_sizes,
+    operand_values,
+)
+from tncompiler.ir.sizes import Binding, evaluate
+from tncompiler.planning.ways import Way, Ways
+
+_SWEEPS = 3  # through the program, at most
+_TRIED = 6  # orders of one value, those of the fastest ways
+_MOST_STEPS = 400  # in a program that is searched
+
+
+def lay_out(program: Program, nominal: Binding, ways: Ways) -> Program:
+    """The program with axes in the orders that take least time, and copies as steps."""
+    program = order_axes(program)
+    if len(program.steps) <= _MOST_STEPS:
+        program = _Layout(program, nominal, ways).improved()
+    return _Copying(program, nominal, ways).program()
+
+
+class _Costs:
+    """What a step takes with its arrays in given orders."""
+
+    def __init__(self, nominal: Binding, ways: Ways) -> None:
+        self.nominal, self.ways = nominal, ways
+
+    def sizes(self, op: Contract, operands: Iterable[Value], out: Value) -> tuple[int, ...]:
+        """By label; those of a contraction count from 0."""
+        found = label_sizes(op, operands, out)
+        return tuple([evaluate(found[label], self.nominal) for label in range(len(found))])
+
+    def step_us(self, step: Step, operands: tuple[Value, ...]) -> float:
+        """Microseconds of what depends on the order of axes."""
+        op = step.op
+        if isinstance(op, Contract) and is_matmul(op):
+            sizes = self.sizes(op, operands, step.out)
+            return self.ways.best(op, sizes, step.out.dtype).time_us
+        if isinstance(op, Contract) and len(op.inputs) == 2:
+            sizes = self.sizes(op, operands, step.out)
+            return sum(self._aligned_us(k, op.output, sizes, step.out.dtype) for k in op.inputs)
+        if isinstance(op, Map):
+            sizes = tuple([evaluate(size, self.nominal) for size in step.out.shape])
+            out = tuple(range(len(sizes)))
+            return sum(self._aligned_us(k, out, sizes, step.out.dtype) for k in op.inputs)
+        return 0.0
+
+    def _aligned_us(self, own: Labels, out: Labels, sizes: tuple[int, ...], dtype: str) -> float:
+        """What reading an operand elementwise takes more where its axes come otherwise."""
+        wanted = tuple([label for label in out if label in own])
+        if wanted == own or len(set(own)) < len(own):
+            return 0.0
+        return self.ways.permute_us(own, wanted, sizes, dtype)
+
+
+class _Layout:
+    """The program while its axes are being reordered."""
+
+    def __init__(self, program: Program, nominal: Binding, ways: Ways) -> None:
+        self.program, self.costs = program, _Costs(nominal, ways)
+        self.steps = {step.out.name: step for step in program.steps}
+        self.values = dict(program.values)
+        self.readers: dict[str, list[str]] = {}
+        for step in program.steps:
+            for name in dict.fromkeys(step.operands):
+                self.readers.setdefault(name, []).append(step.out.name)
+
+    def improved(self) -> Program:
+        """The program when no value wants another order any more."""
+        names = [step.out.name for step in self.program.steps]
+        free = free_values(self.program)
+        names = [name for name in names if name in free and len(self.values[name].shape) > 1]
+        for sweep in range(_SWEEPS):
+            order = names if sweep % 2 == 0 else reversed(names)
+            if not [name for name in order if self._place(name)]:
+                break
+        return self.program.with_steps(self.steps.values())
+
+    def _place(self, name: str) -> bool:
+        """Give a value its best order, all others staying; whether it changed."""
+        identity = tuple(range(len(self.values[name].shape)))
+        best, least = identity, self._cost(name, identity)
+        for order in self._candidates(self.steps[name]):
+            cost = math.inf if order == identity else self._cost(name, order)
+            if cost < 0.999 * least:
+                best, least = order, cost
+        if best == identity:
+            return False
+        self.steps[name] = reordered(self.steps[name], best)
+        self.values[name] = self.steps[name].out
+        for reader in self.readers.get(name, ()):
+            self.steps[reader] = reread(self.steps[reader], name, best)
+        return True
+
+    def _cost(self, name: str, order: Labels) -> float:
+        """What making the value in this order and reading it takes."""
+        step = reordered(self.steps[name], order)
+        total = self.costs.step_us(step, self._operands(step, {}))
+        moved = {name: step.out}
+        for reader in self.readers.get(name, ()):
+            read = reread(self.steps[reader], name, order)
+            total += self.costs.step_us(read, self._operands(read, moved))
+        return total
+
+    def _operands(self, step: Step, moved: Mapping[str, Value]) -> tuple[Value, ...]:
+        return tuple([moved.get(name) or self.values[name] for name in step.operands])
+
+    def _candidates(self, step: Step) -> Iterator[Labels]:
+        """Orders (by axis) in which the step can make its value."""
+        op = step.op
+        if isinstance(op, Map):
+            yield from (wires for wires in op.inputs if len(wires) == len(step.out.shape))
+        if not isinstance(op, Contract):
+            return
+        place = {label: axis for axis, label in enumerate(op.output)}
+        if is_matmul(op):
+            sizes = self.costs.sizes(op, self._operands(step, {}), step.out)
+            orders = self.costs.ways.results(op, sizes, step.out.dtype)[:_TRIED]
+            yield from (tuple([place[label] for label in order]) for order in orders)
+        elif len(op.inputs) == 2 and len(place) == len(op.output):
+            for first, second in (op.inputs, op.inputs[::-1]):
+                merged = [k for k in dict.fromkeys((*first, *second)) if k in place]
+                if len(merged) == len(place):
+                    yield tuple([place[label] for label in merged])
+
+
+class _Copying:
+    """The program with a step for every permuting copy; equal copies are made once."""
+
+    def __init__(self, program: Program, nominal: Binding, ways: Ways) -> None:
+        self.source, self.costs = program, _Costs(nominal, ways)
+        self.builder = Builder(like=program)
+        self.made: dict[str, dict[Labels, Value]] = {}  # source → axes → copy
+
+    def program(self) -> Program:
+        for step in self.source.steps:
+            operands = operand_values(self.source, step)
+            op = step.op
+            if isinstance(op, Permute):
+                self.made.setdefault(operands[0].name, {}).setdefault(op.axes, step.out)
+            if isinstance(op, Contract) and is_matmul(op):
+                self._product(step, op, operands)
+            else:
+                self.builder.copy(step, operands)
+        return self.source.with_steps(self.builder.steps)
+
+    def _product(self, step: Step, op: Contract, operands: tuple[Value, ...]) -> None:
+        sizes = self.costs.sizes(op, operands, step.out)
+
+        def way(wires: tuple[Labels, Labels]) -> Way:
+            return self.costs.ways.best(Contract(wires, op.output), sizes, step.out.dtype)
+
+        first, second = (self._readings(v, k) for v, k in zip(operands, op.inputs, strict=True))
+        wires = min(choices(first, second), key=lambda pair: way(pair).time_us)
+        chosen = way(wires)
+        given = [first[wires[0]], second[wires[1]]]
+        for side, order in enumerate((chosen.a, chosen.b)):
+            if order != wires[side]:
+                given[side] = self._copied(operands[side], op.inputs[side], order)
+        read = canonical(Contract((chosen.a, chosen.b), op.output))
+        self.builder.copy(Step(step.out, read, ()), tuple(given))
+
+    def _readings(self, value: Value, labels: Labels) -> dict[Labels, Value]:
+        """The operand and its copies that exist already, by the labels of their axes."""
+        copies = self.made.get(value.name, {})
+        found = {tuple([labels[k] for k in axes]): copy for axes, copy in copies.items()}
+        return {labels: value, **found}
+
+    def _copied(self, value: Value, labels: Labels, order: Labels) -> Value:
+        place = {label: axis for axis, label in enumerate(labels)}
+        axes = tuple([place[label] for label in order])
+        known = self.made.setdefault(value.name, {})
+        if axes not in known:
+            view = permuted(value, axes)
+            known[axes] = self.builder.emit(
+                Permute(axes), (value,), view.shape, view.dtype, view.axes
+            )
+        return known[axes]

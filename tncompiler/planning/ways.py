@@ -1,0 +1,162 @@
+"""The fastest way to make one contraction a matrix product, given how its arrays are laid out.
+
+In: a contraction of two operands with its labels in the order of the axes, sizes, a dtype, rates.
+Out: which operands are permuted first and into which order, the order in which the result comes
+out, and the predicted time of it all. Axes are told apart by label, so that an answer is remembered
+for every contraction of that pattern.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import product as choices
+
+from tncompiler.ir.dtypes import ITEM_BYTES
+from tncompiler.ir.matmul import led, readable
+from tncompiler.ir.program import Contract, Labels
+from tncompiler.planning.rates import Rates
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Way:
+    """How a product is computed: ``time_us``, what the operands are permuted to, and the result.
+
+    ``a`` and ``b`` are the orders in which the operands are read; ``out`` is the order that the
+    product gives, which is permuted if another one is wanted.
+    """
+
+    time_us: float
+    a: Labels
+    b: Labels
+    out: Labels
+
+
+class Ways:
+    """Answers for one table of rates, remembered: layouts ask for the same ones again and again."""
+
+    def __init__(self, rates: Rates) -> None:
+        self.rates = rates
+        self._found: dict[tuple[Contract, tuple[int, ...], str], tuple[Way, ...]] = {}
+        self._products: dict[tuple[int, int, int, int, str], float] = {}
+
+    def best(self, op: Contract, sizes: tuple[int, ...], dtype: str) -> Way:
+        """The fastest way; among equals the first. ``sizes``: by label, which count from 0."""
+        return self._ranked(op, sizes, dtype)[0]
+
+    def results(self, op: Contract, sizes: tuple[int, ...], dtype: str) -> tuple[Labels, ...]:
+        """Orders in which the result can come out, those of the fastest ways first."""
+        return tuple(dict.fromkeys(way.out for way in self._ranked(op, sizes, dtype)))
+
+    def _ranked(self, op: Contract, sizes: tuple[int, ...], dtype: str) -> tuple[Way, ...]:
+        key = (op, sizes, dtype)
+        found = self._found.get(key)
+        if found is None:
+            ways = _Case(op, sizes, dtype, self).ways()
+            found = self._found[key] = tuple(sorted(ways, key=lambda way: way.time_us))
+        return found
+
+    def product_us(self, lead: int, rows: int, columns: int, k: int, dtype: str) -> float:
+        """Microseconds of a product, with its start."""
+        key = (lead, rows, columns, k, dtype)
+        time = self._products.get(key)
+        if time is None:
+            work = self.rates.product_us(*key)
+            moved = ITEM_BYTES[dtype] * lead * (rows * k + k * columns + rows * columns)
+            time = self.rates.step_us + max(work, self.rates.pass_us(moved))
+            self._products[key] = time
+        return time
+
+    def permute_us(
+        self, source: Labels, order: Labels, sizes: tuple[int, ...], dtype: str
+    ) -> float:
+        """Microseconds of a copy in another order; none if only axes of size 1 move."""
+        before = [label for label in source if sizes[label] != 1]
+        after = [label for label in order if sizes[label] != 1]
+        if before == after:
+            return 0.0
+        place = {label: axis for axis, label in enumerate(before)}
+        first = len(after) - 1
+        while first and place[after[first - 1]] == place[after[first]] - 1:
+            first -= 1
+        run = math.prod([sizes[label] for label in after[first:]])
+        moved = 2.0 * ITEM_BYTES[dtype] * math.prod([sizes[label] for label in order])
+        kept = after[-1] == before[-1]
+        return self.rates.step_us + self.rates.permute_us(moved, run, kept)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How one operand is read: permuted to `order` or as it stands, at what cost."""
+
+    order: Labels
+    outer: Labels
+    free: Labels
+    time_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A contraction with sizes, a dtype and rates."""
+
+    op: Contract
+    sizes: tuple[int, ...]
+    dtype: str
+    times: Ways
+
+    def ways(self) -> Iterator[Way]:
+        """Every way that is worth a look."""
+        a, b = self.op.inputs
+        shared = [label for label in a if label in b]
+        batch = {label for label in shared if label in self.op.output}
+        leads = _orders(batch, a, b, self.op.output)
+        for lead, k in choices(leads, _orders(set(shared) - batch, a, b)):
+            for first, second in choices(self._readings(0, lead, k), self._readings(1, lead, k)):
+                if not (first.outer and second.outer):
+                    yield from self._products(lead, k, first, second)
+
+    def _readings(self, side: int, lead: Labels, k: Labels) -> list[_Reading]:
+        own, other = self.op.inputs[side], self.op.inputs[1 - side]
+        free = {label for label in own if label not in other}
+        found = []
+        for m in _orders(free, own, self.op.output):
+            if readable(own, lead, m, k) is not None:
+                found.append(_Reading(own, (), m, 0.0))
+                continue
+            orders = ((*lead, *m, *k), (*lead, *k, *m))
+            times = {order: self._permute_us(own, order) for order in orders}
+            order = min(times, key=times.__getitem__)
+            found.append(_Reading(order, (), m, times[order]))
+        if not lead and found[0].time_us:
+            in_order = tuple(label for label in own if label in free)
+            found += [_Reading(own, outer, m, 0.0) for outer, m, _ in led(own, in_order, k)]
+        return found
+
+    def _products(
+        self, lead: Labels, k: Labels, first: _Reading, second: _Reading
+    ) -> Iterator[Way]:
+        outer = (*first.outer, *second.outer, *lead)
+        reading = first.time_us + second.time_us
+        for rows, columns in ((first.free, second.free), (second.free, first.free)):
+            natural = (*outer, *rows, *columns)
+            time = reading + self._product_us(outer, rows, columns, k)
+            time += self._permute_us(natural, self.op.output)
+            yield Way(time, first.order, second.order, natural)
+
+    def _product_us(self, *groups: Labels) -> float:
+        lead, rows, columns, k = (
+            math.prod([self.sizes[label] for label in group]) for group in groups
+        )
+        return self.times.product_us(lead, rows, columns, k, self.dtype)
+
+    def _permute_us(self, source: Labels, order: Labels) -> float:
+        if source == order:
+            return 0.0
+        return self.times.permute_us(source, order, self.sizes, self.dtype)
+
+
+def _orders(members: Collection[int], *sources: Labels) -> tuple[Labels, ...]:
+    """The members in the order of each source."""
+    orders = [tuple([label for label in labels if label in members]) for labels in sources]
+    return tuple(dict.fromkeys(orders))
