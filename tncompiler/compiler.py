@@ -7,6 +7,7 @@ fits them into memory, differentiates them and makes callables. Each stage is ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,6 +75,18 @@ class TrainingExecutable:
 
 class Compilation(Scheduling):
     """One set of outputs on its way down; stages are made on demand, once, under a lock."""
+
+    def on(self, backend: str) -> Compilation:
+        """The same problem for programs of a backend: kernels read axes in any order."""
+        if backend != "triton" or not self.places_by_time:
+            return self
+
+        def make() -> Compilation:
+            twin = copy(self)
+            twin.places_by_time, twin._cache = False, {}
+            return twin
+
+        return self._once("twin", make)  # type: ignore[no-any-return]
 
     def inference(
         self, dtypes: tuple[str, ...], nominal: Nominal, *, keeps: bool = False
@@ -173,7 +186,7 @@ class Compilation(Scheduling):
         found, tried = [], []
         for program, orders, cuts in self._alternatives(dtypes, nominal, wrt):
             count = len(program.outputs)  # values, then scales
-            if not cuts:  # which name axes of the program as it is laid out
+            if not cuts and self.places_by_time:  # cuts name axes of the program as laid out
                 program = self._merged(dtypes, nominal, orders)
             found.append((self._differentiated(program, wrt, nominal), orders, cuts, count))
             tried += [] if cuts else [orders]
@@ -217,6 +230,8 @@ class Compilation(Scheduling):
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...], backend: str
     ) -> TrainingPrograms:
         """What a backend runs: where a backward pass fits on chip, nothing need be saved for it."""
+        if self.on(backend) is not self:
+            return self.on(backend).training_programs(dtypes, nominal, wrt, backend)
         saving = self.training(dtypes, nominal, wrt)
         if backend != "triton":
             return saving
@@ -334,7 +349,7 @@ class Compilation(Scheduling):
         self, dtypes: tuple[str, ...], nominal: Nominal, backend: str
     ) -> Executable:
         """What runs where no gradient is asked for."""
-        program = self.inference(dtypes, nominal).fitted.program
+        program = self.on(backend).inference(dtypes, nominal).fitted.program
         nominal = self.planned_sizes(dtypes, nominal)
         return self.executable(self.tiled(program, nominal, backend), backend, "forward")
 
@@ -346,7 +361,7 @@ class Compilation(Scheduling):
         self, dtypes: tuple[str, ...], nominal: Nominal, backend: str
     ) -> KeptExecutable | None:
         """What parameters alone make, and the rest; None where nothing is kept."""
-        cut = self.kept(dtypes, nominal)
+        cut = self.on(backend).kept(dtypes, nominal)
         if cut is None:
             return None
         prepare = self.executable(cut.prepare, backend, "prepare")

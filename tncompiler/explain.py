@@ -75,7 +75,8 @@ def copied_operands(program: Program, step: Step, nominal: Mapping[sympy.Symbol,
     if not isinstance(step.op, Contract) or not is_matmul(step.op):
         return []
     sizes = label_sizes(step.op, operand_values(program, step), step.out)
-    form = matmul_form(step.op, {label: evaluate(s, nominal) for label, s in sizes.items()})
+    numbers = {label: evaluate(s, nominal) for label, s in sizes.items()}
+    form = matmul_form(step.op, numbers, stacks=True)
     flags = zip(step.operands, (form.a_copied, form.b_copied), strict=True)
     return [name for name, copied in flags if copied]
 

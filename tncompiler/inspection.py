@@ -18,6 +18,7 @@ from tncompiler.planning.family import PlanFamily
 from tncompiler.planning.keeping import Kept
 from tncompiler.planning.memory import live_terms, peak_expression, step_peak, step_terms
 from tncompiler.planning.plan import ContractionPlan
+from tncompiler.problem import Nominal
 
 if TYPE_CHECKING:
     from tncompiler.backends.triton.kernels import CompiledLaunch
@@ -175,24 +176,34 @@ class Inspection:
         """
         chosen = self.backend if backend is None else backend
         if isinstance(chosen, str) and chosen == "auto":
-            chosen = "torch"  # what auto runs, but for small programs on one thread
+            chosen = "torch"  # which every call can run; what is faster depends on its sizes
         cut = self.kept(sizes) if part == "forward" else None
         if cut is not None:
-            both = ((cut.prepare, "prepare"), (cut.rest, part))
-            texts = [self.compilation.executable(p, chosen, e).source.text for p, e in both]
-            return "\n\n".join(texts)
-        program = self._run_program(sizes, part, wrt, chosen)
-        return self.compilation.executable(program, chosen, part).source.text
+            programs = [(cut.prepare, "prepare"), (cut.rest, part)]
+        else:
+            programs = [(self._run_program(sizes, part, wrt, chosen), part)]
+        planned = self._planned(sizes, () if part == "forward" else self._differentiable(wrt))
+        tiled = [(self.compilation.tiled(p, planned, chosen), entry) for p, entry in programs]
+        texts = [self.compilation.executable(p, chosen, e).source.text for p, e in tiled]
+        return "\n\n".join(texts)
+
+    def _planned(self, sizes: Mapping[Any, Any] | None, wrt: tuple[str, ...]) -> Nominal:
+        """The sizes whose plan a call runs."""
+        nominal = self.compilation.nominal({} if sizes is None else sizes)
+        return self.compilation.planned_sizes(self._dtypes(), nominal, wrt)
 
     def _run_program(
         self, sizes: Mapping[Any, Any] | None, part: str, wrt: Sequence[str] | None, backend: str
     ) -> Program:
         """The program of a part as a backend runs it."""
-        if part != "backward":
-            return self.program(sizes, part, wrt)
         nominal = self.compilation.nominal({} if sizes is None else sizes)
+        compilation = self.compilation.on(backend)
+        if part != "backward" and compilation is self.compilation:
+            return self.program(sizes, part, wrt)
+        if part != "backward":
+            return compilation.inference(self._dtypes(), nominal, keeps=self.keeps).fitted.program
         names = self._differentiable(wrt)
-        return self.compilation.training_programs(self._dtypes(), nominal, names, backend).backward
+        return compilation.training_programs(self._dtypes(), nominal, names, backend).backward
 
     def kernels(
         self,

@@ -79,6 +79,7 @@ class Scheduling(Problem):
         self.reused: Reused | None = None  # orders that come from the plan of a similar network
         if parameters_known:
             self.check_parameters()
+        self.places_by_time = True  # axes and copies; False for kernels, which read any order
         self._cache: dict[object, Any] = {}
         self._lock = threading.RLock()
         self._paired = (False,) * len(self.outputs)  # which outputs come with a scale
@@ -165,7 +166,10 @@ class Scheduling(Problem):
         def make() -> Program:
             merged = run_passes(program, passes, scheduled=True, watcher=watcher())
             plain = run_passes(merged, LAYOUT_PASSES, scheduled=True, watcher=watcher())
-            if not LAYOUT_FROM_US < program_us(plain, nominal, self._rates) < math.inf:
+            if (
+                not self.places_by_time
+                or not LAYOUT_FROM_US < program_us(plain, nominal, self._rates) < math.inf
+            ):
                 return plain
             found = lay_out(merged, nominal, self._ways)
             validate(found, scheduled=True)

@@ -348,7 +348,7 @@ class Emitter(ABC):
     ) -> None:
         sizes = label_sizes(op, operands, step.out)
         numbers = {k: s if isinstance(s, int) else _NOMINAL for k, s in sizes.items()}
-        form = matmul_form(op, numbers)
+        form = matmul_form(op, numbers, stacks=True)
         rows_first, columns_first = form.natural()
         swapped = op.output == columns_first != rows_first
         lead = form.outer or form.batch

@@ -23,7 +23,7 @@ class RunningSum:
     @classmethod
     def of(cls, part: Any) -> RunningSum:
         """The sum that begins with a copy of one array."""
-        begun = cls(part + 0)
+        begun = cls(_copy(part))
         begun.counts[0] = 1
         return begun
 
@@ -38,7 +38,7 @@ class RunningSum:
         if self.counts[level] < RADIX:
             return
         if level + 1 == len(self.levels):
-            self.levels.append(self.levels[level] + 0)
+            self.levels.append(_copy(self.levels[level]))
             self.counts.append(1)
         else:
             self._make_room(level + 1)
@@ -54,3 +54,8 @@ class RunningSum:
         for level in reversed(lower):
             total += level
         return total
+
+
+def _copy(x: Any) -> Any:
+    """A new array; NumPy would make a number, which cannot be changed, of one without axes."""
+    return (x[None] + 0).reshape(x.shape)

@@ -59,17 +59,19 @@ def _multiplies(op: Contract) -> bool:
     return distinct and bool((a & b) - out) and (a ^ b) <= out and out <= a | b
 
 
-def matmul_form(op: Contract, sizes: Mapping[int, int]) -> MatmulForm:
-    """The form with the fewest copied elements; among equals the first in a fixed order."""
-    forms = forms_of(op)
+def matmul_form(op: Contract, sizes: Mapping[int, int], *, stacks: bool = False) -> MatmulForm:
+    """The form with the fewest copied elements; among equals the first in a fixed order.
+
+    ``stacks``: whether one operand may meet every matrix of the other (`MatmulForm.outer`).
+    """
+    forms = _forms(op, stacks)
     if len(forms) == 1:
         return forms[0]
     return min(forms, key=lambda form: copied_elements(form, op, sizes))
 
 
 @lru_cache(maxsize=_KEPT)
-def forms_of(op: Contract) -> tuple[MatmulForm, ...]:
-    """All forms, those that copy operands too."""
+def _forms(op: Contract, stacks: bool) -> tuple[MatmulForm, ...]:
     a, b = op.inputs
     on_a, on_b, out = set(a), set(b), set(op.output)
     batch = [label for label in a if label in on_b and label in out]
@@ -78,10 +80,12 @@ def forms_of(op: Contract) -> tuple[MatmulForm, ...]:
     n = tuple([label for label in b if label not in on_a])
     orders = choices(_orders(batch, b), _orders(k, b))
     plain = [_form(op, batch_order, m, n, k_order) for batch_order, k_order in orders]
-    return (*plain, *(outer for form in plain if not batch for outer in _outer_forms(op, form)))
+    if batch or not stacks:
+        return tuple(plain)
+    return (*plain, *(stacked for form in plain for stacked in _stacked(op, form)))
 
 
-def _outer_forms(op: Contract, form: MatmulForm) -> Iterator[MatmulForm]:
+def _stacked(op: Contract, form: MatmulForm) -> Iterator[MatmulForm]:
     """The form with leading free labels of an operand that would be copied kept outermost."""
     if form.a_copied:
         for outer, m, order in led(op.inputs[0], form.m, form.k):

@@ -118,7 +118,7 @@ def _product_us(
 ) -> float:
     """A matrix product the way round that the backends write it."""
     numbers = {k: evaluate(s, sizes) for k, s in _labels(op, operands, out)}
-    form = matmul_form(op, numbers)
+    form = matmul_form(op, numbers, stacks=True)
     lead = (*form.outer, *form.batch)
     swapped = op.output == form.natural()[1]
     groups = (lead, form.n, form.m) if swapped else (lead, form.m, form.n)

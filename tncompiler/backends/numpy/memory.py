@@ -16,7 +16,9 @@ import numpy as np
 LEAST_BYTES = 2**16  # smaller arrays come from the allocator, which keeps such blocks itself
 MOST_BYTES = 2**28  # that are kept in all
 
-_left: dict[int, list[np.ndarray]] = {}  # number of bytes → blocks that nobody uses
+
+class _Block(np.ndarray):
+    """Memory. Its own type, since arrays take the base of their base if it is of their type."""
 
 
 class _Lease(np.ndarray):
@@ -24,8 +26,11 @@ class _Lease(np.ndarray):
 
     def __del__(self) -> None:
         block = self.base
-        if isinstance(block, np.ndarray) and block.nbytes + kept_bytes() <= MOST_BYTES:
+        if isinstance(block, _Block) and block.nbytes + kept_bytes() <= MOST_BYTES:
             _left.setdefault(block.nbytes, []).append(block)
+
+
+_left: dict[int, list[_Block]] = {}  # number of bytes → blocks that nobody uses
 
 
 def kept_bytes() -> int:
@@ -49,10 +54,11 @@ def fresh(shape: Sequence[int], dtype: Any) -> np.ndarray:
     rounded = _rounded(size)
     blocks = _left.get(rounded)
     try:
-        block = blocks.pop() if blocks else np.empty(rounded, np.uint8)
+        block = blocks.pop() if blocks else _Block((rounded,), np.uint8)
     except IndexError:  # another thread has taken the last
-        block = np.empty(rounded, np.uint8)
-    return np.ndarray(tuple(shape), dtype, buffer=block.view(_Lease))
+        block = _Block((rounded,), np.uint8)
+    lease = _Lease((rounded,), np.uint8, buffer=block)
+    return np.ndarray(tuple(shape), dtype, buffer=lease)
 
 
 def _rounded(size: int) -> int:

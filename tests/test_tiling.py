@@ -1,0 +1,262 @@
+"""Blocks of a batch on several threads: right, bitwise the same every time, never in the way."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import tncompiler as tnc
+from tests.networks import random_network
+from tests.test_slicing import arguments_of, close, every_cut, layer, programs_of, run
+from tncompiler.backends.numpy import memory, threads
+from tncompiler.compiler import Compilation
+from tncompiler.ir.program import Loop
+from tncompiler.ir.validate import validate
+from tncompiler.planning import tiling, timing
+from tncompiler.planning.machine import as_machine
+from tncompiler.planning.slicing import apply_cuts
+from tncompiler.planning.tiling import in_lanes, tile_program
+
+
+@pytest.fixture
+def two_lanes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if there were two threads, and handing work to one cost nothing."""
+    monkeypatch.setattr(Compilation, "lanes", property(lambda self: 2))
+    monkeypatch.setattr(timing, "LANES_US", 0.0)
+    monkeypatch.setattr(tiling, "FROM_US", 0.0)
+    yield
+
+
+def chain(batch: int | None = None) -> tnc.ir.expressions.Expr:  # type: ignore[name-defined]
+    sizes = {"i": 8, "j": 8, "o": 8, "p": 8, "r": 8} | ({} if batch is None else {"b": batch})
+    b, i, j, o, p, r = tnc.indices("b i j o p r", **sizes)
+    x = tnc.input("x", b, i, j)
+    first, second = tnc.param("A", i, o, r), tnc.param("B", r, j, p)
+    return tnc.relu(tnc.contract(x, first, second, out=(b, o, p)) + tnc.param("c", o, p))
+
+
+# ---------------------------------------------------------------------------- the right values
+
+
+@pytest.mark.parametrize("lanes", [2, 3])
+@pytest.mark.parametrize("batch", [0, 1, 7])
+def test_every_index_of_a_layer_can_be_shared_out(lanes: int, batch: int) -> None:
+    f = tnc.compile(layer(), framework="numpy", dtype="float64", seed=0)
+    binding = f.compilation.nominal({"b": batch})
+    loops = 0
+    for program in programs_of(f, {"b": 7}):
+        arrays = arguments_of(program, binding)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            wanted = run(program, arrays, "numpy")
+            for cut in every_cut(program, f.compilation.nominal({"b": 7}), (1, 2)):
+                shared = validate(in_lanes(apply_cuts(program, [cut]), lanes), scheduled=True)
+                loops += any(isinstance(step.op, Loop) for step in shared.steps)
+                assert close(run(shared, arrays, "numpy"), wanted), cut
+    assert loops > 20
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_networks_shared_out(seed: int) -> None:
+    case = random_network(7_000 + seed, dtype="float64")
+    f = tnc.compile(case.outputs, framework="numpy", dtype="float64", sizes=case.given)
+    sizes = {key: case.sizes[key] for key in f.compilation.free_symbols}
+    binding = f.compilation.nominal(sizes)
+    for program in programs_of(f, sizes)[1:]:
+        arrays = arguments_of(program, {**f.compilation.binding, **binding})
+        with np.errstate(all="ignore"):
+            wanted = run(program, arrays, "numpy")
+            cuts = list(every_cut(program, binding, (1, 2)))
+            for cut in cuts[:: max(1, len(cuts) // 6)]:
+                shared = in_lanes(apply_cuts(program, [cut]), 2)
+                assert close(run(shared, arrays, "numpy"), wanted), cut
+
+
+@pytest.mark.parametrize("free", [True, False], ids=["free batch", "fixed batch"])
+def test_a_module_trains_in_lanes(two_lanes: None, free: bool) -> None:
+    expr = chain(None if free else 1024)
+    f = tnc.compile(expr, backend="numpy", dtype="float64", seed=0)
+    reference = tnc.compile(expr, backend="torch", dtype="float64", share=f)
+    x = torch.randn(1024, 8, 8, dtype=torch.float64)
+    found = []
+    for module in (f, reference):
+        given = x.clone().requires_grad_()
+        value = module(given)
+        wanted = (given, *f.parameters())
+        found.append((value, *torch.autograd.grad(value.square().sum(), wanted)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    sizes = {"b": 1024} if free else None
+    for part in ("forward", "backward"):
+        assert "run_blocks" in f.source(sizes=sizes, part=part, backend="numpy")
+
+
+def test_sums_do_not_depend_on_who_is_first(two_lanes: None) -> None:
+    g = tnc.compile(chain(2048), framework="numpy", seed=0)
+    x = np.random.default_rng(0).normal(size=(2048, 8, 8)).astype(np.float32)
+    seen = set()
+    for _ in range(20):
+        value, pull = g.vjp(x)
+        parts = (value, *pull(np.ones_like(value)).values())
+        seen.add(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
+    assert len(seen) == 1
+
+
+def test_the_plan_stays_whole_where_that_is_faster() -> None:
+    g = tnc.compile(chain(8), framework="numpy", seed=0)
+    program = g.compilation.inference(g._dtypes(), {}).fitted.program
+    rates = as_machine("reference").libraries["numpy"]
+    assert tile_program(program, {}, rates, 2).program is program
+
+
+def test_a_cut_is_predicted_to_be_faster() -> None:
+    f = tnc.compile(chain(4096), framework="numpy", seed=0)
+    program = f.compilation.inference(f._dtypes(), {}).fitted.program
+    rates = as_machine("reference").libraries["numpy"]
+    whole, cut = (tile_program(program, {}, rates, lanes) for lanes in (1, 2))
+    assert any(isinstance(step.op, Loop) and step.op.lanes == 2 for step in cut.program.steps)
+    assert cut.time_us < 0.9 * whole.time_us
+
+
+def test_memory_asked_for_is_not_spent_on_lanes(two_lanes: None) -> None:
+    options = tnc.PlanOptions(memory_limit="1GiB")
+    f = tnc.compile(chain(48), framework="numpy", plan=options)
+    assert "run_blocks" not in f.source()
+
+
+# ---------------------------------------------------------------------------- run_blocks
+
+
+def test_blocks_are_added_in_order_and_written_once() -> None:
+    seen = np.zeros(23, int)
+
+    def block(start: int, stop: int) -> tuple[np.ndarray, ...]:
+        seen[start:stop] += 1
+        return (np.arange(start, stop).sum(keepdims=True),)
+
+    (total,) = threads.run_blocks(block, 23, 4, lanes=3)
+    assert (seen == 1).all() and total == np.arange(23).sum()
+
+
+def test_no_positions_give_sums_of_nothing() -> None:
+    (total,) = threads.run_blocks(lambda a, b: (np.ones((b - a, 2)).sum(0),), 0, 4, lanes=2)
+    assert total.shape == (2,) and not total.any()
+
+
+def test_what_a_block_raises_is_raised_when_all_are_done() -> None:
+    done: list[int] = []
+
+    def block(start: int, stop: int) -> tuple[np.ndarray, ...]:
+        if start in (0, 9):
+            raise RuntimeError(f"block {start}")
+        done.append(start)
+        return ()
+
+    with pytest.raises(RuntimeError, match="block 0"):
+        threads.run_blocks(block, 10, 1, lanes=2)
+    assert set(done) <= set(range(1, 9))
+    threads.run_blocks(lambda a, b: (), 10, 1, lanes=2)  # the worker is there again
+
+
+def test_numpy_is_told_to_raise_in_every_lane() -> None:
+    def block(start: int, stop: int) -> tuple[np.ndarray, ...]:
+        return (np.float64(1.0) / np.zeros(stop - start) if start else np.zeros(stop - start),)
+
+    with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
+        threads.run_blocks(block, 8, 4, lanes=2)
+
+
+def test_many_callers_share_the_workers() -> None:
+    def call(number: int) -> int:
+        (total,) = threads.run_blocks(lambda a, b: (np.full(1, b - a),), number, 3, lanes=4)
+        return int(total[0])
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(call, range(1, 200))) == list(range(1, 200))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_gets_workers_of_its_own() -> None:
+    threads.run_blocks(lambda a, b: (), 4, 1, lanes=2)
+    child = os.fork()
+    if not child:
+        (total,) = threads.run_blocks(lambda a, b: (np.full(1, b - a),), 8, 2, lanes=2)
+        os._exit(0 if total[0] == 8 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_blas_has_one_thread_inside_and_what_it_had_outside() -> None:
+    class Library:
+        num_threads = 3
+
+        def set_num_threads(self, count: int) -> None:
+            self.num_threads = count
+
+    library = Library()
+    barrier = threading.Barrier(2)
+
+    @threads.one_blas_thread
+    def inside() -> int:
+        barrier.wait(5)
+        return library.num_threads
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "_libraries", lambda: (library,))
+        with ThreadPoolExecutor(2) as pool:
+            assert [f.result() for f in [pool.submit(inside) for _ in range(2)]] == [1, 1]
+        assert library.num_threads == 3
+        assert threads.blas_threads() == 3
+
+
+# ---------------------------------------------------------------------------- memory
+
+
+@pytest.fixture
+def no_memory() -> Iterator[None]:
+    memory.release()
+    yield
+    memory.release()
+
+
+def test_memory_is_used_again_when_nobody_holds_it(no_memory: None) -> None:
+    array = memory.fresh((512, 128), np.float32)
+    address = array.ctypes.data
+    view = array.reshape(-1).view(np.int32)[5:]
+    del array
+    gc.collect()
+    assert memory.fresh((512, 128), np.float32).ctypes.data != address  # the view holds it
+    del view
+    gc.collect()
+    assert memory.fresh((512, 128), np.float32).ctypes.data == address
+
+
+def test_a_tensor_holds_its_memory(no_memory: None) -> None:
+    tensor = torch.from_numpy(memory.fresh((512, 128), np.float32))
+    other = memory.fresh((512, 128), np.float32)
+    assert other.ctypes.data != tensor.data_ptr()
+
+
+def test_what_is_kept_is_bounded(no_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MOST_BYTES", 2**20)
+    arrays = [memory.fresh((2**18,), np.uint8) for _ in range(8)]
+    del arrays
+    gc.collect()
+    assert memory.kept_bytes() <= 2**20
+    assert memory.kept_bytes() > 0
+
+
+def test_small_arrays_come_from_the_allocator(no_memory: None) -> None:
+    assert memory.fresh((3, 4), np.float64).base is None
+
+
+@pytest.mark.parametrize(("a", "b"), [((3, 4), (4, 5)), ((7, 3, 4), (4, 5)), ((3, 4), (7, 4, 5))])
+def test_products_in_kept_memory(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=a), rng.normal(size=b)
+    np.testing.assert_array_equal(memory.product(left, right), left @ right)
