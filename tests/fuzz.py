@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from tests.large import as_if_large
 from tests.networks import Case, fuzzed_network
 from tests.oracle import (
     Runner,
@@ -46,6 +47,7 @@ STATE = ".fuzz-state.json"
 SAVE_SECONDS = 30  # what a killed run loses at most
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 ALONE = 8  # each so many-th network is compiled by every runner from the start, and runs on all
+LARGE = 3  # each so many-th is compiled as large networks are, in lanes
 SELDOM = 20  # and each so many-th in Triton's kernels
 AHEAD = 16  # networks waiting for one process: a long one does not hold up the others
 
@@ -55,7 +57,11 @@ def check_network(case: Case, runners: Iterable[str] | None = None) -> dict[str,
 
     Raises AssertionError where an error exceeds its bound.
     """
-    names = runners_for(case) if runners is None else tuple(runners)
+    with as_if_large() if case.seed % LARGE == 1 else contextlib.nullcontext():
+        return _check(case, runners_for(case) if runners is None else tuple(runners))
+
+
+def _check(case: Case, names: Sequence[str]) -> dict[str, float]:
     made: list[Runner] = []
     for name in names:
         like = made[0] if made and case.seed % ALONE else None

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 
 import tncompiler as tnc
-from tncompiler.backends.numpy.emit import NumpyEmitter
+from tncompiler.backends.numpy.emit import MODULES, NumpyEmitter
 from tncompiler.backends.torch.emit import TorchEmitter
 from tncompiler.ir.errors import BadName, BadSize, FileFormatError, NameClash, TncError
 from tncompiler.ir.expressions import Expr
@@ -235,8 +235,12 @@ def test_emitters_reserve_all_that_their_runtime_offers(backend: str) -> None:
         for name, value in vars(runtime).items()
         if callable(value) and value.__module__ == runtime.__name__ and not name.startswith("_")
     }
+    elsewhere = set(MODULES) if backend == "numpy" else set()
+    for name in elsewhere:
+        module = importlib.import_module(f"tncompiler.backends.numpy.{MODULES[name]}")
+        assert callable(getattr(module, name))
     emitter = {"numpy": NumpyEmitter, "torch": TorchEmitter}[backend]
-    assert set(emitter.helpers) == offered
+    assert set(emitter.helpers) == offered | elsewhere
 
 
 @pytest.mark.parametrize(

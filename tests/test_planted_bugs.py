@@ -119,13 +119,13 @@ BUGS = (
     ),
     Bug(
         "an axis order that a reader is not told",
-        "ir.passes.layout:_reread",
+        "ir.passes.layout:reread",
         "tuple(labels[axis] for axis in order) if operand == name else labels",
         "labels",
     ),
     Bug(
         "an axis order applied backwards",
-        "ir.passes.layout:_reordered",
+        "ir.passes.layout:reordered",
         "place = {axis: position for position, axis in enumerate(order)}",
         "place = dict(enumerate(order))",
     ),
@@ -224,8 +224,26 @@ BUGS = (
     Bug(
         "summed indices in two orders in one matrix product",
         "ir.matmul:_form",
-        "_readable(b, batch, k, n)",
-        "_readable(b, batch, tuple(label for label in b if label in k), n)",
+        "readable(b, batch, k, n)",
+        "readable(b, batch, tuple(label for label in b if label in k), n)",
+    ),
+    Bug(
+        "the sums of the last lane alone",
+        "backends.numpy.threads:run_blocks",
+        "total += part",
+        "total[...] = part",
+    ),
+    Bug(
+        "a copied operand read in the order that it had",
+        "planning.layout:_Copying._product",
+        "read = canonical(Contract((chosen.a, chosen.b), op.output))",
+        "read = canonical(Contract(tuple(wires), op.output))",
+    ),
+    Bug(
+        "the matrix that meets all others repeated on the wrong side",
+        "backends.emitter:Emitter._matmul",
+        "if form.batch or form.outer_on == side else ()",
+        "if form.batch or form.outer_on != side else ()",
     ),
     Bug(
         "a transposed matrix taken as it stands",

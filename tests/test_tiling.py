@@ -13,25 +13,22 @@ import pytest
 import torch
 
 import tncompiler as tnc
+from tests.large import as_if_large
 from tests.networks import random_network
 from tests.test_slicing import arguments_of, close, every_cut, layer, programs_of, run
 from tncompiler.backends.numpy import memory, threads
-from tncompiler.compiler import Compilation
 from tncompiler.ir.program import Loop
 from tncompiler.ir.validate import validate
-from tncompiler.planning import tiling, timing
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.slicing import apply_cuts
 from tncompiler.planning.tiling import in_lanes, tile_program
 
 
 @pytest.fixture
-def two_lanes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def two_lanes() -> Iterator[None]:
     """As if there were two threads, and handing work to one cost nothing."""
-    monkeypatch.setattr(Compilation, "lanes", property(lambda self: 2))
-    monkeypatch.setattr(timing, "LANES_US", 0.0)
-    monkeypatch.setattr(tiling, "FROM_US", 0.0)
-    yield
+    with as_if_large():
+        yield
 
 
 def chain(batch: int | None = None) -> tnc.ir.expressions.Expr:  # type: ignore[name-defined]
@@ -116,7 +113,7 @@ def test_the_plan_stays_whole_where_that_is_faster() -> None:
 
 
 def test_a_cut_is_predicted_to_be_faster() -> None:
-    f = tnc.compile(chain(4096), framework="numpy", seed=0)
+    f = tnc.compile(chain(65536), framework="numpy", seed=0)
     program = f.compilation.inference(f._dtypes(), {}).fitted.program
     rates = as_machine("reference").libraries["numpy"]
     whole, cut = (tile_program(program, {}, rates, lanes) for lanes in (1, 2))

@@ -1,7 +1,7 @@
 """Predicted times of scheduled programs, step by step, from rates that are easy to add up."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,17 @@ from tncompiler.compiler import Compilation
 from tncompiler.ir.program import Program
 from tncompiler.planning.machine import Machine, load_machine
 from tncompiler.planning.options import PlanOptions
-from tncompiler.planning.timing import faster_backend, program_us, step_us
+from tncompiler.planning.slicing import Cut, apply_cuts
+from tncompiler.planning.tiling import in_lanes
+from tncompiler.planning.timing import (
+    LANES_US,
+    SHARE,
+    TURN_US,
+    lanes_us,
+    program_us,
+    step_us,
+    threaded_us,
+)
 
 I, J, K, L = tnc.indices("i j k l", i=2, j=3, k=5, l=7)
 
@@ -143,22 +153,43 @@ def test_free_sizes_are_those_of_the_call() -> None:
     assert times == sorted(times) and times[2] > 5 * times[1]
 
 
-def test_the_faster_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By predicted time and entry; NumPy only where neither library has threads of its own."""
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+def test_a_library_shares_long_steps_out_among_its_threads() -> None:
     program = scheduled(tnc.input("a", I, J) @ tnc.input("b", J, K))
+    short, long = Counting(step_us=100.0), Counting(step_us=10_000.0)
+    for rates, speedup in ((short, 1.0), (long, 3 * SHARE)):
+        alone, shared = (threaded_us(program, {}, rates, n) for n in (1, 3))  # type: ignore[arg-type]
+        assert alone == program_us(program, {}, rates)  # type: ignore[arg-type]
+        assert alone / shared == pytest.approx(speedup)
 
-    def faster(entry: float, threads: int = 1, training: bool = False) -> str:
-        numpy, torch = Counting(step_us=10.0, call_us=entry), Counting(step_us=100.0)
-        machine = Machine("m", {"numpy": numpy, "torch": torch})  # type: ignore[dict-item]
-        return faster_backend(program, {}, machine, training=training, threads=threads)
+
+def test_lanes_divide_the_blocks_of_a_loop() -> None:
+    program = scheduled(tnc.input("a", I, J) @ tnc.input("b", J, K))
+    looped = apply_cuts(program, [Cut("a", 0, 1)])
+    rates = Counting(step_us=10_000.0)
+    alone, shared = (lanes_us(in_lanes(looped, n), {}, rates) for n in (1, 2))  # type: ignore[arg-type]
+    assert alone == program_us(looped, {}, rates)  # type: ignore[arg-type]
+    assert shared == pytest.approx(alone / 2 + LANES_US + TURN_US)
+
+
+def test_the_faster_backend() -> None:
+    """By predicted time with entry: once for a call, twice for a training step."""
+    expr = tnc.input("a", I, J) @ tnc.input("b", J, K)
+
+    def faster(entry: float, wrt: tuple[str, ...] = ()) -> str:
+        rates = load_machine("reference").libraries["numpy"]
+        numpy = replace(rates, step_us=10.0, call_us=entry)  # type: ignore[type-var]
+        torch = replace(rates, step_us=100.0, call_us=1e-3)  # type: ignore[type-var]
+        machine = Machine("m", {"numpy": numpy, "torch": torch})
+        compilation = Compilation(expr, None, {}, PlanOptions(machine=machine, search="greedy"))
+        dtypes = compilation.default_dtypes("float32")
+        times = {
+            name: compilation.predicted_us(dtypes, {}, wrt, name) for name in ("numpy", "torch")
+        }
+        return min(times, key=times.__getitem__)
 
     assert faster(80.0) == "numpy"
     assert faster(100.0) == "torch"  # 10 + 10 + 100 against 100 + 10
-    assert faster(100.0, training=True) == "numpy"  # three times the work, two entries
-    assert faster(80.0, threads=2) == "torch"
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
-    assert faster(80.0) == "torch"
+    assert faster(100.0, ("a", "b")) == "numpy"  # three products, two entries
 
 
 def test_a_program_beyond_floating_point_takes_for_ever() -> None:

@@ -166,17 +166,14 @@ class Scheduling(Problem):
         def make() -> Program:
             merged = run_passes(program, passes, scheduled=True, watcher=watcher())
             plain = run_passes(merged, LAYOUT_PASSES, scheduled=True, watcher=watcher())
-            if (
-                not self.places_by_time
-                or not LAYOUT_FROM_US < program_us(plain, nominal, self._rates) < math.inf
-            ):
+            usual = self.nominal({})  # one layout for all sizes that are free
+            time = program_us(plain, usual, self._rates) if self.places_by_time else 0.0
+            if not LAYOUT_FROM_US < time < math.inf:
                 return plain
-            found = lay_out(merged, nominal, self._ways)
-            validate(found, scheduled=True)
-            return min((found, plain), key=lambda one: program_us(one, nominal, self._rates))
+            found = validate(lay_out(merged, usual, self._ways), scheduled=True)
+            return found if program_us(found, usual, self._rates) < time else plain
 
-        key = ("finished", program, tuple(nominal.items()), passes)
-        return self._once(key, make) if nominal else make()
+        return self._once(("finished", program, passes), make) if nominal else make()
 
     @property
     def _ways(self) -> Ways:

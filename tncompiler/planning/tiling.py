@@ -18,8 +18,8 @@ from tncompiler.planning.rates import Rates
 from tncompiler.planning.slicing import Cut, apply_cuts, numeric
 from tncompiler.planning.timing import lanes_us
 
-FROM_US = 100.0  # a program that takes less is not worth handing to another thread
-_GAIN = 0.95  # of the predicted time, at most, for which a program is cut
+FROM_US = 250.0  # a program that takes less is not worth handing to another thread
+GAIN = 0.9  # of the predicted time, at most, for which a program is cut
 _INDICES = 2  # that are considered: those that most memory goes along
 _HALVINGS = 4  # of the blocks: their widths are a lane's share, a half of it, …
 _MOST_STEPS = 400  # in a program that is looked at: cutting one takes a while
@@ -45,7 +45,7 @@ def tile_program(program: Program, nominal: Binding, rates: Rates, lanes: int) -
         for cut in _cuts(numbers, lanes)
     )
     best, cut = min(tried, default=(math.inf, None))
-    if cut is None or best > _GAIN * whole:
+    if cut is None or best > GAIN * whole:
         return Tiled(program, whole)
     return Tiled(in_lanes(apply_cuts(program, (cut,)), lanes), best)
 

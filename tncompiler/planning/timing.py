@@ -38,7 +38,9 @@ _AT_MEMORY_SPEED = frozenset(
 # below this a forward pass is left to torch's own autograd, whose start costs about 30 us less
 TINY_US = 40.0
 # to hand blocks to other threads, and to wait for them
-LANES_US = 100.0
+LANES_US = 150.0
+# what a step takes longer where two threads take turns at the interpreter's lock
+TURN_US = 4.0
 # a step of a library with threads of its own that takes as long is sped up by this share of them
 LONG_US = 500.0
 SHARE = 0.7
@@ -66,7 +68,8 @@ def _in_lanes_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> fl
     if not isinstance(op, Loop) or op.lanes == 1 or not alone:
         return alone
     blocks = evaluate(op.count, sizes)
-    return LANES_US + alone * -(-blocks // op.lanes) / blocks
+    turns = TURN_US * sum(not is_view(inner) for inner in op.body.steps)
+    return LANES_US + (alone / blocks + turns) * -(-blocks // op.lanes)
 
 
 def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:

@@ -1,0 +1,25 @@
+"""Small networks treated as large ones: layouts by time, and blocks shared out among threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import PropertyMock, patch
+
+from tncompiler import scheduling
+from tncompiler.compiler import Compilation
+from tncompiler.planning import tiling, timing
+
+
+@contextmanager
+def as_if_large(lanes: int = 2) -> Iterator[None]:
+    """Every program is searched for the best layout, and cut into lanes if it can be."""
+    with (
+        patch.object(scheduling, "LAYOUT_FROM_US", 0.0),
+        patch.object(tiling, "FROM_US", 0.0),
+        patch.object(tiling, "GAIN", math.inf),
+        patch.object(timing, "LANES_US", 0.0),
+        patch.object(Compilation, "lanes", new_callable=PropertyMock, return_value=lanes),
+    ):
+        yield
