@@ -40,7 +40,7 @@ TINY_US = 40.0
 # to hand blocks to other threads, and to wait for them
 LANES_US = 150.0
 # what a step takes longer where two threads take turns at the interpreter's lock
-TURN_US = 4.0
+TURN_US = 6.0
 # a step of a library with threads of its own that takes as long is sped up by this share of them
 LONG_US = 500.0
 SHARE = 0.7

@@ -1,8 +1,8 @@
 """Blocks of a loop on several threads, each with a BLAS of one thread.
 
-A product of a block is too small for BLAS to share out, so the blocks are: every lane works through
-its part of them in ascending order. What is summed is added lane by lane in that order too, so the
-result does not depend on which thread was first.
+A product of a block is too small for BLAS to share out, so the blocks are: every thread works
+through parts of them in ascending order. What is summed is added part by part in that order too, so
+the result does not depend on which thread was first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import copy_context
@@ -22,6 +23,7 @@ import threadpoolctl
 from tncompiler.backends.sums import RunningSum
 
 Block = Callable[[int, int], tuple[Any, ...]]
+PARTS = 2  # for each lane: who comes late finds less left
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -125,28 +127,22 @@ class _Workers:
         for number in range(len(self.cores) - 1):
             self.idle.put(_Worker(number))
 
-    def submit(self, run: Callable[[], T]) -> Future[T] | None:
-        """The run on a worker; None if all are busy, so that cores are never taken twice."""
+    def call(self, run: Callable[[], None]) -> bool:
+        """Have an idle worker run something; False if all are busy: no core is taken twice."""
         try:
             worker = self.idle.get_nowait()
         except Empty:
-            return None
+            return False
         if _PINS:
             worker.keep_off(_core(), self.cores)
-        future: Future[T] = Future()
         context = copy_context()  # where np.errstate keeps what it was told
-        worker.inbox.put(lambda: context.run(self._run, worker, run, future))
-        return future
 
-    def _run(self, worker: _Worker, run: Callable[[], T], future: Future[T]) -> None:
-        try:
-            result = run()
-        except BaseException as error:  # the caller raises it
+        def told() -> None:
+            context.run(run)
             self.idle.put(worker)
-            future.set_exception(error)
-        else:
-            self.idle.put(worker)  # before the caller, who may want it at once, hears of it
-            future.set_result(result)
+
+        worker.inbox.put(told)
+        return True
 
 
 _lock = threading.Lock()
@@ -173,31 +169,63 @@ os.register_at_fork(after_in_child=_forget_workers)
 def run_blocks(block: Block, size: int, width: int, lanes: int) -> tuple[Any, ...]:
     """`block(start, stop)` for every `width` positions of `size`, on up to `lanes` threads.
 
-    Returns the sums of what the blocks return, position by position. Every lane has a contiguous
-    part of the blocks; the calling thread takes the first, and those for which no core is idle.
+    Returns the sums of what the blocks return, position by position. The blocks are cut into parts
+    that do not depend on the threads; whoever is free takes the next part, the calling thread too,
+    so that nothing waits for a core that is busy with something else.
     """
     starts = range(0, max(size, 1), width)  # one empty block, for the shapes of the sums
-    share = -(-len(starts) // lanes)
+    share = -(-len(starts) // (PARTS * lanes))
     parts = [starts[k : k + share] for k in range(0, len(starts), share)]
-    runs = [_Lane(block, part, size, width) for part in parts]
-    futures = [_shared_workers().submit(run) for run in runs[1:]]
-    try:
-        results = [runs[0]()]
-    finally:  # nobody may still write into the arrays of a call that has failed
-        done = [None if f is None else f.exception() for f in futures]
-    for run, future, error in zip(runs[1:], futures, done, strict=True):
-        if error is not None:
-            raise error
-        results.append(run() if future is None else future.result())
-    first, *rest = results
+    work = _Work([_Part(block, part, size, width) for part in parts])
+    for _ in range(min(lanes, len(parts)) - 1):
+        if not _shared_workers().call(work.run):
+            break
+    work.run()
+    first, *rest = work.results()
     for sums in rest:
         for total, part in zip(first, sums, strict=True):
             total += part
     return first
 
 
-class _Lane:
-    """The blocks of one thread."""
+class _Work:
+    """The parts of one loop, and what became of them."""
+
+    def __init__(self, parts: list[_Part]) -> None:
+        self.done: list[Future[tuple[Any, ...]]] = [Future() for _ in parts]
+        self.left = deque(zip(parts, self.done, strict=True))
+
+    def run(self) -> None:
+        """Take parts until none is left."""
+        while True:
+            try:
+                part, future = self.left.popleft()
+            except IndexError:
+                return
+            try:
+                future.set_result(part())
+            except BaseException as error:  # raised where the call was made
+                future.set_exception(error)
+                self._give_up()
+
+    def _give_up(self) -> None:
+        while self.left:
+            try:
+                self.left.popleft()[1].cancel()
+            except IndexError:
+                return
+
+    def results(self) -> list[tuple[Any, ...]]:
+        """What all parts gave, when no thread works on them any more; raises the first error."""
+        errors = [f.exception() for f in self.done if not f.cancelled()]
+        for error in errors:
+            if error is not None:
+                raise error
+        return [future.result() for future in self.done]
+
+
+class _Part:
+    """Some blocks, one after the other."""
 
     def __init__(self, block: Block, starts: range, size: int, width: int) -> None:
         self.block, self.starts, self.size, self.width = block, starts, size, width
