@@ -19,7 +19,7 @@ def as_if_large(lanes: int = 2) -> Iterator[None]:
         patch.object(scheduling, "LAYOUT_FROM_US", 0.0),
         patch.object(tiling, "FROM_US", 0.0),
         patch.object(tiling, "GAIN", math.inf),
-        patch.object(timing, "LANES_US", 0.0),
+        patch.dict(timing.LANES_US, numpy=0.0, torch=0.0),
         patch.object(Compilation, "lanes", new_callable=PropertyMock, return_value=lanes),
     ):
         yield

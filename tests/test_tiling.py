@@ -109,14 +109,14 @@ def test_the_plan_stays_whole_where_that_is_faster() -> None:
     g = tnc.compile(chain(8), framework="numpy", seed=0)
     program = g.compilation.inference(g._dtypes(), {}).fitted.program
     rates = as_machine("reference").libraries["numpy"]
-    assert tile_program(program, {}, rates, 2).program is program
+    assert tile_program(program, {}, rates, 2, 100.0).program is program
 
 
 def test_a_cut_is_predicted_to_be_faster() -> None:
     f = tnc.compile(chain(65536), framework="numpy", seed=0)
     program = f.compilation.inference(f._dtypes(), {}).fitted.program
     rates = as_machine("reference").libraries["numpy"]
-    whole, cut = (tile_program(program, {}, rates, lanes) for lanes in (1, 2))
+    whole, cut = (tile_program(program, {}, rates, lanes, 100.0) for lanes in (1, 2))
     assert any(isinstance(step.op, Loop) and step.op.lanes == 2 for step in cut.program.steps)
     assert cut.time_us < 0.9 * whole.time_us
 

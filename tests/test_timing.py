@@ -14,7 +14,6 @@ from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.slicing import Cut, apply_cuts
 from tncompiler.planning.tiling import in_lanes
 from tncompiler.planning.timing import (
-    LANES_US,
     SHARE,
     TURN_US,
     lanes_us,
@@ -155,7 +154,7 @@ def test_free_sizes_are_those_of_the_call() -> None:
 
 def test_a_library_shares_long_steps_out_among_its_threads() -> None:
     program = scheduled(tnc.input("a", I, J) @ tnc.input("b", J, K))
-    short, long = Counting(step_us=100.0), Counting(step_us=10_000.0)
+    short, long = Counting(step_us=20.0), Counting(step_us=10_000.0)
     for rates, speedup in ((short, 1.0), (long, 3 * SHARE)):
         alone, shared = (threaded_us(program, {}, rates, n) for n in (1, 3))  # type: ignore[arg-type]
         assert alone == program_us(program, {}, rates)  # type: ignore[arg-type]
@@ -166,9 +165,9 @@ def test_lanes_divide_the_blocks_of_a_loop() -> None:
     program = scheduled(tnc.input("a", I, J) @ tnc.input("b", J, K))
     looped = apply_cuts(program, [Cut("a", 0, 1)])
     rates = Counting(step_us=10_000.0)
-    alone, shared = (lanes_us(in_lanes(looped, n), {}, rates) for n in (1, 2))  # type: ignore[arg-type]
+    alone, shared = (lanes_us(in_lanes(looped, n), {}, rates, 100.0) for n in (1, 2))  # type: ignore[arg-type]
     assert alone == program_us(looped, {}, rates)  # type: ignore[arg-type]
-    assert shared == pytest.approx(alone / 2 + LANES_US + TURN_US)
+    assert shared == pytest.approx((alone + 2 * TURN_US) / (2 * SHARE) + 100.0)
 
 
 def test_the_faster_backend() -> None:

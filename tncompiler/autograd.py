@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from tncompiler.backends.numpy.threads import one_blas_thread
+from tncompiler.backends.numpy.threads import among_tensors
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation, KeptExecutable
 from tncompiler.graphs import Graphed
@@ -53,7 +53,7 @@ class Specialisation:
     def _graphed(self, run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
         """The program as it is called: captured, or beside torch's threads and not against them."""
         if self.backend == "numpy":
-            return one_blas_thread(run)
+            return among_tensors(run)
         return Graphed(run) if self.graph else run
 
     @cached_property

@@ -37,7 +37,7 @@ from tncompiler.planning.slicing import (
     largest_alive,
 )
 from tncompiler.planning.tiling import Tiled, tile_program
-from tncompiler.planning.timing import program_us, threaded_us
+from tncompiler.planning.timing import LANES_US, program_us, threaded_us
 from tncompiler.problem import Nominal
 from tncompiler.scheduling import Scheduling
 
@@ -300,7 +300,7 @@ class Compilation(Scheduling):
         rates = as_machine(self.options.machine).cpu.libraries["numpy"]
 
         def make() -> tuple[Tiled, Program]:  # the program is kept, so that its id is its own
-            return tile_program(program, nominal, rates, lanes), program
+            return tile_program(program, nominal, rates, lanes, LANES_US[self.library]), program
 
         return self._once(("tiled", id(program), tuple(nominal.items()), lanes), make)[0]  # type: ignore[no-any-return]
 

@@ -33,15 +33,20 @@ class Tiled:
     time_us: float
 
 
-def tile_program(program: Program, nominal: Binding, rates: Rates, lanes: int) -> Tiled:
-    """The fastest of the program and what cutting it along one of its indices gives."""
+def tile_program(
+    program: Program, nominal: Binding, rates: Rates, lanes: int, start_us: float
+) -> Tiled:
+    """The fastest of the program and what cutting it along one of its indices gives.
+
+    ``start_us``: what handing blocks to other threads takes.
+    """
     numbers = numeric(program, nominal)
-    whole = lanes_us(numbers, {}, rates)
+    whole = lanes_us(numbers, {}, rates, start_us)
     has_loops = any(isinstance(step.op, Loop) for step in program.steps)
     if has_loops or not FROM_US < whole < math.inf or len(program.steps) > _MOST_STEPS:
         return Tiled(program, whole)
     tried = (
-        (lanes_us(in_lanes(apply_cuts(numbers, (cut,)), lanes), {}, rates), cut)
+        (lanes_us(in_lanes(apply_cuts(numbers, (cut,)), lanes), {}, rates, start_us), cut)
         for cut in _cuts(numbers, lanes)
     )
     best, cut = min(tried, default=(math.inf, None))

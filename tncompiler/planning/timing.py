@@ -37,13 +37,15 @@ _AT_MEMORY_SPEED = frozenset(
 )
 # below this a forward pass is left to torch's own autograd, whose start costs about 30 us less
 TINY_US = 40.0
-# to hand blocks to other threads, and to wait for them
-LANES_US = 150.0
+# a step of a library with threads of its own that takes as long is shared out among them; the time
+# of what is shared out, by a library or by us, is divided by this share of the threads
+LONG_US = 50.0
+SHARE = 0.7
 # what a step takes longer where two threads take turns at the interpreter's lock
 TURN_US = 6.0
-# a step of a library with threads of its own that takes as long is sped up by this share of them
-LONG_US = 500.0
-SHARE = 0.7
+# to hand blocks to other threads, and to wait for them: torch's, and our own, whose cores OpenBLAS
+# keeps busy for milliseconds after each of its products
+LANES_US = {"torch": 100.0, "numpy": 1_000.0}
 
 
 def program_us(program: Program, sizes: Sizes, rates: Rates) -> float:
@@ -54,22 +56,26 @@ def program_us(program: Program, sizes: Sizes, rates: Rates) -> float:
         return math.inf
 
 
-def lanes_us(program: Program, sizes: Sizes, rates: Rates) -> float:
-    """Predicted microseconds of a program whose loops are shared out among threads."""
+def lanes_us(program: Program, sizes: Sizes, rates: Rates, start_us: float) -> float:
+    """Predicted microseconds of a program whose loops are shared out among threads.
+
+    ``start_us``: what handing out blocks takes, an entry of LANES_US.
+    """
+
+    def one(step: Step) -> float:
+        alone = step_us(program, step, sizes, rates)
+        op = step.op
+        if not isinstance(op, Loop) or op.lanes == 1 or not alone:
+            return alone
+        blocks = evaluate(op.count, sizes)
+        turns = TURN_US * sum(not is_view(inner) for inner in op.body.steps)
+        threads = blocks / -(-blocks // op.lanes)
+        return start_us + (alone + turns * blocks) / max(SHARE * threads, 1.0)
+
     try:
-        return math.fsum(_in_lanes_us(program, step, sizes, rates) for step in program.steps)
+        return math.fsum(map(one, program.steps))
     except OverflowError:
         return math.inf
-
-
-def _in_lanes_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
-    op = step.op
-    alone = step_us(program, step, sizes, rates)
-    if not isinstance(op, Loop) or op.lanes == 1 or not alone:
-        return alone
-    blocks = evaluate(op.count, sizes)
-    turns = TURN_US * sum(not is_view(inner) for inner in op.body.steps)
-    return LANES_US + (alone / blocks + turns) * -(-blocks // op.lanes)
 
 
 def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:

@@ -146,6 +146,7 @@ class _Workers:
 
 
 _lock = threading.Lock()
+_forked = False  # OpenMP's threads are lost in a forked process, and it waits for them
 _workers: _Workers | None = None
 
 
@@ -159,11 +160,68 @@ def _shared_workers() -> _Workers:
 
 def _forget_workers() -> None:
     """Threads do not come along into a forked process."""
-    global _workers, _lock, _one_thread
-    _workers, _lock, _one_thread = None, threading.Lock(), _OneThread()
+    global _workers, _lock, _one_thread, _forked
+    _workers, _lock, _one_thread, _forked = None, threading.Lock(), _OneThread(), True
+    _gomp.cache_clear()
 
 
 os.register_at_fork(after_in_child=_forget_workers)
+
+
+def together(run: Callable[[], None], threads: int) -> None:
+    """Run something on this thread, and on others as soon as they come.
+
+    Returns when this thread is done; others may still be at work, where they are our own.
+    """
+    if threads > 1 and getattr(_call, "with_torch", False) and _gomp() is not None:
+        _run_in_team(run, threads)
+        return
+    for _ in range(threads - 1):
+        if not _shared_workers().call(run):
+            break
+    run()
+
+
+# torch's threads go on looking for work for a while after each of its operations. Among tensors
+# they are taken along: beside them, threads of our own would wait for a core.
+_Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _gomp() -> Any:
+    """The GNU OpenMP library whose threads torch uses; None where it has others."""
+    for library in threadpoolctl.ThreadpoolController().select(user_api="openmp").lib_controllers:
+        if "libgomp" in library.filepath and not _forked:
+            gomp = ctypes.CDLL(library.filepath)
+            gomp.GOMP_parallel.argtypes = [_Region, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            return gomp
+    return None
+
+
+def _run_in_team(run: Callable[[], None], threads: int) -> None:
+    contexts = deque(copy_context() for _ in range(threads))
+    region = _Region(lambda _: contexts.pop().run(run))
+    _gomp().GOMP_parallel(region, None, threads, 0)
+
+
+_call = threading.local()  # what is known of the call that this thread is in
+
+
+def among_tensors(run: Callable[P, T]) -> Callable[P, T]:
+    """The function, on torch's threads and with one thread for BLAS."""
+
+    @wraps(run)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        setting = _one_thread
+        setting.enter()
+        _call.with_torch = True
+        try:
+            return run(*args, **kwargs)
+        finally:
+            _call.with_torch = False
+            setting.leave()
+
+    return called
 
 
 def run_blocks(block: Block, size: int, width: int, lanes: int) -> tuple[Any, ...]:
@@ -177,10 +235,7 @@ def run_blocks(block: Block, size: int, width: int, lanes: int) -> tuple[Any, ..
     share = -(-len(starts) // (PARTS * lanes))
     parts = [starts[k : k + share] for k in range(0, len(starts), share)]
     work = _Work([_Part(block, part, size, width) for part in parts])
-    for _ in range(min(lanes, len(parts)) - 1):
-        if not _shared_workers().call(work.run):
-            break
-    work.run()
+    together(work.run, min(lanes, len(parts)))
     first, *rest = work.results()
     for sums in rest:
         for total, part in zip(first, sums, strict=True):
