@@ -6,6 +6,7 @@ In: calls by name and a budget of seconds. Out: a Timing each, in milliseconds f
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ SLOW_ROUNDS = 3
 FAR, FAR_S = 8.0, 0.05  # so many times as slow as the fastest, and so many seconds, is slow too
 SLOW_SHARE = 0.3  # of the budget that the rounds of one slow call may take
 SAMPLE_S = 2e-3  # shorter calls are repeated within a sample until it lasts this long
+SETTLE_S = 10e-3  # of calls before each sample: caches, and threads that look for work of another
 MOST_CALLS = 1000
 
 Runs = Mapping[str, Callable[[], object]]
@@ -55,8 +57,9 @@ def time_in_turn(
 ) -> dict[str, Timing]:
     """Time all calls in rounds: 7 of them, or as many up to 31 as fit into the budget.
 
-    Every call is warmed up. Each round starts with another one, so that none always follows the
-    same neighbour. ``clock``: process_time leaves out the turns of other programs, for one thread.
+    Every call is warmed up, and again before each sample; each round has an order of its own, so
+    that none always follows the same neighbour. ``clock``: process_time leaves out the turns of
+    other programs, for one thread.
     """
     estimates = {name: _warm_up(run, slow_s) for name, run in runs.items()}
     far = max(FAR * min(estimates.values(), default=0.0), FAR_S)
@@ -65,14 +68,17 @@ def time_in_turn(
     few = {name: _slow_rounds(estimates[name], budget_s) for name in slow}
     rounds = _rounds(estimates, calls, few, budget_s)
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
+    settling = {name: 0 if name in slow else _settling(estimates[name]) for name in runs}
+    shuffle = random.Random(0).shuffle
     gc.collect()
     gc.disable()
     try:
         for number in range(rounds):
-            for k in range(len(names)):
-                name = names[(number + k) % len(names)]
+            names = list(runs)
+            shuffle(names)
+            for name in names:
                 if number < few.get(name, rounds):
+                    _seconds(runs[name], settling[name])
                     samples[name].append(_sample_ms(runs[name], calls[name], clock))
     finally:
         gc.enable()
@@ -89,6 +95,11 @@ def _calls(seconds: float) -> int:
     return min(max(ceil(SAMPLE_S / max(seconds, 1e-9)), 1), MOST_CALLS)
 
 
+def _settling(seconds: float) -> int:
+    """Calls before a sample: none of those that last as long themselves."""
+    return min(int(SETTLE_S / max(seconds, 1e-9)), MOST_CALLS)
+
+
 def _slow_rounds(seconds: float, budget_s: float) -> int:
     return int(min(max(SLOW_SHARE * budget_s / seconds, 1), SLOW_ROUNDS))
 
@@ -100,7 +111,11 @@ def _rounds(
     budget_s: float,
 ) -> int:
     fixed = sum(rounds * estimates[name] for name, rounds in few.items())
-    each = sum(estimates[name] * calls[name] for name in estimates if name not in few)
+    each = sum(
+        seconds * (calls[name] + _settling(seconds))
+        for name, seconds in estimates.items()
+        if name not in few
+    )
     fitting = (budget_s - fixed) / each if each else 0.0
     return int(min(max(fitting, LEAST_ROUNDS), MOST_ROUNDS))
 
