@@ -236,8 +236,8 @@ BUGS = (
     Bug(
         "a copied operand read in the order that it had",
         "planning.layout:_Copying._product",
-        "read = canonical(Contract((chosen.a, chosen.b), op.output))",
-        "read = canonical(Contract(tuple(wires), op.output))",
+        "Contract((chosen.a, chosen.b), chosen.out)",
+        "Contract(tuple(wires), chosen.out)",
     ),
     Bug(
         "the matrix that meets all others repeated on the wrong side",

@@ -378,8 +378,11 @@ class Emitter(ABC):
 
     def _swapped(self, text: str, batched: bool) -> str:
         """The transposed matrix; twice transposed is as it was."""
-        suffix = self.swap("", batched)
-        return text.removesuffix(suffix) if text.endswith(suffix) else text + suffix
+        suffixes = [self.swap("", batched), *([self.permute("", (0, 2, 1))] if batched else [])]
+        for suffix in suffixes:
+            if text.endswith(suffix):
+                return text.removesuffix(suffix)
+        return text + suffixes[0]
 
     def _block(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
-from tncompiler.ir.passes.partition import partition
+from tncompiler.ir.passes.partition import inputs_of, partition
 from tncompiler.ir.program import Literal, Permute, Program
 from tncompiler.ir.sizes import Binding
 from tncompiler.planning.memory import is_view, nbytes, step_peak
@@ -60,8 +60,8 @@ class _Forward:
 
 
 def _made_anyway(forward: Program) -> set[str]:
-    """Numbers and copies of arguments, which both programs make."""
-    given = {argument.value.name for argument in forward.arguments}
+    """Numbers and copies of inputs, which both programs make."""
+    given = inputs_of(forward)
     return {
         step.out.name
         for step in forward.steps

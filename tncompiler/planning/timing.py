@@ -41,6 +41,8 @@ TINY_US = 40.0
 # of what is shared out, by a library or by us, is divided by this share of the threads
 LONG_US = 50.0
 SHARE = 0.7
+# rows or columns of a product from which on a library's threads share it
+NARROW = 32
 # what a step takes longer where two threads take turns at the interpreter's lock
 TURN_US = 6.0
 # to hand blocks to other threads, and to wait for them: torch's, and our own, whose cores OpenBLAS
@@ -169,11 +171,29 @@ def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool]:
 
 
 def threaded_us(program: Program, sizes: Sizes, rates: Rates, threads: int) -> float:
-    """Predicted microseconds where a library shares long steps out among threads of its own."""
-    if threads < 2:
-        return program_us(program, sizes, rates)
+    """Predicted microseconds where a library shares long steps out among threads of its own.
+
+    Narrow products it leaves to one.
+    """
+
+    def one(step: Step) -> float:
+        alone = step_us(program, step, sizes, rates)
+        shared = alone > LONG_US and not _is_narrow(program, step, sizes)
+        return alone / max(SHARE * threads, 1.0) if shared else alone
+
     try:
-        times = [step_us(program, step, sizes, rates) for step in program.steps]
+        return math.fsum(map(one, program.steps))
     except OverflowError:
         return math.inf
-    return math.fsum(t if t < LONG_US else t / (SHARE * threads) for t in times)
+
+
+def _is_narrow(program: Program, step: Step, sizes: Sizes) -> bool:
+    op = step.op
+    if not isinstance(op, Contract) or not is_matmul(op):
+        return False
+    numbers = {
+        k: evaluate(s, sizes) for k, s in _labels(op, operand_values(program, step), step.out)
+    }
+    form = matmul_form(op, numbers, stacks=True)
+    sides = (math.prod(numbers[label] for label in group) for group in (form.m, form.n))
+    return min(sides) < NARROW

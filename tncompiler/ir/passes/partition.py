@@ -78,7 +78,7 @@ class _Backward:
     def __init__(self, joint: Program, forward: Program, kept: Collection[str] | None) -> None:
         self.joint, self.kept = joint, kept
         self.forward = {step.out.name: step for step in forward.steps}
-        self.given = {argument.value.name for argument in joint.arguments}
+        self.given = inputs_of(joint)
         self.taken = set(joint.values)
         self.again: dict[str, str] = {}  # as the forward program calls it → as made again
         self.steps: list[Step] = []
@@ -117,7 +117,7 @@ class _Backward:
 
     def _make_again(self, step: Step) -> None:
         name = step.out.name
-        free = isinstance(step.op, Literal) or self._copies_argument(step)
+        free = isinstance(step.op, Literal) or self._copies_input(step)
         called = name if free else fresh_name(f"{name}_again", self.taken)
         self.taken.add(called)
         if not free:
@@ -127,12 +127,17 @@ class _Backward:
         self.again[name] = called
 
     def _is_saved(self, step: Step) -> bool:
-        if isinstance(step.op, Literal) or self._copies_argument(step):
+        if isinstance(step.op, Literal) or self._copies_input(step):
             return False
         return self.kept is None or step.out.name in self.kept
 
-    def _copies_argument(self, step: Step) -> bool:
+    def _copies_input(self, step: Step) -> bool:
         return isinstance(step.op, Permute) and self.given.issuperset(step.operands)
+
+
+def inputs_of(joint: Program) -> set[str]:
+    """Arguments whose copies both programs make: those of a parameter are small, and are kept."""
+    return {a.value.name for a in joint.arguments if a.kind not in ("param", "constant")}
 
 
 def _live(steps: list[Step], outputs: tuple[str, ...]) -> tuple[Step, ...]:
