@@ -240,12 +240,6 @@ BUGS = (
         "Contract(tuple(wires), chosen.out)",
     ),
     Bug(
-        "the matrix that meets all others repeated on the wrong side",
-        "backends.emitter:Emitter._matmul",
-        "if form.batch or form.outer_on == side else ()",
-        "if form.batch or form.outer_on != side else ()",
-    ),
-    Bug(
         "a transposed matrix taken as it stands",
         "backends.emitter:Emitter._block",
         "return text if moved == sorted(moved) else self.permute(text, moved)",
