@@ -37,7 +37,7 @@ from tncompiler.planning.slicing import (
     largest_alive,
 )
 from tncompiler.planning.tiling import Tiled, tile_program
-from tncompiler.planning.timing import LANES_US, program_us, threaded_us
+from tncompiler.planning.timing import HOP_US, LANES_US, program_us, threaded_us
 from tncompiler.problem import Nominal
 from tncompiler.scheduling import Scheduling
 
@@ -324,6 +324,8 @@ class Compilation(Scheduling):
             programs = (program or self.inference(dtypes, nominal).fitted.program,)
         rates = as_machine(self.options.machine).cpu.libraries[backend]
         entering = len(programs) * rates.call_us
+        if backend == "numpy" and self.library == "torch":
+            entering += HOP_US * sum(len(p.arguments) + len(p.outputs) for p in programs)
         if backend == "numpy" and self._tiles:
             return entering + sum(self._tiled(p, planned).time_us for p in programs)
         threads = self.lanes if backend == "torch" else 1
