@@ -17,11 +17,12 @@ import pytest
 
 import tncompiler as tnc
 from tests.oracle import exact
+from tncompiler import compiler, scheduling
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.expressions import Expr
 from tncompiler.planning import hyper, workers
 from tncompiler.planning.candidates import Network, tree_cost
-from tncompiler.planning.hyper import Trial, draw_trials, run_trial
+from tncompiler.planning.hyper import Trial, draw_trials, numbered_trials, run_trial
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.options import EXECUTORS
 from tncompiler.planning.order import check_order, spelled
@@ -131,6 +132,20 @@ def test_seeds_and_trials_matter() -> None:
     assert len({trial.settings["seed"] for trial in drawn[0]}) == len(drawn[0]) == 300
 
 
+def test_trials_are_drawn_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers stand for the trials that the seed draws, in whatever order they are asked for."""
+    network = network_of(*equation("reg", 0))
+    drawn = list(draw_trials(9, 3))
+    numbered = list(numbered_trials(9, 3))
+    ran: list[Trial] = []
+    note = lambda network, minimize, trial: ran.append(trial) or ()  # noqa: E731
+    for method in ("greedy", "labels"):
+        monkeypatch.setitem(hyper.METHODS, method, note)
+    for number in (4, 0, 8, 4):
+        assert not list(run_trial(network, "flops", numbered[number]))
+        assert ran[-1] == drawn[number]
+
+
 def test_kahypar_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {t.method for t in draw_trials(12, 0)} == {"greedy", "labels"}
     monkeypatch.setattr(hyper, "find_spec", lambda name: name == "kahypar")
@@ -228,6 +243,82 @@ def test_small_networks_start_no_process(monkeypatch: pytest.MonkeyPatch) -> Non
     plan = tnc.plan(regular(8), options=tnc.PlanOptions(max_seconds=60))
     assert not plan.cut
     assert started == []
+
+
+class Clock:
+    """Stands for time.monotonic: moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def slow(self, function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        """The function, taking so long."""
+
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            self.now += seconds
+            return function(*args, **kwargs)
+
+        return slowly
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time that budgets see."""
+    clock = Clock()
+    monkeypatch.setattr(workers, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("seconds", [5, 15])
+def test_the_time_of_a_plan_begins_with_the_call(
+    seconds: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lowering is counted in"""
+    monkeypatch.setattr(scheduling, "lower", clock.slow(scheduling.lower, 10))
+    for training in (False, True):
+        options = tnc.PlanOptions(max_seconds=seconds, training=training)
+        assert tnc.plan(regular(8), options=options).cut is (seconds < 10)
+
+
+@pytest.mark.parametrize("seconds", [15, 25])
+def test_plans_for_sizes_around_a_free_one_share_the_time(
+    seconds: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A size of 200 is planned for at 128 and at 256, in 10 seconds each."""
+    monkeypatch.setattr(scheduling, "decide", clock.slow(scheduling.decide, 10))
+    b, *bonds = tnc.indices("b i j k", i=8, j=8, k=8)
+    chain = zip((b, *bonds), (*bonds, tnc.Index("l", 8)), strict=True)
+    expr = tnc.contract(*(tnc.input(f"a{n}", *pair) for n, pair in enumerate(chain)))
+    compilation = compiler.Compilation(expr, None, {}, tnc.PlanOptions(max_seconds=seconds))
+    for _ in range(2):  # the second finds the searches of the first, and whether they were cut
+        assert compilation.plan({b.size: 200}).cut is (seconds < 20)
+
+
+def test_time_is_kept_for_what_comes_after_the_search(clock: Clock) -> None:
+    """scheduling is counted in"""
+    budget = Budget(deadline=10.0)
+    budget.keep(3.0)
+    budget.keep(2.0)
+    assert budget.left == 7.0
+    clock.now = 8.0
+    assert budget.spent()
+    short = Budget(deadline=9.0)
+    short.keep(100.0)
+    assert short.left == 0.5
+    endless = Budget()
+    endless.keep(100.0)
+    assert endless.left is None
+
+
+def test_more_is_kept_for_larger_networks(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    monkeypatch.setattr(Budget, "keep", lambda _, seconds: kept.append(seconds))
+    for count, training in ((8, False), (80, False), (80, True)):
+        tnc.plan(regular(count), options=tnc.PlanOptions(max_seconds=1, training=training))
+    assert 0 < kept[0] < kept[1] < kept[2]
 
 
 def test_what_was_found_before_the_cut_is_taken() -> None:

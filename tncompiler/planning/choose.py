@@ -75,7 +75,7 @@ def best_order(
     near = _ranked(network, neighbours(orders[0], count), rates)
     ranked = [*near, *_ranked(network, orders, rates)]
     different = {shape_of(pairs, count): (cost, pairs) for cost, pairs in ranked}
-    return best_rehearsed(rehearsal, sorted(different.values()), rates)
+    return best_rehearsed(rehearsal, sorted(different.values()), rates, budget)
 
 
 def _ranked(
