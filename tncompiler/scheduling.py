@@ -54,7 +54,7 @@ from tncompiler.problem import Nominal, Problem
 
 LAYOUT_FROM_US = 50.0  # predicted time from which a search for the best layout pays
 # about what it takes, for each tensor, to schedule a forward pass, and a training step
-PREPARED_S, STEP_PREPARED_S = 0.0006, 0.002
+PREPARED_S, STEP_PREPARED_S = 0.001, 0.004
 
 
 class Scheduling(Problem):
