@@ -336,8 +336,10 @@ class Scheduling(Problem):
         order for it sliced is the only one.
         """
         program, orders = self.scheduled(dtypes, nominal, wrt)
-        fits = not wrt and peak_bytes(program, nominal) <= self._limit
-        if self.options.memory_limit is None or self._is_given or fits:
+        if self.options.memory_limit is None or self._is_given:
+            yield program, orders, ()
+            return
+        if not wrt and peak_bytes(program, nominal) <= self._limit:
             yield program, orders, ()
             return
         # blocks of a sum that carries exponents would have to be aligned
