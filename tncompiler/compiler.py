@@ -87,7 +87,7 @@ class Compilation(Scheduling):
             twin.places_by_time, twin._cache = False, {}
             return twin
 
-        return self._once("twin", make)  # type: ignore[no-any-return]
+        return self._once(("twin",), make)  # type: ignore[no-any-return]
 
     def inference(
         self, dtypes: tuple[str, ...], nominal: Nominal, *, keeps: bool = False
