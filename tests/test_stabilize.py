@@ -585,7 +585,7 @@ def test_two_tensors_may_have_a_product_that_no_float_holds(backend: str, factor
 def test_the_smaller_tensor_is_divided_once() -> None:
     """A parameter that meets two inputs, here and there, has one scale."""
     expr, _ = three()
-    x, y, A = expr.terms
+    x, _, A = expr.terms
     both = (x @ A, tnc.input("z", x.indices[0], A.indices[0]) @ A)
     g = tnc.compile(both, framework="numpy", plan=STABLE)
     assert g.program().to_text().count("power_of_two A") <= 1

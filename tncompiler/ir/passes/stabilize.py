@@ -3,9 +3,10 @@
 In: a scheduled program. Out: the same program in which every product that another contraction reads
 is divided by a power of two, a scale of its own for each position of the axes that reach the end of
 the network, whose exponents add up beside it. Where two tensors meet of which neither was divided,
-the smaller one is first: what is left of their product is in range if both tensors are. A logarithm takes them in, other functions of single
-networks pass them on, anything else multiplies them back. An output that is such a pair is returned
-as its value, with log10 of its scale as a further output after all values.
+the smaller one is first: what is left of their product is in range if both tensors are. A logarithm
+takes exponents in, other functions of single networks pass them on, anything else multiplies them
+back. An output that is such a pair is returned as its value, with log10 of its scale as a further
+output after all values.
 """
 
 from __future__ import annotations
