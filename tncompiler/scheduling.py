@@ -20,10 +20,10 @@ from tncompiler.ir.passes import (
     LAYOUT_PASSES,
     LOGICAL_PASSES,
     MERGING_PASSES,
-    SCHEDULED_PASSES,
     STABILIZING_PASSES,
     run_passes,
 )
+from tncompiler.ir.passes.apart import sum_apart, summed_axes
 from tncompiler.ir.passes.stabilize import scaled_outputs
 from tncompiler.ir.program import Contract, Program, operand_values
 from tncompiler.ir.validate import validate
@@ -45,6 +45,7 @@ from tncompiler.planning.sliced_network import slice_program
 from tncompiler.planning.slicing import (
     Cut,
     apply_cuts,
+    fit_program,
     largest_alive,
 )
 from tncompiler.planning.timing import program_us
@@ -52,6 +53,7 @@ from tncompiler.planning.ways import Ways
 from tncompiler.planning.workers import Budget
 from tncompiler.problem import Nominal, Problem
 
+MOST_SUMMED_APART = 4  # indices of a network that carries exponents that are cut though summed
 LAYOUT_FROM_US = 50.0  # predicted time from which a search for the best layout pays
 # about what it takes, for each tensor, to schedule a forward pass, and a training step
 PREPARED_S, STEP_PREPARED_S = 0.001, 0.004
@@ -342,12 +344,16 @@ class Scheduling(Problem):
         if not wrt and peak_bytes(program, nominal) <= self._limit:
             yield program, orders, ()
             return
-        # blocks of a sum that carries exponents would have to be aligned
         networks = [] if self.stabilized else list(self._sliced_networks(dtypes, nominal, orders))
         yield from networks
         if networks:
             return
         yield program, orders, ()
+        if (
+            self.stabilized
+            and fit_program(program, nominal, self._limit, self._rates).peak > self._limit
+        ):
+            yield from self._summed_apart(dtypes, nominal, orders)
         seen = [orders]
         for minimize in ("memory", "flops"):
             options = replace(self.options, minimize=minimize)
@@ -367,10 +373,39 @@ class Scheduling(Problem):
             if sliced is None:
                 return
             program, made = schedule(logical, nominal, self.options, sliced.orders)
-            program = run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+            program = self._laid_out(program)
             if peak_bytes(apply_cuts(program, sliced.cuts), nominal) <= self._limit or share == 64:
                 yield program, made, sliced.cuts
                 return
+
+    def _summed_apart(
+        self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any
+    ) -> Iterator[tuple[Program, Any, tuple[Cut, ...]]]:
+        """The program cut along indices that are summed, one more of them until it fits.
+
+        A value has one exponent for all positions of such an index; here blocks have their own.
+        """
+        program, _ = schedule(self.logical(dtypes), nominal, self.options, orders)
+        axes, least = summed_axes(program), math.inf
+        cuts: tuple[Cut, ...] = ()
+        while least > self._limit and len(cuts) < MOST_SUMMED_APART:
+            tried = []
+            for axis in axes:
+                apart, more = sum_apart(program, axis), (*cuts, Cut(*axis, 1, sink=True))
+                laid_out = self._laid_out(apart)
+                peak = peak_bytes(apply_cuts(laid_out, more), nominal)
+                tried.append((peak, axis, apart, laid_out, more))
+            best = min(tried, key=lambda one: one[0], default=None)
+            if best is None or best[0] >= least:
+                return
+            least, axis, program, laid_out, cuts = best
+            axes.remove(axis)
+            yield laid_out, orders, cuts
+
+    def _laid_out(self, program: Program) -> Program:
+        """A scheduled program after all passes, axes placed by one look at each value."""
+        passes = (*self._passes(), *LAYOUT_PASSES)
+        return run_passes(program, passes, scheduled=True, watcher=watcher())
 
     def _too_small(self, least: int, program: Program, nominal: Nominal) -> PlanError:
         name, size = largest_alive(program, nominal)

@@ -147,7 +147,8 @@ def fit_program(
     if peak <= limit:
         return Fitted(program, (), (), peak, program_us(program, nominal, rates))
     numbers = numeric(program, nominal)
-    cuts = _Search(numbers, limit, rates, frozenset(avoid)).cuts(start)
+    own = tuple(cut for cut in start if cut.value in program.values)
+    cuts = _Search(numbers, limit, rates, frozenset(avoid)).cuts(own)
     fitted = apply_cuts(numbers, cuts, avoid)
     return Fitted(
         apply_cuts(program, cuts, avoid),

@@ -197,7 +197,7 @@ def _surviving(labels: Labels, output: Labels) -> Labels:
 
 def _axes_apart(program: Program) -> dict[str, Labels]:
     """For each value that a contraction reads: the axes along which every network that reads it
-    keeps its positions apart to the end."""
+    keeps its positions apart, to the end or to a sum of one operand, which aligns them."""
     apart: dict[str, Labels] = {}
     for step in reversed(program.steps):
         if not isinstance(step.op, Contract):
@@ -206,6 +206,8 @@ def _axes_apart(program: Program) -> dict[str, Labels]:
         open_labels = {step.op.output[axis] for axis in apart.get(step.out.name, every)}
         for name, labels in zip(step.operands, step.op.inputs, strict=True):
             kept = {k for k in _surviving(labels, step.op.output) if labels[k] in open_labels}
+            if len(step.operands) == 1:
+                kept.update(k for k, x in enumerate(labels) if x not in step.op.output)
             before = apart.get(name, tuple(range(len(labels))))
             apart[name] = tuple(axis for axis in before if axis in kept)
     return apart
