@@ -2,6 +2,7 @@
 
 import concurrent.futures as futures
 import logging
+import math
 import re
 import subprocess
 import threading
@@ -391,6 +392,43 @@ def test_never_more_flops_than_cotengra(kind: str, seed: int) -> None:
     options = tnc.PlanOptions(search="hyper", minimize="flops", trials=4)
     ours = find_orders(network, options)[0]
     assert flops_of(network, ours) <= default_flops(network, 4)
+
+
+@pytest.mark.parametrize("seed", [9, *(pytest.param(s, marks=pytest.mark.slow) for s in range(8))])
+def test_scalars_cost_no_more_than_in_cotengras_tree(seed: int) -> None:
+    """Scalar operands are tensors of its tree; ours have them in their smallest tensor."""
+    inputs, output, _, sizes = cotengra.utils.rand_equation(
+        9, 3, n_out=1, d_min=2, d_max=4, seed=seed
+    )
+    inputs += [(), ()]
+    indices = {name: tnc.Index(f"k{n}", size) for n, (name, size) in enumerate(sizes.items())}
+    leaves = [tnc.input(f"x{n}", *(indices[k] for k in term)) for n, term in enumerate(inputs)]
+    expr = tnc.contract(*leaves, out=tuple(indices[k] for k in output))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that kahypar is not installed
+        optimizer = cotengra.HyperOptimizer(
+            minimize="flops", max_repeats=8, parallel=False, progbar=False
+        )
+        tree = optimizer.search(inputs, output, sizes)
+    theirs = 0
+    for parent, left, right in tree.traverse():
+        joined = {*tree.get_legs(left), *tree.get_legs(right)}
+        is_sum = joined != {*tree.get_legs(parent)}
+        theirs += (1 + is_sum) * math.prod(sizes[k] for k in joined)
+    options = tnc.PlanOptions(minimize="flops", search="hyper", trials=8)
+    assert tnc.plan(expr, options=options).flops <= theirs
+
+
+def test_scalars_go_into_the_smallest_tensor() -> None:
+    """Here a result in the middle of the order, of two elements."""
+    i, j, k = tnc.indices("i j k", i=8, j=2, k=8)
+    s, a, b = tnc.input("s"), tnc.input("a", i), tnc.input("b", i, j)
+    expr = tnc.contract(s, s, a, b, tnc.input("c", j, k), out=(k,))
+    plan = tnc.plan(expr, options=tnc.PlanOptions(minimize="flops"))
+    assert plan.flops == 2 * 8 * 2 + 1 + 2 + 2 * 2 * 8
+    values = {leaf.name: np.full(leaf.shape, 2.0) for leaf in expr.leaves}
+    g = tnc.compile(expr, framework="numpy", dtype="float64")
+    assert np.array_equal(g(**values), np.full(8, 8 * 2 * 2.0**5))
 
 
 # bad input ----------------------------------------------------------------------------------------
