@@ -27,7 +27,7 @@ from tncompiler.planning.machine import as_machine
 from tncompiler.planning.memory import step_peak
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.plan import ContractionPlan, make_plan
-from tncompiler.planning.replan import choose_gradients, joint_cost
+from tncompiler.planning.replan import choose_gradients, joint_cost, replannable
 from tncompiler.planning.reuse import reuse_orders
 from tncompiler.planning.schedule import schedule
 from tncompiler.planning.slicing import (
@@ -38,6 +38,7 @@ from tncompiler.planning.slicing import (
 )
 from tncompiler.planning.tiling import Tiled, tile_program
 from tncompiler.planning.timing import HOP_US, LANES_US, program_us, threaded_us
+from tncompiler.planning.workers import Budget
 from tncompiler.problem import Nominal
 from tncompiler.scheduling import Scheduling
 
@@ -86,7 +87,7 @@ class Compilation(Scheduling):
             twin.places_by_time, twin._cache = False, {}
             return twin
 
-        return self._once("twin", make)  # type: ignore[no-any-return]
+        return self._once(("twin",), make)  # type: ignore[no-any-return]
 
     def inference(
         self, dtypes: tuple[str, ...], nominal: Nominal, *, keeps: bool = False
@@ -109,7 +110,7 @@ class Compilation(Scheduling):
             best = fastest(found, limit)
             if best.fitted.peak > limit:
                 raise self._too_small(best.fitted.peak, best.fitted.program, nominal)
-            return best
+            return replace(best, cut=self._was_cut(dtypes, nominal))
 
         return self._once(  # type: ignore[no-any-return]
             ("inference", dtypes, tuple(nominal.items())), make
@@ -170,7 +171,7 @@ class Compilation(Scheduling):
                     key=lambda program: largest_alive(program, nominal)[1],
                 )
                 raise self._too_small(best.fitted.peak, tallest, nominal)
-            return best
+            return replace(best, cut=self._was_cut(dtypes, nominal))
 
         return self._once(  # type: ignore[no-any-return]
             ("training", dtypes, tuple(nominal.items()), wrt), make
@@ -190,14 +191,23 @@ class Compilation(Scheduling):
                 program = self._merged(dtypes, nominal, orders)
             found.append((self._differentiated(program, wrt, nominal), orders, cuts, count))
             tried += [] if cuts else [orders]
-        alone = self.scheduled(dtypes, nominal)[1]  # for the value; gradients from other trees
-        for orders in [*tried, *([] if alone in tried else [alone])]:
-            if not self.stabilized:  # their trees are those of the network without exponents
+        if self._may_replan(dtypes, nominal, wrt):
+            alone = self.scheduled(dtypes, nominal)[1]  # best for the value
+            for orders in [*tried, *([] if alone in tried else [alone])]:
                 joints = self._replanned(dtypes, nominal, wrt, orders)
                 found += [(joint, orders, (), len(self.outputs)) for joint in joints]
-        if self.options.memory_limit is not None:
+        if self.options.memory_limit is not None or len(found) == 1:
             return found
         return [min(found, key=lambda one: joint_cost(one[0], nominal, self.options))]
+
+    def _may_replan(self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]) -> bool:
+        """Whether gradients from other trees may be cheaper, and there is time to look."""
+        if self.stabilized:  # their trees are those of the network without exponents
+            return False
+        logical, wanted = self.logical(dtypes), self._planned_for(wrt)
+        some = bool(replannable(logical, nominal, self.options, wanted))
+        with self._one_call() as budget:
+            return some and not budget.spent()
 
     def _replanned(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...], orders: Any
@@ -391,12 +401,19 @@ class Compilation(Scheduling):
         wrt: tuple[str, ...] | None = None,
         *,
         keeps: bool = False,
+        budget: Budget | None = None,
     ) -> ContractionPlan:
         """The plan that a call of these sizes runs; of a training step if `wrt` names leaves.
 
-        ``keeps`` as in `inference`.
+        ``keeps`` as in `inference`. ``budget``: the time it may take, if that runs already.
         """
-        dtypes = dtypes or self.default_dtypes("float32")
+        with self._one_call(budget):
+            dtypes = dtypes or self.default_dtypes("float32")
+            return self._plan(nominal, dtypes, wrt, keeps)
+
+    def _plan(
+        self, nominal: Nominal, dtypes: tuple[str, ...], wrt: tuple[str, ...] | None, keeps: bool
+    ) -> ContractionPlan:
         logical = self.logical(dtypes)
         wrt = self._planned_for(()) if wrt is None else wrt
         if wrt:
@@ -406,7 +423,7 @@ class Compilation(Scheduling):
             plan = make_plan(logical, joint, step.orders, nominal, self.options.minimize)
             return replace(
                 plan,
-                cut=self._budget(dtypes, self.planned_sizes(dtypes, nominal, wrt), wrt).cut,
+                cut=step.cut,
                 replanned=self._replanned_pairs,
                 peak_memory=step_peak(fitted.programs, nominal),
                 saved=fitted.programs.saved,
@@ -419,7 +436,7 @@ class Compilation(Scheduling):
         return replace(
             plan,
             sliced_indices=whole.fitted.sliced,
-            cut=self._budget(dtypes, self.planned_sizes(dtypes, nominal), ()).cut,
+            cut=whole.cut,
             replanned=self._replanned_pairs,
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import sympy
 
@@ -296,8 +297,9 @@ def label_sizes(op: Contract, operands: Iterable[Value], out: Value) -> dict[int
     """The size of each label of a contraction."""
     sizes: dict[int, Size] = {}
     for labels, value in zip((*op.inputs, op.output), (*operands, out), strict=True):
-        for label, size in zip(labels, value.shape, strict=True):
-            sizes.setdefault(label, size)
+        own = dict(zip(labels, value.shape, strict=True))
+        if not own.keys() <= sizes.keys():
+            sizes = {**sizes, **own, **sizes}
     return sizes
 
 
@@ -325,12 +327,11 @@ def fresh_name(wanted: str, taken: Iterable[str]) -> str:
 
 def canonical(op: Contract) -> Contract:
     """Labels renumbered in order of first appearance."""
-    numbers: dict[int, int] = {}
-    wires = [
-        tuple([numbers.setdefault(label, len(numbers)) for label in labels])
-        for labels in (*op.inputs, op.output)
-    ]
-    return Contract(tuple(wires[:-1]), wires[-1])
+    seen = dict.fromkeys(chain(*op.inputs, op.output))
+    numbers = {label: number for number, label in enumerate(seen)}
+    number_of = numbers.__getitem__
+    inputs = tuple([tuple(map(number_of, labels)) for labels in op.inputs])
+    return Contract(inputs, tuple(map(number_of, op.output)))
 
 
 def contract_flops(op: Contract, operands: Iterable[Value], out: Value) -> Terms:

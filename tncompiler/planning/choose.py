@@ -6,7 +6,7 @@ for. Out: SSA pairs by the name of each network's value.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from tncompiler.ir.passes.adjoint import reachable_from
 from tncompiler.ir.program import Contract, Program, Step, label_sizes, operand_values
@@ -16,7 +16,6 @@ from tncompiler.planning.exchange import neighbours, shape_of
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
-from tncompiler.planning.rates import Rates
 from tncompiler.planning.rehearse import REHEARSED_UP_TO, Rehearsal, best_rehearsed
 from tncompiler.planning.search import find_orders
 from tncompiler.planning.workers import Budget
@@ -72,17 +71,10 @@ def best_order(
     if rehearsal is None or budget.spent():
         return orders[0]
     rates, count = as_machine(options.machine).planning, len(network.terms)
-    near = _ranked(network, neighbours(orders[0], count), rates)
-    ranked = [*near, *_ranked(network, orders, rates)]
-    different = {shape_of(pairs, count): (cost, pairs) for cost, pairs in ranked}
-    return best_rehearsed(rehearsal, sorted(different.values()), rates)
-
-
-def _ranked(
-    network: Network, orders: Iterable[tuple[Pair, ...]], rates: Rates
-) -> list[tuple[float, tuple[Pair, ...]]]:
-    """Orders with their predicted times."""
-    return [(tree_cost(network, pairs, "time", rates), pairs) for pairs in orders]
+    candidates = (*neighbours(orders[0], count), *orders)
+    different = {shape_of(pairs, count): pairs for pairs in candidates}
+    times = [(tree_cost(network, pairs, "time", rates), pairs) for pairs in different.values()]
+    return best_rehearsed(rehearsal, sorted(times), rates, budget)
 
 
 def _rehearsal(

@@ -24,7 +24,7 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.options import PlanOptions
-from tncompiler.planning.order import Pair
+from tncompiler.planning.order import Pair, intermediate_labels
 from tncompiler.planning.search import contraction_order
 
 Orders = Mapping[str, tuple[Pair, ...]]
@@ -91,9 +91,13 @@ class _Network:
                 f"the plan contracts {len(pairs) + 1} tensors where the network has {len(wires)}",
                 fix="plan this expression anew",
             )
-        self._apply_scalars(pairs)
-        for left, right in pairs:
+        at = self._scaled_term(pairs) if self.scalars and self.terms else None
+        if at is not None and at < len(wires):
+            self._scale(at)
+        for made, (left, right) in enumerate(pairs, len(wires)):
             self._contract_pair(left, right, uses)
+            if made == at and made < len(wires) + len(pairs) - 1:  # else `_finish` does
+                self._scale(at)
         self._finish(self.terms[-1] if self.terms else self._product_of_scalars())
         return pairs
 
@@ -108,20 +112,17 @@ class _Network:
             uses[label] -= label not in kept
         return term if kept == term.labels else self._emit([term], kept)
 
-    def _apply_scalars(self, pairs: tuple[Pair, ...]) -> None:
-        """Multiply scalar factors into the smallest tensor of the network."""
-        if not self.scalars or not self.terms:
-            return
-        scale = self._product_of_scalars()
+    def _scaled_term(self, pairs: tuple[Pair, ...]) -> int:
+        """The tensor that scalar factors go into: the smallest of operands and results."""
+        wires = [term.labels for term in self.terms]
+        labels = intermediate_labels(wires, dict.fromkeys(self.op.output), pairs)
+        return min(labels, key=lambda number: (self._count(labels[number]), number))
+
+    def _scale(self, at: int) -> None:
+        """Multiply the scalar factors into a tensor."""
+        term, scale = self.terms[at], self._product_of_scalars()
         self.scalars = []
-        sizes = [self._count(term.labels) for term in self.terms]
-        smallest = min(range(len(sizes)), key=sizes.__getitem__)
-        output = self._count(tuple(dict.fromkeys(self.op.output)))
-        if pairs and output < sizes[smallest]:
-            self.scalars = [scale]  # the result is smaller than every operand
-            return
-        term = self.terms[smallest]
-        self.terms[smallest] = self._emit([scale, term], term.labels)
+        self.terms[at] = self._emit([scale, term], term.labels)
 
     def _product_of_scalars(self) -> _Term:
         product, *rest = self.scalars
@@ -155,7 +156,7 @@ class _Network:
     def _finish(self, term: _Term) -> None:
         """The last term under the network's own name, in the declared axis order."""
         if self.scalars and self.terms:
-            term = self._emit([self.scalars[0], term], term.labels)
+            term = self._emit([self._product_of_scalars(), term], term.labels)
         is_new = len(self.builder.steps) > self.start
         last = self.builder.steps[-1] if is_new else self.step
         out = self.step.out

@@ -143,9 +143,12 @@ def fit_program(
     ``avoid``: names that are in use around the program. ``start``: cuts that are made before any
     other, if the program does not fit without.
     """
+    peak = peak_bytes(program, nominal)
+    if peak <= limit:
+        return Fitted(program, (), (), peak, program_us(program, nominal, rates))
     numbers = numeric(program, nominal)
-    search = _Search(numbers, limit, rates, frozenset(avoid))
-    cuts = search.cuts(start) if peak_bytes(numbers, {}) > limit else ()
+    own = tuple(cut for cut in start if cut.value in program.values)
+    cuts = _Search(numbers, limit, rates, frozenset(avoid)).cuts(own)
     fitted = apply_cuts(numbers, cuts, avoid)
     return Fitted(
         apply_cuts(program, cuts, avoid),

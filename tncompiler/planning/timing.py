@@ -20,7 +20,7 @@ from tncompiler.ir.program import (
     label_sizes,
     operand_values,
 )
-from tncompiler.ir.sizes import Size, evaluate
+from tncompiler.ir.sizes import Size, evaluate, volume
 from tncompiler.planning.memory import is_view, within
 from tncompiler.planning.rates import Rates
 
@@ -119,7 +119,7 @@ def _loop_us(loop: Loop, sizes: Sizes, rates: Rates) -> float:
         value = loop.body.values[name]
         moved = 2.0 * _bytes(value, inner)
         if axis:  # rows of the block lie apart in the whole
-            run = math.prod(evaluate(size, inner) for size in value.shape[axis:])
+            run = volume(value.shape[axis:], inner)
             block += rates.step_us + rates.permute_us(moved, run, True)
         else:
             block += rates.step_us + rates.pass_us(moved)
@@ -159,7 +159,7 @@ def _sweep(op: Contract, numbers: Mapping[int, int]) -> int:
 
 
 def _bytes(value: Value, sizes: Sizes) -> int:
-    return ITEM_BYTES[value.dtype] * math.prod(evaluate(size, sizes) for size in value.shape)
+    return ITEM_BYTES[value.dtype] * volume(value.shape, sizes)
 
 
 def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool]:
@@ -168,7 +168,7 @@ def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool]:
     first = len(axes) - 1
     while first and axes[first - 1] == axes[first] - 1:
         first -= 1
-    inner = math.prod(evaluate(source.shape[axis], sizes) for axis in axes[first:])
+    inner = volume([source.shape[axis] for axis in axes[first:]], sizes)
     return inner, axes[-1] == len(axes) - 1
 
 
