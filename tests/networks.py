@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import tncompiler as tnc
+from tests.block_networks import attended
 from tests.position_networks import gathered, scattered
 from tncompiler.ir.expressions import Expr, Leaf, walk
 from tncompiler.ir.index import Index
@@ -620,6 +621,7 @@ _BOTH = (
     _joined,
     gathered,
     scattered,
+    attended,
 )
 SMOOTH: tuple[Callable[[_Maker], _Item | None], ...] = _BOTH
 OPERATIONS: tuple[Callable[[_Maker], _Item | None], ...] = (

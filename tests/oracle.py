@@ -18,6 +18,7 @@ from tests import oracle_positions
 from tncompiler.function import NumpyFunction
 from tncompiler.ir import expressions as ex
 from tncompiler.ir import sizes as sz
+from tncompiler.ir.arange import Arange
 from tncompiler.ir.gather_nodes import Gather, Scatter
 from tncompiler.ir.reference import Bounded, bind_sizes, evaluate_all
 from tncompiler.module import CompiledModule
@@ -126,6 +127,8 @@ def _node(
             if kind == "f":
                 return _FUNCTIONS["real"](operands[0]).double()
             return operands[0].to(torch.complex128 if kind == "c" else getattr(torch, node.dtype))
+        case Arange():
+            return torch.arange(shape[0])
         case Gather():
             return oracle_positions.gather(node, *operands)
         case Scatter():

@@ -84,6 +84,7 @@ WANTED = [
     "Concat",
     "Gather",
     "Scatter",
+    "Arange",
     "relu",
     "gelu",
     "where",

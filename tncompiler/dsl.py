@@ -11,6 +11,7 @@ import numpy as np
 import sympy
 
 from tncompiler.ir import algebra
+from tncompiler.ir.arange import arange
 from tncompiler.ir.derivatives import environment, grad, jvp
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.expressions import INITIALIZERS, Expr, Initializer, Leaf
@@ -24,6 +25,7 @@ from tncompiler.ir.sizes import size_symbol
 __all__ = [
     "Index",
     "abs",
+    "arange",
     "concat",
     "constant",
     "contract",

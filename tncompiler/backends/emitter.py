@@ -13,11 +13,14 @@ from typing import Self
 
 import sympy
 
+from tncompiler.backends.attending import write_attention
 from tncompiler.backends.gathering import write_gather
 from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
 from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.matmul import MatmulForm, is_matmul, matmul_form
@@ -175,6 +178,10 @@ class Emitter(ABC):
             case Concat(axis):
                 parts = ", ".join(self.ref(value) for value in operands)
                 self.assign(step, self.concat(parts, axis), self._tuple(step.out))
+            case Positions():
+                self.assign(step, self.arange(self.size(step.out.shape[0])), self._tuple(step.out))
+            case Attention():
+                write_attention(self, step)
             case Gather() | Scatter():
                 write_gather(self, step)
             case Loop():
@@ -494,6 +501,9 @@ class Emitter(ABC):
 
     @abstractmethod
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str: ...
+
+    @abstractmethod
+    def arange(self, size: str) -> str: ...
 
     def ones(self, value: Value) -> str:
         return self.ones_of(value.shape, value.dtype)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import sympy
 
 from tncompiler.ir import expressions as ex
+from tncompiler.ir.arange import Arange, Positions
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import DEFAULT, kind, promote, promote_as_numpy
 from tncompiler.ir.errors import NameClash, TncError
@@ -213,6 +214,10 @@ def _cast(low: _Lowering, node: ex.Cast) -> Value:
     return low.builder.cast(low.operand(node.source), node.dtype)
 
 
+def _arange(low: _Lowering, node: Arange) -> Value:
+    return low.builder.emit(Positions(), (), low.shape(node), "int64", _axes(node))
+
+
 _RULES: dict[type[Expr], Callable[..., Value]] = {
     Leaf: _leaf,
     ex.Contract: _contract,
@@ -225,6 +230,7 @@ _RULES: dict[type[Expr], Callable[..., Value]] = {
     ex.Pad: _pad,
     ex.Concat: _concat,
     ex.Cast: _cast,
+    Arange: _arange,
     Gather: lower_gather,
     Scatter: lower_scatter,
 }

@@ -14,6 +14,8 @@ from functools import cached_property
 
 import sympy
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.sizes import Size, SizeEquation, Terms, render_size
 
@@ -223,6 +225,8 @@ Op = (
     | Cast
     | Gather
     | Scatter
+    | Positions
+    | Attention
     | Loop
     | Pick
 )

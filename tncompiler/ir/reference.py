@@ -17,6 +17,7 @@ import sympy
 
 from tncompiler.ir import expressions as ex
 from tncompiler.ir import sizes as sz
+from tncompiler.ir.arange import Arange
 from tncompiler.ir.errors import ShapeError, SizeEquationError, TncError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.functions import function
@@ -183,6 +184,10 @@ def _delta(run: _Interpreter, node: ex.Delta) -> _Tensor:
 
 def _ones(run: _Interpreter, node: ex.Ones) -> _Tensor:
     return _Tensor(np.ones(run.shape(node), run.real))
+
+
+def _arange(run: _Interpreter, node: Arange) -> _Tensor:
+    return _Tensor(np.arange(run.size(node.indices[0].size)))
 
 
 def _reindex(run: _Interpreter, node: ex.Reindex, source: _Tensor) -> _Tensor:
@@ -457,6 +462,7 @@ _RULES: dict[type[Expr], Callable[..., _Tensor]] = {
     ex.Pad: _pad,
     ex.Concat: _concat,
     ex.Cast: _cast,
+    Arange: _arange,
     Gather: _gather,
     Scatter: _scatter,
 }

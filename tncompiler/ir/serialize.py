@@ -14,6 +14,7 @@ import numpy as np
 
 from tncompiler.ir import algebra
 from tncompiler.ir import expressions as ex
+from tncompiler.ir.arange import arange
 from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.errors import FileFormatError, TncError
 from tncompiler.ir.expressions import INITIALIZERS, Expr, Leaf, walk
@@ -301,6 +302,7 @@ _READERS: dict[str, Callable[[Any, tuple[Index, ...], tuple[Expr, ...]], Expr]] 
         operands, indices[_natural(data["axis"])]
     ),
     "Cast": lambda data, indices, operands: algebra.cast(operands[0], data["dtype"]),
+    "Arange": lambda data, indices, operands: arange(*indices),
     "Gather": read_gather,
     "Scatter": read_scatter,
 }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sympy
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention import fits as fits_attention
 from tncompiler.ir.dtypes import DEFAULT, DTYPES, real_part
 from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.functions import FUNCTIONS, function
@@ -87,6 +90,13 @@ def _check_step(step: Step, operands: tuple[Value, ...]) -> None:
             return
         case Concat(axis):
             _check_concat(step, axis, operands)
+        case Positions() if operands or len(step.out.shape) != 1 or step.out.dtype != "int64":
+            _fail(step, "makes something else than the positions of one axis")
+        case Positions():
+            return
+        case Attention():
+            if not fits_attention(step.op, [v.shape for v in operands], step.out.shape):
+                _fail(step, "has labels or sizes that do not make an attention")
         case Gather() | Scatter():
             _check_gather(step, operands)
         case _ if len(operands) != 1:

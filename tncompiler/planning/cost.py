@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import sympy
 
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.gather import Scatter
 from tncompiler.ir.program import (
     Contract,
@@ -55,6 +57,9 @@ def step_flops(program: Program, step: Step) -> Terms:
     """Flops of a contraction, or of all in a loop; none for other steps."""
     if isinstance(step.op, Loop):
         return _repeated(step.op, (step_flops(step.op.body, inner) for inner in step.op.body.steps))
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        return Terms.total(step_flops(body, inner) for inner in body.steps)
     if isinstance(step.op, Contract):
         return contract_flops(step.op, operand_values(program, step), step.out)
     return Terms()
@@ -65,6 +70,9 @@ def step_elementwise(step: Step, program: Program) -> Terms:
     if isinstance(step.op, Loop):
         body = step.op.body
         return _repeated(step.op, (step_elementwise(inner, body) for inner in body.steps))
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        return Terms.total(step_elementwise(inner, body) for inner in body.steps)
     if isinstance(step.op, Map):
         return element_count(step.out)
     if isinstance(step.op, Reduce | Scatter):
@@ -98,6 +106,10 @@ def step_bytes(program: Program, step: Step) -> tuple[Terms, Terms]:
         results = Terms.total(nbytes(body.values[name]) for name in body.outputs)
         read = _repeated(step.op, (*(r for r, _ in inner), results))
         return read, _repeated(step.op, (*(w for _, w in inner), results))
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        inner = [step_bytes(body, one) for one in body.steps]
+        return Terms.total(r for r, _ in inner), Terms.total(w for _, w in inner)
     read = Terms.total(nbytes(v) for v in read_values(step, operand_values(program, step)))
     return read, nbytes(step.out)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import sympy
 
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.passes.partition import TrainingPrograms
@@ -24,6 +26,7 @@ from tncompiler.ir.program import (
     Split,
     Step,
     Value,
+    operand_values,
 )
 from tncompiler.ir.sizes import Binding, Terms, evaluate
 
@@ -121,6 +124,9 @@ def _scratch_bytes(program: Program, step: Step, binding: Binding) -> int:
     """What a step takes beside its value while it runs."""
     if isinstance(step.op, Loop):
         return _loop_bytes(step.op, binding)
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        return peak_bytes(body, binding) - nbytes(step.out).evaluate(binding)
     if isinstance(step.op, Scatter) and step.out.dtype in ("float32", "complex64"):
         return 2 * nbytes(step.out).evaluate(binding)  # sums in double precision
     return 0

@@ -7,6 +7,8 @@ from collections.abc import ItemsView, Mapping
 
 import sympy
 
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import is_matmul, matmul_form
 from tncompiler.ir.program import (
@@ -87,6 +89,8 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
     if isinstance(step.op, Loop):
         return _loop_us(step.op, sizes, rates)
     operands = operand_values(program, step)
+    if isinstance(step.op, Attention):
+        return program_us(body_of(step, operands), sizes, rates)
     work = _work_us(step, operands, sizes, rates)
     return rates.step_us + work + rates.fresh_us(_bytes(step.out, sizes))
 

@@ -9,6 +9,7 @@ from typing import Self
 from tncompiler.backends.emitter import Emitter
 from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.source import Source
+from tncompiler.ir.attention_body import expand_attention
 from tncompiler.ir.errors import BackendError
 from tncompiler.ir.functions import function
 from tncompiler.ir.program import Labels, Loop, Program, Value
@@ -55,7 +56,7 @@ class NumpyEmitter(Emitter):
     )
 
     def __init__(self, program: Program, entry: str) -> None:
-        super().__init__(program, entry)
+        super().__init__(expand_attention(program), entry)
         self.special: set[str] = set()  # functions of scipy.special
         loops = (step.op for step in program.steps if isinstance(step.op, Loop))
         self.reuses = any(loop.lanes > 1 for loop in loops)  # memory that earlier arrays have left
@@ -152,6 +153,9 @@ class NumpyEmitter(Emitter):
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
         return f"np.ones(({self.dims([(s,) for s in sizes])},), dtype={self.dtype(dtype)})"
+
+    def arange(self, size: str) -> str:
+        return f"np.arange({size}, dtype=np.int64)"
 
     def filled(self, value: Value, zeros: bool) -> str:
         dims = self.shape(value)

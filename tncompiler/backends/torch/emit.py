@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tncompiler.backends.attending import HELPERS as ATTENTION
 from tncompiler.backends.emitter import Emitter
 from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.source import Source
@@ -28,6 +29,7 @@ class TorchEmitter(Emitter):
     library = "torch"
     long_sum = LONG_SUM
     helpers: tuple[str, ...] = (
+        *ATTENTION,
         *POSITIONS,
         *("embed_diagonal", "long_bmm", "long_mm", "long_sum", "take_diagonal"),
         *("exponent", "power_of_two", "shift_exponent"),
@@ -100,6 +102,9 @@ class TorchEmitter(Emitter):
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
         dims = self.dims([(s,) for s in sizes])
         return f"torch.ones(({dims},), dtype=torch.{dtype}{self.device})"
+
+    def arange(self, size: str) -> str:
+        return f"torch.arange({size}{self.device})"
 
     def filled(self, value: Value, zeros: bool) -> str:
         dims = self.shape(value)

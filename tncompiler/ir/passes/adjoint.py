@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import adjoint_attention
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import is_differentiable, real_part
 from tncompiler.ir.functions import function
@@ -331,6 +334,8 @@ ADJOINT_RULES: dict[type, Callable[..., None]] = {
     Concat: _concat,
     Cast: _cast,
     Literal: _literal,
+    Positions: _literal,
+    Attention: adjoint_attention,
     Gather: adjoint_gather,
     Scatter: adjoint_scatter,
 }

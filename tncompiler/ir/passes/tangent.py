@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import tangent_attention
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import real_part
 from tncompiler.ir.functions import function
@@ -152,6 +155,8 @@ TANGENT_RULES: dict[type, Callable[..., Value | None]] = {
     Concat: _linear,
     Cast: _linear,
     Literal: _literal,
+    Positions: _literal,
+    Attention: tangent_attention,
     Gather: tangent_of_gather,
     Scatter: tangent_of_gather,
 }
