@@ -1,4 +1,4 @@
-"""Random attentions, for the networks of the fuzzers."""
+"""Random attentions, dropout, norms and users' functions, for the networks of the fuzzers."""
 
 from __future__ import annotations
 
@@ -46,3 +46,23 @@ def attended(make: _Maker) -> _Item | None:
         scale=make.pick([None, 0.5]),
     )
     return replace(make.leaf([]), expr=made, complex=False)
+
+
+halved_square = tnc.elementwise("halved_square", lambda x: x * x / 2, tnc.tanh)
+
+
+def blocked(make: _Maker) -> _Item | None:
+    """Dropout of any tensor; norms and a function with a derivative of its own, of real ones."""
+    if make.chance(0.4):
+        item = make.take()
+        seed = int(make.rng.integers(-1, 1000))
+        dropped = tnc.dropout(item.expr, make.pick([0.0, 0.3, 1.0]), seed, salt=make.pick([1, 2]))
+        return replace(item, expr=dropped)
+    item = make.real_item()
+    if make.chance(0.5) and not make.smooth:
+        return replace(item, expr=halved_square(item.expr))
+    over = [i for i in item.indices if make.extent(i)][:1]
+    if not over:
+        return item
+    norm = make.pick([tnc.rms_norm, tnc.batch_norm])
+    return replace(item, expr=norm(item.expr, over, eps=0.1))

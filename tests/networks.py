@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import tncompiler as tnc
-from tests.block_networks import attended
+from tests.block_networks import attended, blocked
 from tests.position_networks import gathered, scattered
 from tncompiler.ir.expressions import Expr, Leaf, walk
 from tncompiler.ir.index import Index
@@ -622,6 +622,7 @@ _BOTH = (
     gathered,
     scattered,
     attended,
+    blocked,
 )
 SMOOTH: tuple[Callable[[_Maker], _Item | None], ...] = _BOTH
 OPERATIONS: tuple[Callable[[_Maker], _Item | None], ...] = (

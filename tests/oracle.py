@@ -19,6 +19,7 @@ from tncompiler.function import NumpyFunction
 from tncompiler.ir import expressions as ex
 from tncompiler.ir import sizes as sz
 from tncompiler.ir.arange import Arange
+from tncompiler.ir.functions.random import scramble
 from tncompiler.ir.gather_nodes import Gather, Scatter
 from tncompiler.ir.reference import Bounded, bind_sizes, evaluate_all
 from tncompiler.module import CompiledModule
@@ -38,6 +39,8 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "reciprocal": lambda a: 1 / a,
     "floordiv": lambda a, b: torch.floor_divide(a, b),
     "mod": lambda a, b: torch.remainder(a, b),
+    "scramble": lambda a, b: scramble(a.long(), b.long()),
+    "halved_square": lambda a: _HalvedSquare.apply(a),
     "stop": lambda a: a.detach(),
     "sigmoid": lambda a: _sigmoid(a),
     "silu": lambda a: a * _sigmoid(a),
@@ -56,6 +59,20 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "maximum": lambda a, b: torch.maximum(*_promoted(a, b)),
     "minimum": lambda a, b: torch.minimum(*_promoted(a, b)),
 }
+
+
+class _HalvedSquare(torch.autograd.Function):
+    """x²/2 whose derivative is said to be tanh x, as `block_networks.halved_square` has it."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        ctx.save_for_backward(a)
+        return a * a / 2
+
+    @staticmethod
+    def backward(ctx: Any, ct: Tensor) -> Tensor:  # type: ignore[override]
+        (a,) = ctx.saved_tensors
+        return ct * torch.tanh(a)
 
 
 def _sigmoid(a: Tensor) -> Tensor:

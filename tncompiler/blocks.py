@@ -1,7 +1,8 @@
-"""Blocks that networks are made of, in terms of the language: attention."""
+"""Blocks that networks are made of, in terms of the language: attention, norms, dropout."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ from tncompiler.ir import algebra
 from tncompiler.ir.attention import LOW
 from tncompiler.ir.dtypes import kind
 from tncompiler.ir.errors import ArgumentError, IndexMismatch, UnknownIndex
-from tncompiler.ir.expressions import Expr, Leaf
+from tncompiler.ir.expressions import Expr, Leaf, Literal, to_text
+from tncompiler.ir.functions.random import BITS
 from tncompiler.ir.index import Index
 from tncompiler.ir.lower import lower
+from tncompiler.ir.names import SEED
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.scope import check_scope, describe, find_all
 from tncompiler.ir.sizes import product
@@ -153,3 +156,87 @@ def _is_boolean(mask: Expr) -> bool:
         return mask.dtype == "bool"
     program = lower((mask,))
     return kind(program.values[program.outputs[0]].dtype) == "bool"
+
+
+# ---------------------------------------------------------------------------- normalisation
+
+
+def rms_norm(
+    t: Expr, over: Index | Iterable[Index], *, weight: Expr | None = None, eps: float = 1e-5
+) -> Expr:
+    """t / sqrt(mean of t² + eps) over one index or several, then scaled."""
+    bound = (over,) if isinstance(over, Index | str) else tuple(over)
+    normal = t * dsl.rsqrt((t * t).mean(*bound) + eps)
+    return normal if weight is None else normal * weight
+
+
+def moments(t: Expr, over: Index | Iterable[Index]) -> tuple[Expr, Expr]:
+    """Mean and variance (of all positions, not an estimate) over one index or several."""
+    bound = (over,) if isinstance(over, Index | str) else tuple(over)
+    mean = t.mean(*bound)
+    centered = t - mean
+    return mean, (centered * centered).mean(*bound)
+
+
+def batch_norm(
+    t: Expr,
+    over: Index | Iterable[Index],
+    *,
+    running: tuple[Expr, Expr] | None = None,
+    weight: Expr | None = None,
+    bias: Expr | None = None,
+    eps: float = 1e-5,
+) -> Expr:
+    """(t - mean) / sqrt(variance + eps), the statistics being those over `over`: the batch and all
+    positions, so that each of the other indices (the channels) has its own.
+
+    ``running``: a mean and a variance to use instead, as in evaluation; `tnc.moments` gives those
+    of a batch, to be averaged by whoever trains.
+    """
+    mean, variance = moments(t, over) if running is None else running
+    normal = (t - mean) * dsl.rsqrt(variance + eps)
+    scaled = normal if weight is None else normal * weight
+    return scaled if bias is None else scaled + bias
+
+
+# ---------------------------------------------------------------------------- dropout
+
+_CHANCES = 2**24  # probabilities are multiples of one in so many
+
+
+def dropout(t: Expr, p: float = 0.5, seed: Any = None, *, salt: int | None = None) -> Expr:
+    """Zero with probability p, else t / (1 - p); which, follows from the seed and the position.
+
+    ``seed`` is a whole number or an integer expression without indices, such as an input that
+    counts steps; a negative one turns dropout off. Without one it is the input `dropout_seed`.
+    A compiled module fills that in where it is not given: another number a call in training, drawn
+    by torch's generator, and none is dropped after `eval()`; a NumPy function leaves it off.
+    The same seed drops the same elements on every backend, forward and backward. ``salt`` tells
+    dropouts of one seed apart; by default it follows from the expression, so that two differ.
+    Raises: ArgumentError for p outside 0 … 1 or a seed with indices.
+    """
+    t = algebra.as_expr(t)
+    if not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise ArgumentError(
+            f"the probability is {p!r:.40}", where=call_site(), fix="give a number from 0 to 1"
+        )
+    given = algebra.leaf(SEED, (), kind="input", dtype="int64") if seed is None else seed
+    at = algebra.as_expr(given)
+    at = at.astype("int64") if isinstance(at, Literal) else at
+    if at.indices:
+        raise ArgumentError(
+            f"the seed has the indices ({_names(at.indices)})",
+            where=call_site(),
+            fix="give a scalar: one whole number a call",
+        )
+    off = dsl.less(at, 0)
+    number = zlib.crc32(to_text(t).encode()) if salt is None else salt
+    bits = algebra.elementwise("scramble", number, at)
+    for position, index in enumerate(t.indices):
+        where = dsl.arange(index)
+        wide = where * dsl.ones(*t.indices[:position]) if position else where
+        bits = algebra.elementwise("scramble", bits, wide)
+    least = dsl.where(off, 0, round(p * _CHANCES))
+    factor = dsl.where(off, 1.0, 0.0 if p == 1 else 1 / (1 - p))
+    kept = dsl.greater_equal(bits // 2 ** (BITS - 24), least)
+    return dsl.where(kept, t * factor, 0.0)

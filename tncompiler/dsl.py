@@ -15,6 +15,7 @@ from tncompiler.ir.arange import arange
 from tncompiler.ir.derivatives import environment, grad, jvp
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.expressions import INITIALIZERS, Expr, Initializer, Leaf
+from tncompiler.ir.functions.defined import elementwise
 from tncompiler.ir.gather_nodes import gather, scatter_add
 from tncompiler.ir.index import Index, indices
 from tncompiler.ir.names import check_leaf_name
@@ -31,6 +32,7 @@ __all__ = [
     "contract",
     "cos",
     "delta",
+    "elementwise",
     "environment",
     "equal",
     "erf",

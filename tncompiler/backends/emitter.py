@@ -22,6 +22,7 @@ from tncompiler.backends.source import Source
 from tncompiler.ir.arange import Positions
 from tncompiler.ir.attention import Attention
 from tncompiler.ir.errors import InvalidProgram
+from tncompiler.ir.function_body import expand_functions
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.matmul import MatmulForm, is_matmul, matmul_form
 from tncompiler.ir.program import (
@@ -79,7 +80,7 @@ class Emitter(ABC):
     lanes = False  # whether the blocks of a loop can be given to threads
 
     def __init__(self, program: Program, entry: str) -> None:
-        self.program, self.entry = program, entry
+        self.program, self.entry = expand_functions(program), entry
         self.names = Names()
         self.names.reserve(self.helpers)
         self.symbols: dict[sympy.Symbol, str] = {}
@@ -88,7 +89,7 @@ class Emitter(ABC):
         self.extra: set[str] = set()  # further lines of the prelude
         self.lines: list[str] = []
         self.literals = {
-            step.out.name: step for step in program.steps if isinstance(step.op, Literal)
+            step.out.name: step for step in self.program.steps if isinstance(step.op, Literal)
         }
         self.written: set[str] = set()
 

@@ -31,7 +31,7 @@ _UNDECIDED = 1.0  # what a comparison may be off by where its operands may be eq
 # piecewise linear with slopes of at most 1: an error passes, wherever the corners are
 _PASSING = (
     *("relu", "abs", "conj", "real", "imag", "project", "stop", "maximum", "minimum"),
-    *("floordiv", "mod"),  # of whole numbers, which are exact
+    *("floordiv", "mod", "scramble"),  # of whole numbers, which are exact
 )
 
 

@@ -9,7 +9,7 @@ from tncompiler.ir.attention import Attention
 from tncompiler.ir.attention import fits as fits_attention
 from tncompiler.ir.dtypes import DEFAULT, DTYPES, real_part
 from tncompiler.ir.errors import InvalidProgram
-from tncompiler.ir.functions import FUNCTIONS, function
+from tncompiler.ir.functions import function, is_function
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.gather_rules import expected_shape
 from tncompiler.ir.program import (
@@ -161,7 +161,7 @@ def _check_dtypes(step: Step, operands: tuple[Value, ...]) -> None:
 
 
 def _check_map(step: Step, op: Map, operands: tuple[Value, ...]) -> None:
-    if op.function not in FUNCTIONS:
+    if not is_function(op.function):
         _fail(step, "has an unknown function")
     if any(label not in range(len(step.out.shape)) for labels in op.inputs for label in labels):
         _fail(step, "wires an axis that its value does not have")

@@ -50,6 +50,7 @@ class NumpyEmitter(Emitter):
             "product",
             "rsqrt",
             "run_blocks",
+            "scramble",
             "shift_exponent",
             "take_diagonal",
         ),

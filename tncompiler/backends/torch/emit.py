@@ -32,7 +32,7 @@ class TorchEmitter(Emitter):
         *ATTENTION,
         *POSITIONS,
         *("embed_diagonal", "long_bmm", "long_mm", "long_sum", "take_diagonal"),
-        *("exponent", "power_of_two", "shift_exponent"),
+        *("exponent", "power_of_two", "scramble", "shift_exponent"),
     )
 
     def prelude(self) -> list[str]:
