@@ -27,6 +27,8 @@ def _is_defined(step: Step) -> bool:
 def _written_out(program: Program, step: Step) -> list[Step]:
     """Steps called after the value, so that their names are new in the bodies of loops too."""
     builder = Builder()
+    for value in dict.fromkeys(operand_values(program, step)):
+        builder.argument(value, "saved")  # its name is taken
     _append(builder, program, step)
     names = {inner.out.name: f"{step.out.name}_{inner.out.name}" for inner in builder.steps}
     names[builder.steps[-1].out.name] = step.out.name
