@@ -17,6 +17,7 @@ _PUBLIC: dict[str, str] = {
     "dropout": "tncompiler.blocks",
     "moments": "tncompiler.blocks",
     "rms_norm": "tncompiler.blocks",
+    "compress": "tncompiler.truncation",
     "compile": "tncompiler.api",
     "plan": "tncompiler.api",
     "plan_family": "tncompiler.api",

@@ -17,6 +17,7 @@ from tncompiler.backends.attending import write_attention
 from tncompiler.backends.gathering import write_gather
 from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
+from tncompiler.backends.pairing import write_pairs
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
 from tncompiler.ir.arange import Positions
@@ -25,6 +26,7 @@ from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.function_body import expand_functions
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.matmul import MatmulForm, is_matmul, matmul_form
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -183,6 +185,8 @@ class Emitter(ABC):
                 self.assign(step, self.arange(self.size(step.out.shape[0])), self._tuple(step.out))
             case Attention():
                 write_attention(self, step)
+            case Pairs() | PairsAdjoint():
+                write_pairs(self, step)
             case Gather() | Scatter():
                 write_gather(self, step)
             case Loop():

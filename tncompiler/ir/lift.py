@@ -13,6 +13,8 @@ from tncompiler.ir.expressions import Expr
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.gather_rules import lift as lift_gather
 from tncompiler.ir.index import Index
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
+from tncompiler.ir.pairs_rules import lift as lift_pairs
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -180,6 +182,8 @@ _RULES: dict[type, Callable[[Step, Sequence[Expr], Sequence[Value]], Expr]] = {
     Concat: _concat,
     Literal: _literal,
     Cast: _cast,
+    Pairs: lift_pairs,
+    PairsAdjoint: lift_pairs,
     Positions: _positions,
     Attention: _attention,
     Gather: lift_gather,

@@ -19,6 +19,8 @@ from tncompiler.ir.expressions import Expr, Leaf
 from tncompiler.ir.functions import function as rule_of
 from tncompiler.ir.gather_nodes import Gather, Scatter
 from tncompiler.ir.gather_rules import lower_gather, lower_scatter
+from tncompiler.ir.pairs import Leading, LeadingAdjoint
+from tncompiler.ir.pairs_rules import lower_leading
 from tncompiler.ir.program import Labels, Program, Value
 from tncompiler.ir.sizes import Size, render_size, substitute
 
@@ -230,6 +232,8 @@ _RULES: dict[type[Expr], Callable[..., Value]] = {
     ex.Pad: _pad,
     ex.Concat: _concat,
     ex.Cast: _cast,
+    Leading: lower_leading,
+    LeadingAdjoint: lower_leading,
     Arange: _arange,
     Gather: lower_gather,
     Scatter: lower_scatter,

@@ -17,6 +17,7 @@ import sympy
 from tncompiler.ir.arange import Positions
 from tncompiler.ir.attention import Attention
 from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.sizes import Size, SizeEquation, Terms, render_size
 
 Labels = tuple[int, ...]
@@ -227,6 +228,8 @@ Op = (
     | Scatter
     | Positions
     | Attention
+    | Pairs
+    | PairsAdjoint
     | Loop
     | Pick
 )

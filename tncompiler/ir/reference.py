@@ -23,6 +23,8 @@ from tncompiler.ir.expressions import Expr
 from tncompiler.ir.functions import function
 from tncompiler.ir.gather_nodes import Gather, Scatter
 from tncompiler.ir.index import Index
+from tncompiler.ir.pairs import Leading, LeadingAdjoint
+from tncompiler.ir.pairs_numbers import Spectrum
 from tncompiler.ir.reference_moves import move_gather, move_scatter
 
 SINGLE = float(np.finfo(np.float32).eps)
@@ -225,6 +227,22 @@ def _scatter(run: _Interpreter, node: Scatter, source: _Tensor, ids: _Tensor) ->
     length = math.prod(ids.value.shape[axis] for axis in node.summed)
     own = (8.0 + math.sqrt(length) / 16) * run.eps * add(np.abs(source.value)) + run.tiny
     return _Tensor(add(source.value), own + _SLACK * add(source.errors))
+
+
+def _leading(run: _Interpreter, node: Leading, left: _Tensor, right: _Tensor) -> _Tensor:
+    """Without a bound: directions of nearly equal singular values turn freely."""
+    count = run.size(node.indices[-1].size)
+    value = Spectrum(np, left.value, right.value, count, node.cutoff).value
+    return _Tensor(value, np.full(value.shape, np.inf))
+
+
+def _leading_adjoint(
+    run: _Interpreter, node: LeadingAdjoint, left: _Tensor, right: _Tensor, cotangent: _Tensor
+) -> _Tensor:
+    count = cotangent.value.shape[-1]
+    spectrum = Spectrum(np, left.value, right.value, count, node.cutoff)
+    value = np.stack(spectrum.gradients(np, cotangent.value), -3)
+    return _Tensor(value, np.full(value.shape, np.inf))
 
 
 def _moved(source: _Tensor, move: Callable[[np.ndarray], np.ndarray]) -> _Tensor:
@@ -462,6 +480,8 @@ _RULES: dict[type[Expr], Callable[..., _Tensor]] = {
     ex.Pad: _pad,
     ex.Concat: _concat,
     ex.Cast: _cast,
+    Leading: _leading,
+    LeadingAdjoint: _leading_adjoint,
     Arange: _arange,
     Gather: _gather,
     Scatter: _scatter,

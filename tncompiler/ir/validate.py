@@ -12,6 +12,8 @@ from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.functions import function, is_function
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.gather_rules import expected_shape
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
+from tncompiler.ir.pairs_rules import expected_shape as shape_of_pairs
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -97,6 +99,9 @@ def _check_step(step: Step, operands: tuple[Value, ...]) -> None:
         case Attention():
             if not fits_attention(step.op, [v.shape for v in operands], step.out.shape):
                 _fail(step, "has labels or sizes that do not make an attention")
+        case Pairs() | PairsAdjoint():
+            if shape_of_pairs(step, operands) != step.out.shape:
+                _fail(step, "does not fit its operands")
         case Gather() | Scatter():
             _check_gather(step, operands)
         case _ if len(operands) != 1:

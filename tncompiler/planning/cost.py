@@ -10,6 +10,7 @@ import sympy
 from tncompiler.ir.attention import Attention
 from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.gather import Scatter
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.program import (
     Contract,
     Loop,
@@ -23,6 +24,8 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.sizes import Binding, Terms, evaluate
 from tncompiler.planning.memory import is_view, nbytes, peak_bytes, read_values
+
+EIGEN = 60  # flops by r³ of two symmetric eigenproblems with vectors, and products
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ def step_flops(program: Program, step: Step) -> Terms:
     if isinstance(step.op, Attention):
         body = body_of(step, operand_values(program, step))
         return Terms.total(step_flops(body, inner) for inner in body.steps)
+    if isinstance(step.op, Pairs | PairsAdjoint):  # two eigenproblems and some products
+        matrix = operand_values(program, step)[0].shape
+        return Terms.of(EIGEN, (*matrix, matrix[-1]))
     if isinstance(step.op, Contract):
         return contract_flops(step.op, operand_values(program, step), step.out)
     return Terms()

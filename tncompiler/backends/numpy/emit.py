@@ -8,6 +8,7 @@ from typing import Self
 
 from tncompiler.backends.emitter import Emitter
 from tncompiler.backends.gathering import HELPERS as POSITIONS
+from tncompiler.backends.pairing import HELPERS as PAIRS
 from tncompiler.backends.source import Source
 from tncompiler.ir.attention_body import expand_attention
 from tncompiler.ir.errors import BackendError
@@ -41,6 +42,7 @@ class NumpyEmitter(Emitter):
     long_sum = LONG_SUM
     lanes = True
     helpers = (
+        *PAIRS,
         *POSITIONS,
         *("embed_diagonal", "exponent", "gate", "gelu", "long_matmul", "long_sum", "power_of_two"),
         *(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tncompiler.backends.attending import HELPERS as ATTENTION
 from tncompiler.backends.emitter import Emitter
 from tncompiler.backends.gathering import HELPERS as POSITIONS
+from tncompiler.backends.pairing import HELPERS as PAIRS
 from tncompiler.backends.source import Source
 from tncompiler.ir.functions import function
 from tncompiler.ir.program import Labels, Program, Value
@@ -30,6 +31,7 @@ class TorchEmitter(Emitter):
     long_sum = LONG_SUM
     helpers: tuple[str, ...] = (
         *ATTENTION,
+        *PAIRS,
         *POSITIONS,
         *("embed_diagonal", "long_bmm", "long_mm", "long_sum", "take_diagonal"),
         *("exponent", "power_of_two", "scramble", "shift_exponent"),

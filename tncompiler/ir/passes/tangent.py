@@ -16,6 +16,8 @@ from tncompiler.ir.dtypes import real_part
 from tncompiler.ir.functions import function
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.gather_rules import tangent as tangent_of_gather
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
+from tncompiler.ir.pairs_rules import tangent as tangent_of_pairs
 from tncompiler.ir.passes.adjoint import reachable_from, tie_shares
 from tncompiler.ir.program import (
     Cast,
@@ -155,6 +157,8 @@ TANGENT_RULES: dict[type, Callable[..., Value | None]] = {
     Concat: _linear,
     Cast: _linear,
     Literal: _literal,
+    Pairs: tangent_of_pairs,
+    PairsAdjoint: tangent_of_pairs,
     Positions: _literal,
     Attention: tangent_attention,
     Gather: tangent_of_gather,
