@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 import tncompiler as tnc
+from tests import oracle_positions
 from tncompiler.function import NumpyFunction
 from tncompiler.ir import expressions as ex
 from tncompiler.ir import sizes as sz
+from tncompiler.ir.arange import Arange
+from tncompiler.ir.functions.random import scramble
+from tncompiler.ir.gather_nodes import Gather, Scatter
 from tncompiler.ir.reference import Bounded, bind_sizes, evaluate_all
 from tncompiler.module import CompiledModule
 
@@ -33,6 +37,10 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "neg": lambda a: -a,
     "pow": lambda a, b: a**b,
     "reciprocal": lambda a: 1 / a,
+    "floordiv": lambda a, b: torch.floor_divide(a, b),
+    "mod": lambda a, b: torch.remainder(a, b),
+    "scramble": lambda a, b: scramble(a.long(), b.long()),
+    "halved_square": lambda a: _HalvedSquare.apply(a),
     "stop": lambda a: a.detach(),
     "sigmoid": lambda a: _sigmoid(a),
     "silu": lambda a: a * _sigmoid(a),
@@ -51,6 +59,20 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "maximum": lambda a, b: torch.maximum(*_promoted(a, b)),
     "minimum": lambda a, b: torch.minimum(*_promoted(a, b)),
 }
+
+
+class _HalvedSquare(torch.autograd.Function):
+    """x²/2 whose derivative is said to be tanh x, as `block_networks.halved_square` has it."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        ctx.save_for_backward(a)
+        return a * a / 2
+
+    @staticmethod
+    def backward(ctx: Any, ct: Tensor) -> Tensor:  # type: ignore[override]
+        (a,) = ctx.saved_tensors
+        return ct * torch.tanh(a)
 
 
 def _sigmoid(a: Tensor) -> Tensor:
@@ -122,6 +144,12 @@ def _node(
             if kind == "f":
                 return _FUNCTIONS["real"](operands[0]).double()
             return operands[0].to(torch.complex128 if kind == "c" else getattr(torch, node.dtype))
+        case Arange():
+            return torch.arange(shape[0])
+        case Gather():
+            return oracle_positions.gather(node, *operands)
+        case Scatter():
+            return oracle_positions.scatter(node, *operands, shape[node.axis])
     raise TypeError(type(node).__name__)
 
 
@@ -328,7 +356,8 @@ class Runner:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.array(array)).to(self.device)
-        return tensor.to(torch.bfloat16) if self.dtype == "bfloat16" else tensor
+        low = self.dtype == "bfloat16" and tensor.is_floating_point()
+        return tensor.to(torch.bfloat16) if low else tensor
 
     def _module(
         self, arrays: Arrays, wrt: frozenset[str]

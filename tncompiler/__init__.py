@@ -12,6 +12,12 @@ __version__ = "0.1.0"
 
 # public name → module that holds it, loaded on first use; all other names are those of dsl.py
 _PUBLIC: dict[str, str] = {
+    "attention": "tncompiler.blocks",
+    "batch_norm": "tncompiler.blocks",
+    "dropout": "tncompiler.blocks",
+    "moments": "tncompiler.blocks",
+    "rms_norm": "tncompiler.blocks",
+    "compress": "tncompiler.truncation",
     "compile": "tncompiler.api",
     "plan": "tncompiler.api",
     "plan_family": "tncompiler.api",

@@ -26,6 +26,7 @@ from tncompiler.ir.errors import (
 from tncompiler.ir.expressions import Expr, Leaf, Merge, Reduce, Slice, Split, walk
 from tncompiler.ir.index import Index
 from tncompiler.ir.lower import collect_leaves
+from tncompiler.ir.names import SEED
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.sizes import (
     Size,
@@ -68,8 +69,8 @@ class Problem:
 
     def _input_order(self, wanted: Sequence[Any] | None) -> tuple[Leaf, ...]:
         own = tuple(leaf for leaf in self.all_leaves if leaf.kind == "input")
-        if wanted is None:
-            return own
+        if wanted is None:  # what need not be given comes last
+            return tuple(sorted(own, key=lambda leaf: leaf.name == SEED))
         if not isinstance(wanted, list | tuple):
             raise ArgumentError(
                 f"inputs= is {wanted!r:.40}",

@@ -13,12 +13,20 @@ from typing import Self
 
 import sympy
 
+from tncompiler.backends.attending import write_attention
+from tncompiler.backends.gathering import write_gather
 from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
+from tncompiler.backends.pairing import write_pairs
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
 from tncompiler.ir.errors import InvalidProgram
+from tncompiler.ir.function_body import expand_functions
+from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.matmul import MatmulForm, is_matmul, matmul_form
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -45,7 +53,7 @@ from tncompiler.ir.sizes import Size, render_size, symbols_of
 
 # functions whose template is a plain operator: numbers can stand in them as they are
 _OPERATORS = {"add", "sub", "div", "neg", "less", "less_equal", "greater", "greater_equal"}
-_OPERATORS |= {"equal", "not_equal"}
+_OPERATORS |= {"equal", "not_equal", "floordiv", "mod"}
 _NOMINAL = 128
 
 
@@ -67,13 +75,14 @@ class Emitter(ABC):
     terms one after the other; for positive terms that leaves the agreed error bound.
     """
 
+    library: str  # the backend whose runtime the code calls
     long_sum: int
     helpers: tuple[str, ...]  # what the runtime module offers: no variable is called so
     decorators: tuple[str, ...] = ()  # lines above the function
     lanes = False  # whether the blocks of a loop can be given to threads
 
     def __init__(self, program: Program, entry: str) -> None:
-        self.program, self.entry = program, entry
+        self.program, self.entry = expand_functions(program), entry
         self.names = Names()
         self.names.reserve(self.helpers)
         self.symbols: dict[sympy.Symbol, str] = {}
@@ -82,7 +91,7 @@ class Emitter(ABC):
         self.extra: set[str] = set()  # further lines of the prelude
         self.lines: list[str] = []
         self.literals = {
-            step.out.name: step for step in program.steps if isinstance(step.op, Literal)
+            step.out.name: step for step in self.program.steps if isinstance(step.op, Literal)
         }
         self.written: set[str] = set()
 
@@ -172,6 +181,14 @@ class Emitter(ABC):
             case Concat(axis):
                 parts = ", ".join(self.ref(value) for value in operands)
                 self.assign(step, self.concat(parts, axis), self._tuple(step.out))
+            case Positions():
+                self.assign(step, self.arange(self.size(step.out.shape[0])), self._tuple(step.out))
+            case Attention():
+                write_attention(self, step)
+            case Pairs() | PairsAdjoint():
+                write_pairs(self, step)
+            case Gather() | Scatter():
+                write_gather(self, step)
             case Loop():
                 write_loop(self, step, step.op)
             case Pick():
@@ -489,6 +506,9 @@ class Emitter(ABC):
 
     @abstractmethod
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str: ...
+
+    @abstractmethod
+    def arange(self, size: str) -> str: ...
 
     def ones(self, value: Value) -> str:
         return self.ones_of(value.shape, value.dtype)

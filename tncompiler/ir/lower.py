@@ -11,11 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 import sympy
 
 from tncompiler.ir import expressions as ex
+from tncompiler.ir.arange import Arange, Positions
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import DEFAULT, kind, promote, promote_as_numpy
 from tncompiler.ir.errors import NameClash, TncError
 from tncompiler.ir.expressions import Expr, Leaf
 from tncompiler.ir.functions import function as rule_of
+from tncompiler.ir.gather_nodes import Gather, Scatter
+from tncompiler.ir.gather_rules import lower_gather, lower_scatter
+from tncompiler.ir.pairs import Leading, LeadingAdjoint
+from tncompiler.ir.pairs_rules import lower_leading
 from tncompiler.ir.program import Labels, Program, Value
 from tncompiler.ir.sizes import Size, render_size, substitute
 
@@ -211,6 +216,10 @@ def _cast(low: _Lowering, node: ex.Cast) -> Value:
     return low.builder.cast(low.operand(node.source), node.dtype)
 
 
+def _arange(low: _Lowering, node: Arange) -> Value:
+    return low.builder.emit(Positions(), (), low.shape(node), "int64", _axes(node))
+
+
 _RULES: dict[type[Expr], Callable[..., Value]] = {
     Leaf: _leaf,
     ex.Contract: _contract,
@@ -223,4 +232,9 @@ _RULES: dict[type[Expr], Callable[..., Value]] = {
     ex.Pad: _pad,
     ex.Concat: _concat,
     ex.Cast: _cast,
+    Leading: lower_leading,
+    LeadingAdjoint: lower_leading,
+    Arange: _arange,
+    Gather: lower_gather,
+    Scatter: lower_scatter,
 }

@@ -15,6 +15,10 @@ from itertools import chain
 
 import sympy
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.sizes import Size, SizeEquation, Terms, render_size
 
 Labels = tuple[int, ...]
@@ -221,6 +225,12 @@ Op = (
     | Concat
     | Literal
     | Cast
+    | Gather
+    | Scatter
+    | Positions
+    | Attention
+    | Pairs
+    | PairsAdjoint
     | Loop
     | Pick
 )

@@ -17,16 +17,24 @@ import sympy
 
 from tncompiler.ir import expressions as ex
 from tncompiler.ir import sizes as sz
+from tncompiler.ir.arange import Arange
 from tncompiler.ir.errors import ShapeError, SizeEquationError, TncError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.functions import function
+from tncompiler.ir.gather_nodes import Gather, Scatter
 from tncompiler.ir.index import Index
+from tncompiler.ir.pairs import Leading, LeadingAdjoint
+from tncompiler.ir.pairs_numbers import Spectrum
+from tncompiler.ir.reference_moves import move_gather, move_scatter
 
 SINGLE = float(np.finfo(np.float32).eps)
 _SLACK = 1.01  # pays for the terms of second order
 _UNDECIDED = 1.0  # what a comparison may be off by where its operands may be equal
 # piecewise linear with slopes of at most 1: an error passes, wherever the corners are
-_PASSING = ("relu", "abs", "conj", "real", "imag", "project", "stop", "maximum", "minimum")
+_PASSING = (
+    *("relu", "abs", "conj", "real", "imag", "project", "stop", "maximum", "minimum"),
+    *("floordiv", "mod", "scramble"),  # of whole numbers, which are exact
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +188,10 @@ def _ones(run: _Interpreter, node: ex.Ones) -> _Tensor:
     return _Tensor(np.ones(run.shape(node), run.real))
 
 
+def _arange(run: _Interpreter, node: Arange) -> _Tensor:
+    return _Tensor(np.arange(run.size(node.indices[0].size)))
+
+
 def _reindex(run: _Interpreter, node: ex.Reindex, source: _Tensor) -> _Tensor:
     return _moved(source, lambda array: array.transpose(node.axes))
 
@@ -203,6 +215,34 @@ def _pad(run: _Interpreter, node: ex.Pad, source: _Tensor) -> _Tensor:
 def _concat(run: _Interpreter, node: ex.Concat, *parts: _Tensor) -> _Tensor:
     value = np.concatenate([part.value for part in parts], node.axis)
     return _Tensor(value, np.concatenate([part.errors for part in parts], node.axis))
+
+
+def _gather(run: _Interpreter, node: Gather, source: _Tensor, ids: _Tensor) -> _Tensor:
+    return _moved(source, move_gather(node, ids.value.astype(np.int64), run.shape(node)))
+
+
+def _scatter(run: _Interpreter, node: Scatter, source: _Tensor, ids: _Tensor) -> _Tensor:
+    """A sum, of at most so many terms as there are ids."""
+    add = move_scatter(node, ids.value.astype(np.int64), run.shape(node))
+    length = math.prod(ids.value.shape[axis] for axis in node.summed)
+    own = (8.0 + math.sqrt(length) / 16) * run.eps * add(np.abs(source.value)) + run.tiny
+    return _Tensor(add(source.value), own + _SLACK * add(source.errors))
+
+
+def _leading(run: _Interpreter, node: Leading, left: _Tensor, right: _Tensor) -> _Tensor:
+    """Without a bound: directions of nearly equal singular values turn freely."""
+    count = run.size(node.indices[-1].size)
+    value = Spectrum(np, left.value, right.value, count, node.cutoff).value
+    return _Tensor(value, np.full(value.shape, np.inf))
+
+
+def _leading_adjoint(
+    run: _Interpreter, node: LeadingAdjoint, left: _Tensor, right: _Tensor, cotangent: _Tensor
+) -> _Tensor:
+    count = cotangent.value.shape[-1]
+    spectrum = Spectrum(np, left.value, right.value, count, node.cutoff)
+    value = np.stack(spectrum.gradients(np, cotangent.value), -3)
+    return _Tensor(value, np.full(value.shape, np.inf))
 
 
 def _moved(source: _Tensor, move: Callable[[np.ndarray], np.ndarray]) -> _Tensor:
@@ -440,4 +480,9 @@ _RULES: dict[type[Expr], Callable[..., _Tensor]] = {
     ex.Pad: _pad,
     ex.Concat: _concat,
     ex.Cast: _cast,
+    Leading: _leading,
+    LeadingAdjoint: _leading_adjoint,
+    Arange: _arange,
+    Gather: _gather,
+    Scatter: _scatter,
 }

@@ -14,11 +14,18 @@ import numpy as np
 
 from tncompiler.ir import algebra
 from tncompiler.ir import expressions as ex
+from tncompiler.ir.arange import arange
 from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.errors import FileFormatError, TncError
 from tncompiler.ir.expressions import INITIALIZERS, Expr, Leaf, walk
+from tncompiler.ir.gather_nodes import Gather, Scatter
+from tncompiler.ir.gather_rules import fields as gather_fields
+from tncompiler.ir.gather_rules import read_gather, read_scatter
 from tncompiler.ir.index import Index
 from tncompiler.ir.origin import call_site
+from tncompiler.ir.pairs import Leading, LeadingAdjoint
+from tncompiler.ir.pairs_rules import fields as leading_fields
+from tncompiler.ir.pairs_rules import read_adjoint, read_leading
 from tncompiler.ir.sizes import parse_size, size_text
 
 SCHEMA = 1
@@ -84,6 +91,10 @@ def _fields(node: Expr) -> dict[str, Any]:
             return {"axis": node.axis}
         case ex.Cast():
             return {"dtype": node.dtype}
+        case Leading() | LeadingAdjoint():
+            return leading_fields(node)
+        case Gather() | Scatter():
+            return gather_fields(node)
     return {}
 
 
@@ -296,4 +307,9 @@ _READERS: dict[str, Callable[[Any, tuple[Index, ...], tuple[Expr, ...]], Expr]] 
         operands, indices[_natural(data["axis"])]
     ),
     "Cast": lambda data, indices, operands: algebra.cast(operands[0], data["dtype"]),
+    "Arange": lambda data, indices, operands: arange(*indices),
+    "Leading": read_leading,
+    "LeadingAdjoint": read_adjoint,
+    "Gather": read_gather,
+    "Scatter": read_scatter,
 }

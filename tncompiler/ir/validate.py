@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import sympy
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention import fits as fits_attention
 from tncompiler.ir.dtypes import DEFAULT, DTYPES, real_part
 from tncompiler.ir.errors import InvalidProgram
-from tncompiler.ir.functions import FUNCTIONS, function
+from tncompiler.ir.functions import function, is_function
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import expected_shape
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
+from tncompiler.ir.pairs_rules import expected_shape as shape_of_pairs
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -86,6 +93,18 @@ def _check_step(step: Step, operands: tuple[Value, ...]) -> None:
             return
         case Concat(axis):
             _check_concat(step, axis, operands)
+        case Positions() if operands or len(step.out.shape) != 1 or step.out.dtype != "int64":
+            _fail(step, "makes something else than the positions of one axis")
+        case Positions():
+            return
+        case Attention():
+            if not fits_attention(step.op, [v.shape for v in operands], step.out.shape):
+                _fail(step, "has labels or sizes that do not make an attention")
+        case Pairs() | PairsAdjoint():
+            if shape_of_pairs(step, operands) != step.out.shape:
+                _fail(step, "does not fit its operands")
+        case Gather() | Scatter():
+            _check_gather(step, operands)
         case _ if len(operands) != 1:
             _fail(step, f"takes one operand, not {len(operands)}")
         case _:
@@ -152,7 +171,7 @@ def _check_dtypes(step: Step, operands: tuple[Value, ...]) -> None:
 
 
 def _check_map(step: Step, op: Map, operands: tuple[Value, ...]) -> None:
-    if op.function not in FUNCTIONS:
+    if not is_function(op.function):
         _fail(step, "has an unknown function")
     if any(label not in range(len(step.out.shape)) for labels in op.inputs for label in labels):
         _fail(step, "wires an axis that its value does not have")
@@ -183,6 +202,14 @@ def _check_concat(step: Step, axis: int, operands: tuple[Value, ...]) -> None:
         expected = (*value.shape[:axis], total, *value.shape[axis + 1 :])
         if not _same(expected, step.out.shape):
             _fail(step, f"joins {value.name!r} of another shape")
+
+
+def _check_gather(step: Step, operands: tuple[Value, ...]) -> None:
+    expected = expected_shape(step, operands)
+    if expected is None:
+        _fail(step, "does not fit its operands, or has ids that are no int64")
+    elif not _same(expected, (step.out if isinstance(step.op, Gather) else operands[0]).shape):
+        _fail(step, f"should have shape {expected} where what is gathered is")
 
 
 def _view_shape(step: Step, source: Value) -> tuple[Size, ...]:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import sympy
 
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import body_of
+from tncompiler.ir.gather import Scatter
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.program import (
     Contract,
     Loop,
@@ -19,7 +23,9 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Binding, Terms, evaluate
-from tncompiler.planning.memory import is_view, nbytes, peak_bytes
+from tncompiler.planning.memory import is_view, nbytes, peak_bytes, read_values
+
+EIGEN = 60  # flops by r³ of two symmetric eigenproblems with vectors, and products
 
 
 @dataclass(frozen=True)
@@ -54,19 +60,28 @@ def step_flops(program: Program, step: Step) -> Terms:
     """Flops of a contraction, or of all in a loop; none for other steps."""
     if isinstance(step.op, Loop):
         return _repeated(step.op, (step_flops(step.op.body, inner) for inner in step.op.body.steps))
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        return Terms.total(step_flops(body, inner) for inner in body.steps)
+    if isinstance(step.op, Pairs | PairsAdjoint):  # two eigenproblems and some products
+        matrix = operand_values(program, step)[0].shape
+        return Terms.of(EIGEN, (*matrix, matrix[-1]))
     if isinstance(step.op, Contract):
         return contract_flops(step.op, operand_values(program, step), step.out)
     return Terms()
 
 
 def step_elementwise(step: Step, program: Program) -> Terms:
-    """Results of a map; elements read by a reduction."""
+    """Results of a map; elements read by a reduction or a sum by position."""
     if isinstance(step.op, Loop):
         body = step.op.body
         return _repeated(step.op, (step_elementwise(inner, body) for inner in body.steps))
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        return Terms.total(step_elementwise(inner, body) for inner in body.steps)
     if isinstance(step.op, Map):
         return element_count(step.out)
-    if isinstance(step.op, Reduce):
+    if isinstance(step.op, Reduce | Scatter):
         return element_count(operand_values(program, step)[0])
     return Terms()
 
@@ -97,7 +112,11 @@ def step_bytes(program: Program, step: Step) -> tuple[Terms, Terms]:
         results = Terms.total(nbytes(body.values[name]) for name in body.outputs)
         read = _repeated(step.op, (*(r for r, _ in inner), results))
         return read, _repeated(step.op, (*(w for _, w in inner), results))
-    read = Terms.total(nbytes(value) for value in operand_values(program, step))
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        inner = [step_bytes(body, one) for one in body.steps]
+        return Terms.total(r for r, _ in inner), Terms.total(w for _, w in inner)
+    read = Terms.total(nbytes(v) for v in read_values(step, operand_values(program, step)))
     return read, nbytes(step.out)
 
 

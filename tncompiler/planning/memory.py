@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import sympy
 
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.dtypes import ITEM_BYTES
+from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.program import (
     Contract,
@@ -23,6 +26,7 @@ from tncompiler.ir.program import (
     Split,
     Step,
     Value,
+    operand_values,
 )
 from tncompiler.ir.sizes import Binding, Terms, evaluate
 
@@ -42,6 +46,11 @@ def is_view(step: Step) -> bool:
             len(set(op.output)) == len(op.output)
         )
     return isinstance(op, Split | Merge | Literal | Pick)
+
+
+def read_values(step: Step, operands: tuple[Value, ...]) -> tuple[Value, ...]:
+    """What a step reads from memory: its operands, but of a table only what is gathered."""
+    return (step.out, *operands[1:]) if isinstance(step.op, Gather) else operands
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +108,7 @@ def live_bytes(program: Program, binding: Binding) -> Iterator[tuple[Moment, int
     live = 0
     for moment in moments(program):
         live += sum(sizes[name] for name in moment.made)
-        op = moment.step.op
-        yield moment, live + (_loop_bytes(op, binding) if isinstance(op, Loop) else 0)
+        yield moment, live + _scratch_bytes(program, moment.step, binding)
         live -= sum(sizes[name] for name in moment.freed)
 
 
@@ -110,6 +118,18 @@ def within(loop: Loop, binding: Binding) -> Binding:
         return binding
     width = min(loop.width, evaluate(loop.size, binding))
     return {**binding, loop.block: width}
+
+
+def _scratch_bytes(program: Program, step: Step, binding: Binding) -> int:
+    """What a step takes beside its value while it runs."""
+    if isinstance(step.op, Loop):
+        return _loop_bytes(step.op, binding)
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        return peak_bytes(body, binding) - nbytes(step.out).evaluate(binding)
+    if isinstance(step.op, Scatter) and step.out.dtype in ("float32", "complex64"):
+        return 2 * nbytes(step.out).evaluate(binding)  # sums in double precision
+    return 0
 
 
 def _loop_bytes(loop: Loop, binding: Binding) -> int:

@@ -7,6 +7,8 @@ from collections.abc import ItemsView, Mapping
 
 import sympy
 
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import is_matmul, matmul_form
 from tncompiler.ir.program import (
@@ -21,7 +23,7 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Size, evaluate, volume
-from tncompiler.planning.memory import is_view, within
+from tncompiler.planning.memory import is_view, read_values, within
 from tncompiler.planning.rates import Rates
 
 Sizes = Mapping[sympy.Symbol, int]
@@ -30,7 +32,7 @@ Sizes = Mapping[sympy.Symbol, int]
 _AT_MEMORY_SPEED = frozenset(
     (
         *("add", "sub", "div", "neg", "reciprocal", "stop", "conj", "real", "imag", "abs"),
-        *("project", "relu", "relu_gate", "maximum", "minimum", "where"),
+        *("floordiv", "mod", "project", "relu", "relu_gate", "maximum", "minimum", "where"),
         *("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"),
         *("power_of_two", "exponent", "shift_exponent", "decimal_exponent"),
     )
@@ -89,6 +91,8 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
     if isinstance(step.op, Loop):
         return _loop_us(step.op, sizes, rates)
     operands = operand_values(program, step)
+    if isinstance(step.op, Attention):
+        return program_us(body_of(step, operands), sizes, rates)
     work = _work_us(step, operands, sizes, rates)
     return rates.step_us + work + rates.fresh_us(_bytes(step.out, sizes))
 
@@ -96,7 +100,8 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
 def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates) -> float:
     """The larger of arithmetic and traffic."""
     op = step.op
-    moved = float(sum(_bytes(value, sizes) for value in (*operands, step.out)))
+    read = read_values(step, operands)
+    moved = float(sum(_bytes(value, sizes) for value in (*read, step.out)))
     traffic = rates.pass_us(moved)
     if isinstance(op, Contract) and is_matmul(op):
         return max(traffic, _product_us(op, operands, step.out, sizes, rates))

@@ -52,7 +52,7 @@ class TritonEmitter(TorchEmitter):
         self.kernels: list[KernelSource] = []
         self.tables: list[str] = []  # candidates of kernels that have several
         self.alive: list[str] = []  # what the last action still reads
-        self.values = dict(program.values)
+        self.values = dict(self.program.values)
         self.dense: set[str] = set()  # values whose memory is in the order of their axes
 
     def prelude(self) -> list[str]:

@@ -15,6 +15,7 @@ from tncompiler.ir.validate import validate
 Watcher = Callable[[str, Program, Program], None]
 
 PASSES: dict[str, str] = {
+    "fuse_attention": "attention:fuse_attention",
     "flatten_contractions": "flatten:flatten_contractions",
     "absorb_relabelings": "simplify:absorb_relabelings",
     "merge_common_steps": "common:merge_common_steps",
@@ -29,6 +30,7 @@ PASSES: dict[str, str] = {
 # before planning: networks as large as they can be, each value once
 LOGICAL_PASSES = (
     "widen_low_precision",
+    "fuse_attention",
     "flatten_contractions",
     "absorb_relabelings",
     "sum_booleans",

@@ -10,9 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import adjoint_attention
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import is_differentiable, real_part
 from tncompiler.ir.functions import function
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import adjoint_gather, adjoint_scatter
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
+from tncompiler.ir.pairs_rules import adjoint as adjoint_pairs
+from tncompiler.ir.pairs_rules import adjoint_again
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -329,4 +337,10 @@ ADJOINT_RULES: dict[type, Callable[..., None]] = {
     Concat: _concat,
     Cast: _cast,
     Literal: _literal,
+    Pairs: adjoint_pairs,
+    PairsAdjoint: adjoint_again,
+    Positions: _literal,
+    Attention: adjoint_attention,
+    Gather: adjoint_gather,
+    Scatter: adjoint_scatter,
 }

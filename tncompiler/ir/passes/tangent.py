@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import tangent_attention
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import real_part
 from tncompiler.ir.functions import function
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import tangent as tangent_of_gather
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
+from tncompiler.ir.pairs_rules import tangent as tangent_of_pairs
 from tncompiler.ir.passes.adjoint import reachable_from, tie_shares
 from tncompiler.ir.program import (
     Cast,
@@ -150,4 +157,10 @@ TANGENT_RULES: dict[type, Callable[..., Value | None]] = {
     Concat: _linear,
     Cast: _linear,
     Literal: _literal,
+    Pairs: tangent_of_pairs,
+    PairsAdjoint: tangent_of_pairs,
+    Positions: _literal,
+    Attention: tangent_attention,
+    Gather: tangent_of_gather,
+    Scatter: tangent_of_gather,
 }
