@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import tncompiler as tnc
+from tests.position_networks import gathered, scattered
 from tncompiler.ir.expressions import Expr, Leaf, walk
 from tncompiler.ir.index import Index
 from tncompiler.ir.sizes import evaluate, symbols_of
@@ -229,7 +230,11 @@ class _Maker:
             used = {self.leaves[-1].name}
         arrays = {name: array for name, array in self.arrays.items() if name in used}
         kinds = {leaf.name: leaf.kind for leaf in self.leaves}
-        wrt = tuple(name for name in arrays if kinds[name] != "constant")
+        wrt = tuple(
+            name
+            for name, array in arrays.items()
+            if kinds[name] != "constant" and array.dtype.kind in "fc"
+        )
         cotangents = tuple(
             self.array([self.extent(i) for i in item.indices], not item.complex) for item in last
         )
@@ -245,6 +250,8 @@ class _Maker:
 
         def renewed(array: np.ndarray, indices: Sequence[Index]) -> np.ndarray:
             shape = [evaluate(index.size, sizes) for index in indices]
+            if array.dtype.kind == "i":  # positions stay where they were
+                return np.resize(array, shape)
             return self.array(shape, array.dtype.kind != "c")
 
         free = [
@@ -611,6 +618,8 @@ _BOTH = (
     _sliced,
     _sliced,
     _joined,
+    gathered,
+    scattered,
 )
 SMOOTH: tuple[Callable[[_Maker], _Item | None], ...] = _BOTH
 OPERATIONS: tuple[Callable[[_Maker], _Item | None], ...] = (

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 import tncompiler as tnc
+from tests import oracle_positions
 from tncompiler.function import NumpyFunction
 from tncompiler.ir import expressions as ex
 from tncompiler.ir import sizes as sz
+from tncompiler.ir.gather_nodes import Gather, Scatter
 from tncompiler.ir.reference import Bounded, bind_sizes, evaluate_all
 from tncompiler.module import CompiledModule
 
@@ -33,6 +35,8 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "neg": lambda a: -a,
     "pow": lambda a, b: a**b,
     "reciprocal": lambda a: 1 / a,
+    "floordiv": lambda a, b: torch.floor_divide(a, b),
+    "mod": lambda a, b: torch.remainder(a, b),
     "stop": lambda a: a.detach(),
     "sigmoid": lambda a: _sigmoid(a),
     "silu": lambda a: a * _sigmoid(a),
@@ -122,6 +126,10 @@ def _node(
             if kind == "f":
                 return _FUNCTIONS["real"](operands[0]).double()
             return operands[0].to(torch.complex128 if kind == "c" else getattr(torch, node.dtype))
+        case Gather():
+            return oracle_positions.gather(node, *operands)
+        case Scatter():
+            return oracle_positions.scatter(node, *operands, shape[node.axis])
     raise TypeError(type(node).__name__)
 
 
@@ -328,7 +336,8 @@ class Runner:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.array(array)).to(self.device)
-        return tensor.to(torch.bfloat16) if self.dtype == "bfloat16" else tensor
+        low = self.dtype == "bfloat16" and tensor.is_floating_point()
+        return tensor.to(torch.bfloat16) if low else tensor
 
     def _module(
         self, arrays: Arrays, wrt: frozenset[str]

@@ -82,6 +82,8 @@ WANTED = [
     "Slice",
     "Pad",
     "Concat",
+    "Gather",
+    "Scatter",
     "relu",
     "gelu",
     "where",

@@ -14,6 +14,7 @@ from tncompiler.ir import algebra
 from tncompiler.ir.derivatives import environment, grad, jvp
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.expressions import INITIALIZERS, Expr, Initializer, Leaf
+from tncompiler.ir.gather_nodes import gather, scatter_add
 from tncompiler.ir.index import Index, indices
 from tncompiler.ir.names import check_leaf_name
 from tncompiler.ir.origin import call_site
@@ -34,6 +35,7 @@ __all__ = [
     "exp",
     "expm1",
     "from_json",
+    "gather",
     "gelu",
     "grad",
     "greater",
@@ -56,6 +58,7 @@ __all__ = [
     "reciprocal",
     "relu",
     "rsqrt",
+    "scatter_add",
     "scope",
     "sigmoid",
     "sign",

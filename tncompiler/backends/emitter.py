@@ -13,11 +13,13 @@ from typing import Self
 
 import sympy
 
+from tncompiler.backends.gathering import write_gather
 from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
 from tncompiler.ir.errors import InvalidProgram
+from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.matmul import MatmulForm, is_matmul, matmul_form
 from tncompiler.ir.program import (
     Cast,
@@ -45,7 +47,7 @@ from tncompiler.ir.sizes import Size, render_size, symbols_of
 
 # functions whose template is a plain operator: numbers can stand in them as they are
 _OPERATORS = {"add", "sub", "div", "neg", "less", "less_equal", "greater", "greater_equal"}
-_OPERATORS |= {"equal", "not_equal"}
+_OPERATORS |= {"equal", "not_equal", "floordiv", "mod"}
 _NOMINAL = 128
 
 
@@ -67,6 +69,7 @@ class Emitter(ABC):
     terms one after the other; for positive terms that leaves the agreed error bound.
     """
 
+    library: str  # the backend whose runtime the code calls
     long_sum: int
     helpers: tuple[str, ...]  # what the runtime module offers: no variable is called so
     decorators: tuple[str, ...] = ()  # lines above the function
@@ -172,6 +175,8 @@ class Emitter(ABC):
             case Concat(axis):
                 parts = ", ".join(self.ref(value) for value in operands)
                 self.assign(step, self.concat(parts, axis), self._tuple(step.out))
+            case Gather() | Scatter():
+                write_gather(self, step)
             case Loop():
                 write_loop(self, step, step.op)
             case Pick():

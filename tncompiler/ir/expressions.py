@@ -50,6 +50,10 @@ class Expr(Operators):
         """The nodes this one is computed from."""
         return ()
 
+    def replaced(self, operands: tuple[Expr, ...]) -> dict[str, Any]:
+        """The fields that hold the operands, with others in their place."""
+        return dict(zip(("source",), operands, strict=True))
+
     @property
     def shape(self) -> tuple[Size, ...]:
         """The sizes of the free indices."""
@@ -145,8 +149,11 @@ class Contract(Expr):
     def operands(self) -> tuple[Expr, ...]:
         return self.terms
 
+    def replaced(self, operands: tuple[Expr, ...]) -> dict[str, Any]:
+        return {"terms": operands}
+
     def _positional(self) -> tuple[object, ...]:
-        return _wiring(self.terms, self.indices)
+        return wiring(self.terms, self.indices)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -160,8 +167,11 @@ class Map(Expr):
     def operands(self) -> tuple[Expr, ...]:
         return self.arguments
 
+    def replaced(self, operands: tuple[Expr, ...]) -> dict[str, Any]:
+        return {"arguments": operands}
+
     def _positional(self) -> tuple[object, ...]:
-        return (self.function, *_wiring(self.arguments, self.indices))
+        return (self.function, *wiring(self.arguments, self.indices))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -178,7 +188,7 @@ class Reduce(Expr):
 
     def _positional(self) -> tuple[object, ...]:
         axes = tuple(self.source.indices.index(index) for index in self.over)
-        return (self.function, axes, *_wiring((self.source,), self.indices))
+        return (self.function, axes, *wiring((self.source,), self.indices))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -284,6 +294,9 @@ class Concat(Expr):
     def operands(self) -> tuple[Expr, ...]:
         return self.parts
 
+    def replaced(self, operands: tuple[Expr, ...]) -> dict[str, Any]:
+        return {"parts": operands}
+
     def _positional(self) -> tuple[object, ...]:
         return (self.axis, *(part.digest for part in self.parts))
 
@@ -303,7 +316,7 @@ class Cast(Expr):
         return (self.dtype, self.source.digest)
 
 
-def _wiring(terms: tuple[Expr, ...], out: tuple[Index, ...]) -> tuple[object, ...]:
+def wiring(terms: tuple[Expr, ...], out: tuple[Index, ...]) -> tuple[object, ...]:
     """Operand digests and indices as numbers in order of first appearance."""
     numbers: dict[Index, int] = {}
     wires = tuple(
@@ -331,20 +344,9 @@ def rebuild(node: Expr, operands: tuple[Expr, ...]) -> Expr:
     if all(new is old for new, old in zip(operands, node.operands, strict=True)):
         return node
     fields: dict[str, Any] = {
-        name: getattr(node, name)
-        for name in node.__dataclass_fields__
-        if name not in ("digest", "terms", "arguments", "source", "parts")
-        or (name == "parts" and isinstance(node, Split))
+        name: getattr(node, name) for name in node.__dataclass_fields__ if name != "digest"
     }
-    match node:
-        case Contract():
-            fields["terms"] = operands
-        case Map():
-            fields["arguments"] = operands
-        case Concat():
-            fields["parts"] = operands
-        case _:
-            (fields["source"],) = operands
+    fields.update(node.replaced(operands))
     return type(node)(**fields)
 
 

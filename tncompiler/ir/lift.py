@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from tncompiler.ir import algebra
 from tncompiler.ir import expressions as ex
 from tncompiler.ir.expressions import Expr
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import lift as lift_gather
 from tncompiler.ir.index import Index
 from tncompiler.ir.program import (
     Cast,
@@ -165,4 +167,6 @@ _RULES: dict[type, Callable[[Step, Sequence[Expr], Sequence[Value]], Expr]] = {
     Concat: _concat,
     Literal: _literal,
     Cast: _cast,
+    Gather: lift_gather,
+    Scatter: lift_gather,
 }

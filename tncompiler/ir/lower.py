@@ -16,6 +16,8 @@ from tncompiler.ir.dtypes import DEFAULT, kind, promote, promote_as_numpy
 from tncompiler.ir.errors import NameClash, TncError
 from tncompiler.ir.expressions import Expr, Leaf
 from tncompiler.ir.functions import function as rule_of
+from tncompiler.ir.gather_nodes import Gather, Scatter
+from tncompiler.ir.gather_rules import lower_gather, lower_scatter
 from tncompiler.ir.program import Labels, Program, Value
 from tncompiler.ir.sizes import Size, render_size, substitute
 
@@ -223,4 +225,6 @@ _RULES: dict[type[Expr], Callable[..., Value]] = {
     ex.Pad: _pad,
     ex.Concat: _concat,
     ex.Cast: _cast,
+    Gather: lower_gather,
+    Scatter: lower_scatter,
 }

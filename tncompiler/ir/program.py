@@ -14,6 +14,7 @@ from functools import cached_property
 
 import sympy
 
+from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.sizes import Size, SizeEquation, Terms, render_size
 
 Labels = tuple[int, ...]
@@ -220,6 +221,8 @@ Op = (
     | Concat
     | Literal
     | Cast
+    | Gather
+    | Scatter
     | Loop
     | Pick
 )

@@ -20,13 +20,18 @@ from tncompiler.ir import sizes as sz
 from tncompiler.ir.errors import ShapeError, SizeEquationError, TncError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.functions import function
+from tncompiler.ir.gather_nodes import Gather, Scatter
 from tncompiler.ir.index import Index
+from tncompiler.ir.reference_moves import move_gather, move_scatter
 
 SINGLE = float(np.finfo(np.float32).eps)
 _SLACK = 1.01  # pays for the terms of second order
 _UNDECIDED = 1.0  # what a comparison may be off by where its operands may be equal
 # piecewise linear with slopes of at most 1: an error passes, wherever the corners are
-_PASSING = ("relu", "abs", "conj", "real", "imag", "project", "stop", "maximum", "minimum")
+_PASSING = (
+    *("relu", "abs", "conj", "real", "imag", "project", "stop", "maximum", "minimum"),
+    *("floordiv", "mod"),  # of whole numbers, which are exact
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +208,18 @@ def _pad(run: _Interpreter, node: ex.Pad, source: _Tensor) -> _Tensor:
 def _concat(run: _Interpreter, node: ex.Concat, *parts: _Tensor) -> _Tensor:
     value = np.concatenate([part.value for part in parts], node.axis)
     return _Tensor(value, np.concatenate([part.errors for part in parts], node.axis))
+
+
+def _gather(run: _Interpreter, node: Gather, source: _Tensor, ids: _Tensor) -> _Tensor:
+    return _moved(source, move_gather(node, ids.value.astype(np.int64), run.shape(node)))
+
+
+def _scatter(run: _Interpreter, node: Scatter, source: _Tensor, ids: _Tensor) -> _Tensor:
+    """A sum, of at most so many terms as there are ids."""
+    add = move_scatter(node, ids.value.astype(np.int64), run.shape(node))
+    length = math.prod(ids.value.shape[axis] for axis in node.summed)
+    own = (8.0 + math.sqrt(length) / 16) * run.eps * add(np.abs(source.value)) + run.tiny
+    return _Tensor(add(source.value), own + _SLACK * add(source.errors))
 
 
 def _moved(source: _Tensor, move: Callable[[np.ndarray], np.ndarray]) -> _Tensor:
@@ -440,4 +457,6 @@ _RULES: dict[type[Expr], Callable[..., _Tensor]] = {
     ex.Pad: _pad,
     ex.Concat: _concat,
     ex.Cast: _cast,
+    Gather: _gather,
+    Scatter: _scatter,
 }

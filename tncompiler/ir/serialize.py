@@ -17,6 +17,9 @@ from tncompiler.ir import expressions as ex
 from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.errors import FileFormatError, TncError
 from tncompiler.ir.expressions import INITIALIZERS, Expr, Leaf, walk
+from tncompiler.ir.gather_nodes import Gather, Scatter
+from tncompiler.ir.gather_rules import fields as gather_fields
+from tncompiler.ir.gather_rules import read_gather, read_scatter
 from tncompiler.ir.index import Index
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.sizes import parse_size, size_text
@@ -84,6 +87,8 @@ def _fields(node: Expr) -> dict[str, Any]:
             return {"axis": node.axis}
         case ex.Cast():
             return {"dtype": node.dtype}
+        case Gather() | Scatter():
+            return gather_fields(node)
     return {}
 
 
@@ -296,4 +301,6 @@ _READERS: dict[str, Callable[[Any, tuple[Index, ...], tuple[Expr, ...]], Expr]] 
         operands, indices[_natural(data["axis"])]
     ),
     "Cast": lambda data, indices, operands: algebra.cast(operands[0], data["dtype"]),
+    "Gather": read_gather,
+    "Scatter": read_scatter,
 }

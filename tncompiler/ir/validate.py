@@ -7,6 +7,8 @@ import sympy
 from tncompiler.ir.dtypes import DEFAULT, DTYPES, real_part
 from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.functions import FUNCTIONS, function
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import expected_shape
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -85,6 +87,8 @@ def _check_step(step: Step, operands: tuple[Value, ...]) -> None:
             return
         case Concat(axis):
             _check_concat(step, axis, operands)
+        case Gather() | Scatter():
+            _check_gather(step, operands)
         case _ if len(operands) != 1:
             _fail(step, f"takes one operand, not {len(operands)}")
         case _:
@@ -178,6 +182,14 @@ def _check_concat(step: Step, axis: int, operands: tuple[Value, ...]) -> None:
         expected = (*value.shape[:axis], total, *value.shape[axis + 1 :])
         if not _same(expected, step.out.shape):
             _fail(step, f"joins {value.name!r} of another shape")
+
+
+def _check_gather(step: Step, operands: tuple[Value, ...]) -> None:
+    expected = expected_shape(step, operands)
+    if expected is None:
+        _fail(step, "does not fit its operands, or has ids that are no int64")
+    elif not _same(expected, (step.out if isinstance(step.op, Gather) else operands[0]).shape):
+        _fail(step, f"should have shape {expected} where what is gathered is")
 
 
 def _view_shape(step: Step, source: Value) -> tuple[Size, ...]:

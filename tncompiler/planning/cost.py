@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import sympy
 
+from tncompiler.ir.gather import Scatter
 from tncompiler.ir.program import (
     Contract,
     Loop,
@@ -19,7 +20,7 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Binding, Terms, evaluate
-from tncompiler.planning.memory import is_view, nbytes, peak_bytes
+from tncompiler.planning.memory import is_view, nbytes, peak_bytes, read_values
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,13 @@ def step_flops(program: Program, step: Step) -> Terms:
 
 
 def step_elementwise(step: Step, program: Program) -> Terms:
-    """Results of a map; elements read by a reduction."""
+    """Results of a map; elements read by a reduction or a sum by position."""
     if isinstance(step.op, Loop):
         body = step.op.body
         return _repeated(step.op, (step_elementwise(inner, body) for inner in body.steps))
     if isinstance(step.op, Map):
         return element_count(step.out)
-    if isinstance(step.op, Reduce):
+    if isinstance(step.op, Reduce | Scatter):
         return element_count(operand_values(program, step)[0])
     return Terms()
 
@@ -97,7 +98,7 @@ def step_bytes(program: Program, step: Step) -> tuple[Terms, Terms]:
         results = Terms.total(nbytes(body.values[name]) for name in body.outputs)
         read = _repeated(step.op, (*(r for r, _ in inner), results))
         return read, _repeated(step.op, (*(w for _, w in inner), results))
-    read = Terms.total(nbytes(value) for value in operand_values(program, step))
+    read = Terms.total(nbytes(v) for v in read_values(step, operand_values(program, step)))
     return read, nbytes(step.out)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import sympy
 
 from tncompiler.ir.dtypes import ITEM_BYTES
+from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.program import (
     Contract,
@@ -42,6 +43,11 @@ def is_view(step: Step) -> bool:
             len(set(op.output)) == len(op.output)
         )
     return isinstance(op, Split | Merge | Literal | Pick)
+
+
+def read_values(step: Step, operands: tuple[Value, ...]) -> tuple[Value, ...]:
+    """What a step reads from memory: its operands, but of a table only what is gathered."""
+    return (step.out, *operands[1:]) if isinstance(step.op, Gather) else operands
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +105,7 @@ def live_bytes(program: Program, binding: Binding) -> Iterator[tuple[Moment, int
     live = 0
     for moment in moments(program):
         live += sum(sizes[name] for name in moment.made)
-        op = moment.step.op
-        yield moment, live + (_loop_bytes(op, binding) if isinstance(op, Loop) else 0)
+        yield moment, live + _scratch_bytes(program, moment.step, binding)
         live -= sum(sizes[name] for name in moment.freed)
 
 
@@ -110,6 +115,15 @@ def within(loop: Loop, binding: Binding) -> Binding:
         return binding
     width = min(loop.width, evaluate(loop.size, binding))
     return {**binding, loop.block: width}
+
+
+def _scratch_bytes(program: Program, step: Step, binding: Binding) -> int:
+    """What a step takes beside its value while it runs."""
+    if isinstance(step.op, Loop):
+        return _loop_bytes(step.op, binding)
+    if isinstance(step.op, Scatter) and step.out.dtype in ("float32", "complex64"):
+        return 2 * nbytes(step.out).evaluate(binding)  # sums in double precision
+    return 0
 
 
 def _loop_bytes(loop: Loop, binding: Binding) -> int:

@@ -21,7 +21,7 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Size, evaluate
-from tncompiler.planning.memory import is_view, within
+from tncompiler.planning.memory import is_view, read_values, within
 from tncompiler.planning.rates import Rates
 
 Sizes = Mapping[sympy.Symbol, int]
@@ -30,7 +30,7 @@ Sizes = Mapping[sympy.Symbol, int]
 _AT_MEMORY_SPEED = frozenset(
     (
         *("add", "sub", "div", "neg", "reciprocal", "stop", "conj", "real", "imag", "abs"),
-        *("project", "relu", "relu_gate", "maximum", "minimum", "where"),
+        *("floordiv", "mod", "project", "relu", "relu_gate", "maximum", "minimum", "where"),
         *("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"),
         *("power_of_two", "exponent", "shift_exponent", "decimal_exponent"),
     )
@@ -86,7 +86,8 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
 def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates) -> float:
     """The larger of arithmetic and traffic."""
     op = step.op
-    moved = float(sum(_bytes(value, sizes) for value in (*operands, step.out)))
+    read = read_values(step, operands)
+    moved = float(sum(_bytes(value, sizes) for value in (*read, step.out)))
     traffic = rates.pass_us(moved)
     if isinstance(op, Contract) and is_matmul(op):
         return max(traffic, _product_us(op, operands, step.out, sizes, rates))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from tncompiler.backends.emitter import Emitter
+from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.source import Source
 from tncompiler.ir.errors import BackendError
 from tncompiler.ir.functions import function
@@ -35,9 +36,11 @@ def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
 class NumpyEmitter(Emitter):
     """NumPy's spelling of each operation."""
 
+    library = "numpy"
     long_sum = LONG_SUM
     lanes = True
     helpers = (
+        *POSITIONS,
         *("embed_diagonal", "exponent", "gate", "gelu", "long_matmul", "long_sum", "power_of_two"),
         *(
             "copied",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tncompiler.backends.emitter import Emitter
+from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.source import Source
 from tncompiler.ir.functions import function
 from tncompiler.ir.program import Labels, Program, Value
@@ -24,8 +25,10 @@ def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
 class TorchEmitter(Emitter):
     """Torch's spelling of each operation."""
 
+    library = "torch"
     long_sum = LONG_SUM
     helpers: tuple[str, ...] = (
+        *POSITIONS,
         *("embed_diagonal", "long_bmm", "long_mm", "long_sum", "take_diagonal"),
         *("exponent", "power_of_two", "shift_exponent"),
     )

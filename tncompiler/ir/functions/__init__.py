@@ -18,6 +18,8 @@ FUNCTIONS: dict[str, str] = {
     "neg": "arithmetic:NEG",
     "pow": "arithmetic:POW",
     "reciprocal": "arithmetic:RECIPROCAL",
+    "floordiv": "whole:FLOORDIV",
+    "mod": "whole:MOD",
     "maximum": "arithmetic:MAXIMUM",
     "minimum": "arithmetic:MINIMUM",
     "exp": "transcendental:EXP",

@@ -13,6 +13,8 @@ from typing import Any
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import is_differentiable, real_part
 from tncompiler.ir.functions import function
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import adjoint_gather, adjoint_scatter
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -329,4 +331,6 @@ ADJOINT_RULES: dict[type, Callable[..., None]] = {
     Concat: _concat,
     Cast: _cast,
     Literal: _literal,
+    Gather: adjoint_gather,
+    Scatter: adjoint_scatter,
 }

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import real_part
 from tncompiler.ir.functions import function
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import tangent as tangent_of_gather
 from tncompiler.ir.passes.adjoint import reachable_from, tie_shares
 from tncompiler.ir.program import (
     Cast,
@@ -150,4 +152,6 @@ TANGENT_RULES: dict[type, Callable[..., Value | None]] = {
     Concat: _linear,
     Cast: _linear,
     Literal: _literal,
+    Gather: tangent_of_gather,
+    Scatter: tangent_of_gather,
 }
