@@ -19,8 +19,10 @@ from tncompiler.ir.program import (
     Merge,
     Pad,
     Permute,
+    Pick,
     Program,
     Reduce,
+    Scan,
     Slice,
     Split,
     Step,
@@ -30,6 +32,7 @@ from tncompiler.ir.program import (
     label_sizes,
     operand_values,
 )
+from tncompiler.ir.scans.lift import lift_pick, lift_scan
 
 
 def lift(program: Program, leaves: Mapping[str, Expr]) -> tuple[Expr, ...]:
@@ -169,4 +172,6 @@ _RULES: dict[type, Callable[[Step, Sequence[Expr], Sequence[Value]], Expr]] = {
     Cast: _cast,
     Gather: lift_gather,
     Scatter: lift_gather,
+    Scan: lift_scan,
+    Pick: lift_pick,
 }

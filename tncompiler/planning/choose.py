@@ -7,9 +7,11 @@ for. Out: SSA pairs by the name of each network's value.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from tncompiler.ir.passes.adjoint import reachable_from
-from tncompiler.ir.program import Contract, Program, Step, label_sizes, operand_values
+from tncompiler.ir.program import Contract, Program, Scan, Step, label_sizes, operand_values
+from tncompiler.ir.scans.steps import active_arguments, reached_values
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.candidates import Network, tree_cost
 from tncompiler.planning.exchange import neighbours, shape_of
@@ -42,7 +44,24 @@ def choose_orders(
         if len(network.terms) > 2:
             rehearsal = _rehearsal(program, name, network, nominal, options)
             chosen[name] = best_order(network, options, budget, rehearsal)
+    active = reached_values(program, tuple(wrt))
+    for step in program.steps:
+        if isinstance(step.op, Scan):
+            operands = operand_values(program, step)
+            inner = active_arguments(step.op, operands, active)
+            body = _read_whole(step.op)
+            chosen.update(choose_orders(body, nominal, options, inner, cached=True, budget=budget))
     return chosen
+
+
+def _read_whole(op: Scan) -> Program:
+    """A scan's body; what it reads whole is fixed: products of it are made once, before."""
+    whole = [k >= op.carried and axis is None for k, axis in enumerate(op.sliced)]
+    arguments = tuple(
+        replace(argument, kind="constant" if fixed else "input")
+        for argument, fixed in zip(op.body.arguments, whole, strict=True)
+    )
+    return replace(op.body, arguments=arguments)
 
 
 def networks_of(
