@@ -13,8 +13,6 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
-Loss = Callable[[], Tensor]
-
 
 @dataclass(frozen=True, slots=True)
 class Racer:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import tncompiler as tnc
 from tncompiler.ir.expressions import Expr
 
-BATCH, ROWS, STEPS, RATE = 64, 8, 150, 5e-3
+BATCH, ROWS, STEPS, RATE = 64, 8, 150, 2e-2
 HIDDEN, RANK, CLASSES = (8, 8), 4, 10  # 64 hidden numbers
 GATES = {"LSTM": 4, "GRU": 3}
 

@@ -100,7 +100,7 @@ def test_softmax_over_the_edges_of_a_target(backend: str, spread: float) -> None
 
 
 def test_attention_over_edges_is_dense_attention_with_a_mask() -> None:
-    n, e, f, k, sources, targets = graph()
+    n, _, f, k, sources, targets = graph()
     x, w = tnc.input("x", n, f), tnc.param("W", f, k)
     a, b = tnc.param("a", k), tnc.param("b", k)
     h = tnc.contract(x, w, out=(n, k))
@@ -123,7 +123,7 @@ def test_attention_over_edges_is_dense_attention_with_a_mask() -> None:
 
 
 def test_a_node_that_is_none_is_refused() -> None:
-    n, e, f, _, sources, targets = graph()
+    n, _, f, _, sources, targets = graph()
     x = tnc.input("x", n, f)
     compiled = tnc.compile(tnc.propagate(x, n, sources, targets), framework="numpy")
     s, t = edges()

@@ -1,8 +1,8 @@
 """Message passing on graphs that are given by their edges.
 
-An adjacency is two lists of node numbers, and perhaps a weight for each edge: reading at one end and
-adding up at the other is the product with it. What is made is as large as the edges, never as large
-as nodes times nodes.
+An adjacency is two lists of node numbers, and perhaps a weight for each edge: reading at one end
+and adding up at the other is the product with it. What is made is as large as the edges, never as
+large as nodes times nodes.
 """
 
 from __future__ import annotations
