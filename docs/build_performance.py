@@ -1,6 +1,6 @@
 """Write docs/performance.md: one layer followed from network to source to roofline.
 
-    python docs/build_performance.py        (some seconds; on an idle machine)
+python docs/build_performance.py        (some seconds; on an idle machine)
 """
 
 from __future__ import annotations

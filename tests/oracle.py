@@ -93,11 +93,46 @@ def walk_torch(
     """The outputs as double-precision tensors that autograd can differentiate."""
     arrays = {name: tensor.detach() for name, tensor in tensors.items()}
     binding = bind_sizes(outputs, arrays, sizes)
-    done: dict[int, Tensor] = {}
+    return _walk(outputs, tensors, lambda s: sz.evaluate(s, binding))
+
+
+def _walk(
+    outputs: Sequence[ex.Expr], tensors: Mapping[str, Tensor], size: Callable[[Any], int]
+) -> list[Tensor]:
+    done: dict[int, Any] = {}
     for node in ex.walk(*outputs):
         operands = [done[id(operand)] for operand in node.operands]
-        done[id(node)] = _node(node, operands, tensors, lambda s: sz.evaluate(s, binding))
+        if isinstance(node, ex.Scan):
+            done[id(node)] = _unrolled(node, operands, size)
+        elif isinstance(node, ex.ScanResult):
+            done[id(node)] = operands[0][node.position]
+        else:
+            done[id(node)] = _node(node, operands, tensors, size)
     return [done[id(output)] for output in outputs]
+
+
+def _unrolled(
+    node: ex.Scan, operands: Sequence[Tensor], size: Callable[[Any], int]
+) -> list[Tensor]:
+    """All results of a scan, its cell written out for every position."""
+    states, given = list(operands[: node.carried]), operands[node.carried :]
+    count = size(node.over.size)
+    collected: dict[int, list[Tensor]] = {k: [] for k in range(node.carried, len(node.body))}
+    for position in range(count)[:: -1 if node.reverse else 1]:
+        parts = [
+            tensor if axis is None else tensor.select(axis, position)
+            for tensor, axis in zip(given, node.sliced[node.carried :], strict=True)
+        ]
+        named = dict(zip((leaf.name for leaf in node.slots), (*states, *parts), strict=True))
+        made = _walk(node.body, named, size)
+        states = made[: node.carried]
+        for k, results in collected.items():
+            results.insert(0 if node.reverse else len(results), made[k])
+    for k, results in collected.items():
+        shape = [size(s) for s in node.body[k].shape]
+        stacked = torch.stack(results) if results else torch.zeros((0, *shape)).double()
+        states.append(stacked if node.joined[k] == 0 else stacked.sum(0))
+    return states
 
 
 def _node(

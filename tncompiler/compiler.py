@@ -16,11 +16,12 @@ from tncompiler.backends.source import Loaded, Source, load
 from tncompiler.debug import show, watcher
 from tncompiler.ir.interchange.graphs import from_network
 from tncompiler.ir.network import TensorNetwork
-from tncompiler.ir.passes import run_passes
+from tncompiler.ir.passes import JOINING_PASSES, SINKING_PASSES, run_passes
 from tncompiler.ir.passes.adjoint import GradientOrder, adjoint
 from tncompiler.ir.passes.partition import TrainingPrograms
+from tncompiler.ir.passes.segments import keep_states, segment_scans, write_traced
 from tncompiler.ir.passes.tangent import tangent
-from tncompiler.ir.program import Program
+from tncompiler.ir.program import Program, Scan
 from tncompiler.planning.fit import UNLIMITED, FittedOrders, FittedStep, fastest, fit_step
 from tncompiler.planning.keeping import Kept, cut_kept
 from tncompiler.planning.machine import as_machine
@@ -189,7 +190,9 @@ class Compilation(Scheduling):
             count = len(program.outputs)  # values, then scales
             if not cuts and self.places_by_time:  # cuts name axes of the program as laid out
                 program = self._merged(dtypes, nominal, orders)
-            found.append((self._differentiated(program, wrt, nominal), orders, cuts, count))
+            for kept in self._keeping(program):
+                joint = self._differentiated(kept, wrt, nominal)
+                found.append((joint, orders, cuts, count))
             tried += [] if cuts else [orders]
         if self._may_replan(dtypes, nominal, wrt):
             alone = self.scheduled(dtypes, nominal)[1]  # best for the value
@@ -208,6 +211,17 @@ class Compilation(Scheduling):
         some = bool(replannable(logical, nominal, self.options, wanted))
         with self._one_call() as budget:
             return some and not budget.spent()
+
+    def _keeping(self, program: Program) -> list[Program]:
+        """The program; where asked for or under a limit also with scans that keep less."""
+        limited, recompute = self.options.memory_limit is not None, str(self.options.recompute)
+        if not any(isinstance(step.op, Scan) for step in program.steps):
+            return [program]
+        if recompute == "always":
+            return [keep_states(program)]
+        if not limited or recompute == "never":
+            return [program]
+        return [program, keep_states(program), segment_scans(program)]
 
     def _replanned(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...], orders: Any
@@ -233,6 +247,8 @@ class Compilation(Scheduling):
     ) -> Program:
         """A scheduled program with its gradients, scheduled again."""
         reverse = adjoint(program, wrt, seeded=len(self.outputs), orders=gradients)
+        sinking = JOINING_PASSES if self.spreads else SINKING_PASSES
+        reverse = run_passes(reverse, sinking, watcher=watcher())
         joint, _ = schedule(reverse, nominal, self.options)
         return self._finished(joint, nominal)
 
@@ -366,8 +382,10 @@ class Compilation(Scheduling):
         return self.executable(self.tiled(program, nominal, backend), backend, "forward")
 
     def flat_executable(self, dtypes: tuple[str, ...], nominal: Nominal) -> Executable:
-        """The whole program in aten operations, without loops, for torch to look into."""
-        return self.executable(self.scheduled(dtypes, nominal)[0], "torch", "forward")
+        """The whole program in aten operations, which change nothing, for torch to look into."""
+        program = self.scheduled(dtypes, nominal)[0]
+        traced = self._once(("traced", program), lambda: write_traced(program))
+        return self.executable(traced, "torch", "forward")
 
     def kept_executable(
         self, dtypes: tuple[str, ...], nominal: Nominal, backend: str

@@ -23,7 +23,16 @@ from tncompiler.ir.errors import (
     UnboundSize,
     UnknownIndex,
 )
-from tncompiler.ir.expressions import Expr, Leaf, Merge, Reduce, Slice, Split, walk
+from tncompiler.ir.expressions import (
+    Expr,
+    Leaf,
+    Merge,
+    Reduce,
+    Scan,
+    Slice,
+    Split,
+    walk_within,
+)
 from tncompiler.ir.index import Index
 from tncompiler.ir.lower import collect_leaves
 from tncompiler.ir.names import SEED
@@ -91,8 +100,10 @@ class Problem:
     def indices(self) -> tuple[Index, ...]:
         """Every index of every node, for looking sizes up by name."""
         found: dict[Index, None] = {}
-        for node in walk(*self.outputs):
+        for node in walk_within(*self.outputs):
             found.update(dict.fromkeys(node.indices))
+            if isinstance(node, Scan):
+                found[node.over] = None
         return tuple(found)
 
     def symbol_of(self, key: Any) -> tuple[Size, str]:
@@ -135,7 +146,7 @@ class Problem:
     @cached_property
     def equations(self) -> list[SizeEquation]:
         """What splits and merges say about sizes."""
-        nodes = walk(*self.outputs)
+        nodes = walk_within(*self.outputs)
         return [node.equation for node in nodes if isinstance(node, Split | Merge)]
 
     def _bind_one(self, key: Any, value: Any, binding: dict[sympy.Symbol, int]) -> None:
@@ -187,7 +198,7 @@ class Problem:
         """Slices whose bounds can only be checked once sizes are known."""
         return [
             node
-            for node in walk(*self.outputs)
+            for node in walk_within(*self.outputs)
             if isinstance(node, Slice)
             and any(symbols_of(s) for s in (node.source.shape[node.axis], node.start, node.stop))
         ]
@@ -195,7 +206,7 @@ class Problem:
     @cached_property
     def reductions(self) -> list[Reduce]:
         """Maxima and minima, which have no value over an index of size 0."""
-        return [node for node in walk(*self.outputs) if isinstance(node, Reduce)]
+        return [node for node in walk_within(*self.outputs) if isinstance(node, Reduce)]
 
     @cached_property
     def free_symbols(self) -> tuple[sympy.Symbol, ...]:

@@ -20,12 +20,15 @@ from tncompiler.ir.passes import (
     LAYOUT_PASSES,
     LOGICAL_PASSES,
     MERGING_PASSES,
+    SPREADING_PASSES,
     STABILIZING_PASSES,
     run_passes,
 )
 from tncompiler.ir.passes.apart import sum_apart, summed_axes
+from tncompiler.ir.passes.scans import hoist_invariants
 from tncompiler.ir.passes.stabilize import scaled_outputs
 from tncompiler.ir.program import Contract, Program, operand_values
+from tncompiler.ir.scans.steps import change_bodies, steps_within
 from tncompiler.ir.validate import validate
 from tncompiler.planning.decide import Decisions, decide
 from tncompiler.planning.digest import program_digest
@@ -57,6 +60,11 @@ MOST_SUMMED_APART = 4  # indices of a network that carries exponents that are cu
 LAYOUT_FROM_US = 50.0  # predicted time from which a search for the best layout pays
 # about what it takes, for each tensor, to schedule a forward pass, and a training step
 PREPARED_S, STEP_PREPARED_S = 0.001, 0.004
+
+
+def _lay_out_body(body: Program) -> Program:
+    """The body of a scan by one look at each value: a position of it takes little time."""
+    return run_passes(body, LAYOUT_PASSES, scheduled=True, watcher=watcher())
 
 
 class Scheduling(Problem):
@@ -128,6 +136,8 @@ class Scheduling(Problem):
                 library=self.library,
             )
             program = run_passes(program, LOGICAL_PASSES, watcher=watcher())
+            if self.spreads:
+                program = run_passes(program, SPREADING_PASSES, watcher=watcher())
             if self.stabilized:  # here, as torch.compile can trace no lock when results are packed
                 self._paired = scaled_outputs(program)
             return program
@@ -183,6 +193,7 @@ class Scheduling(Problem):
 
         def make() -> Program:
             merged = run_passes(program, passes, scheduled=True, watcher=watcher())
+            merged = hoist_invariants(change_bodies(merged, _lay_out_body))
             plain = run_passes(merged, LAYOUT_PASSES, scheduled=True, watcher=watcher())
             usual = self.nominal({})  # one layout for all sizes that are free
             time = program_us(plain, usual, self._rates) if self.places_by_time else 0.0
@@ -200,6 +211,11 @@ class Scheduling(Problem):
     def _passes(self) -> tuple[str, ...]:
         before = STABILIZING_PASSES if self.stabilized else ()
         return (*before, *MERGING_PASSES)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether what a scan makes may be held for all positions, where that saves time."""
+        return self.options.memory_limit is None and self.options.minimize != "memory"
 
     @property
     def stabilized(self) -> bool:
@@ -285,7 +301,9 @@ class Scheduling(Problem):
                 where=self.place(),
                 fix="make one with tnc.plan(expr, sizes=…)",
             )
-        steps = [s.out.name for s in logical.steps if isinstance(s.op, Contract) and s.operands]
+        steps = [
+            s.out.name for s in steps_within(logical) if isinstance(s.op, Contract) and s.operands
+        ]
         networks = self.fixed_plan.networks
         if len(steps) != len(networks):
             raise PlanError(

@@ -18,6 +18,7 @@ from tncompiler.backends.gathering import write_gather
 from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
 from tncompiler.backends.pairing import write_pairs
+from tncompiler.backends.scans import write_scan
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
 from tncompiler.ir.arange import Positions
@@ -41,6 +42,7 @@ from tncompiler.ir.program import (
     Pick,
     Program,
     Reduce,
+    Scan,
     Slice,
     Split,
     Step,
@@ -90,6 +92,8 @@ class Emitter(ABC):
         self.imports: set[str] = set()
         self.extra: set[str] = set()  # further lines of the prelude
         self.lines: list[str] = []
+        self.scope = ""  # of which scan this is the body
+        self.aliases: dict[str, str] = {}  # values that are called as they are outside the body
         self.literals = {
             step.out.name: step for step in self.program.steps if isinstance(step.op, Literal)
         }
@@ -115,7 +119,7 @@ class Emitter(ABC):
     def nested(self, body: Program) -> Self:
         """An emitter for the body of a loop: names, sizes and imports are those of the whole."""
         inner = type(self)(body, self.entry)
-        for shared in ("names", "symbols", "bound", "imports", "extra"):
+        for shared in ("names", "symbols", "bound", "imports", "extra", "scope", "aliases"):
             setattr(inner, shared, getattr(self, shared))
         return inner
 
@@ -191,6 +195,8 @@ class Emitter(ABC):
                 write_gather(self, step)
             case Loop():
                 write_loop(self, step, step.op)
+            case Scan():
+                write_scan(self, step, step.op)
             case Pick():
                 """The loop has put it in place."""
             case Cast():
@@ -204,7 +210,8 @@ class Emitter(ABC):
     # ------------------------------------------------------------------ names and sizes
 
     def name(self, value: Value) -> str:
-        return self.names(("value", value.name), value.name, "v")
+        alias = self.aliases.get(value.name)
+        return alias or self.names(("value", self.scope, value.name), value.name, "v")
 
     def ref(self, value: Value) -> str:
         """The variable that holds a value; a literal is written where it is first needed."""
@@ -528,6 +535,9 @@ class Emitter(ABC):
 
     @abstractmethod
     def concat(self, parts: str, axis: int) -> str: ...
+
+    @abstractmethod
+    def stack(self, parts: str) -> str: ...
 
     @abstractmethod
     def cast(self, text: str, dtype: str) -> str: ...

@@ -55,6 +55,11 @@ class Expr(Operators):
         return dict(zip(("source",), operands, strict=True))
 
     @property
+    def inner(self) -> tuple[Expr, ...]:
+        """Expressions with leaves of their own, which a node computes many times over."""
+        return ()
+
+    @property
     def shape(self) -> tuple[Size, ...]:
         """The sizes of the free indices."""
         return tuple(index.size for index in self.indices)
@@ -316,6 +321,60 @@ class Cast(Expr):
         return (self.dtype, self.source.digest)
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Scan(Expr):
+    """A cell applied at every position of `over` in turn; `ScanResult` takes a result out.
+
+    ``body``: of one position, the states after it and then its results, as expressions of the
+    leaves `slots`; these stand for the `arguments`. The first `carried` of both are states.
+    ``sliced``: the axis of each argument of which a slot is one position, None if it is all of it.
+    ``joined``: for each of the body 0 where positions are put side by side along a new first axis,
+    None for states and where they are added. ``reverse``: the last position comes first. It is no
+    tensor itself, and has no indices.
+    """
+
+    over: Index
+    arguments: tuple[Expr, ...]
+    slots: tuple[Leaf, ...]
+    body: tuple[Expr, ...]
+    carried: int
+    sliced: tuple[int | None, ...]
+    joined: tuple[int | None, ...]
+    reverse: bool
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return self.arguments
+
+    def replaced(self, operands: tuple[Expr, ...]) -> dict[str, Any]:
+        return {"arguments": operands}
+
+    @property
+    def inner(self) -> tuple[Expr, ...]:
+        return self.body
+
+    def _positional(self) -> tuple[object, ...]:
+        content = (self.arguments, self.slots, self.body)
+        digests = tuple(tuple(expr.digest for expr in group) for group in content)
+        places = (self.carried, self.sliced, self.joined, self.reverse)
+        return (size_text(self.over.size), *digests, *places)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ScanResult(Expr):
+    """The last states of a scan, and then its results, by position."""
+
+    source: Expr
+    position: int
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.source,)
+
+    def _positional(self) -> tuple[object, ...]:
+        return (self.position, self.source.digest)
+
+
 def wiring(terms: tuple[Expr, ...], out: tuple[Index, ...]) -> tuple[object, ...]:
     """Operand digests and indices as numbers in order of first appearance."""
     numbers: dict[Index, int] = {}
@@ -337,6 +396,14 @@ def walk(*roots: Expr) -> Iterator[Expr]:
             seen.add(id(node))
             stack.append((node, True))
             stack.extend((operand, False) for operand in reversed(node.operands))
+
+
+def walk_within(*roots: Expr) -> Iterator[Expr]:
+    """Every node as `walk` gives it, each after those of the expressions inside it."""
+    for node in walk(*roots):
+        if node.inner:
+            yield from walk_within(*node.inner)
+        yield node
 
 
 def rebuild(node: Expr, operands: tuple[Expr, ...]) -> Expr:

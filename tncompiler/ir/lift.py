@@ -24,8 +24,10 @@ from tncompiler.ir.program import (
     Merge,
     Pad,
     Permute,
+    Pick,
     Program,
     Reduce,
+    Scan,
     Slice,
     Split,
     Step,
@@ -35,6 +37,7 @@ from tncompiler.ir.program import (
     label_sizes,
     operand_values,
 )
+from tncompiler.ir.scans.lift import lift_pick, lift_scan
 
 
 def lift(program: Program, leaves: Mapping[str, Expr]) -> tuple[Expr, ...]:
@@ -188,4 +191,6 @@ _RULES: dict[type, Callable[[Step, Sequence[Expr], Sequence[Value]], Expr]] = {
     Attention: _attention,
     Gather: lift_gather,
     Scatter: lift_gather,
+    Scan: lift_scan,
+    Pick: lift_pick,
 }

@@ -204,8 +204,45 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
+class Scan:
+    """`body` once for every position of an index, each from the states that the last one left.
+
+    ``index`` is what the index is called, ``size`` its extent. The body's first `carried`
+    arguments are the states before a position, its first `carried` outputs those after it; the
+    operands begin with the states before the first. ``sliced``: the axis of each operand of which
+    the body reads one position, and does not have; None for states and where it reads all.
+    ``joined``: for each output 0 where positions stand side by side along a new first axis; None
+    for states, of which the last is a result, and where positions are added. ``reverse``: the last
+    position comes first. ``keeps``: what the backward pass is given: "values" are all it needs of a
+    position, "states" only those before it. ``recomputed``: what the body makes again of another
+    scan. ``traced``: positions are collected in lists, for a library to differentiate.
+    """
+
+    body: Program
+    index: str
+    size: Size
+    carried: int
+    sliced: tuple[int | None, ...]
+    joined: tuple[int | None, ...]
+    reverse: bool = False
+    keeps: str = "values"
+    recomputed: tuple[str, ...] = ()
+    traced: bool = False
+
+    @property
+    def count(self) -> Size:
+        """How many times the body runs."""
+        return self.size
+
+    def text(self) -> str:
+        body = self.body.to_text().replace("\n", "\n    ")
+        order = ", last first" if self.reverse else ""
+        return f"scan[{self.index}{order}, {self.carried} states]\n    {body}\n "
+
+
+@dataclass(frozen=True, slots=True)
 class Pick:
-    """One result of a loop."""
+    """One result of a loop or scan."""
 
     position: int
 
@@ -232,6 +269,7 @@ Op = (
     | Pairs
     | PairsAdjoint
     | Loop
+    | Scan
     | Pick
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from tncompiler.ir.index import Index
 from tncompiler.ir.pairs import Leading, LeadingAdjoint
 from tncompiler.ir.pairs_numbers import Spectrum
 from tncompiler.ir.reference_moves import move_gather, move_scatter
+from tncompiler.ir.scans.make import SLOT
 
 SINGLE = float(np.finfo(np.float32).eps)
 _SLACK = 1.01  # pays for the terms of second order
@@ -34,6 +36,7 @@ _UNDECIDED = 1.0  # what a comparison may be off by where its operands may be eq
 _PASSING = (
     *("relu", "abs", "conj", "real", "imag", "project", "stop", "maximum", "minimum"),
     *("floordiv", "mod", "scramble"),  # of whole numbers, which are exact
+    *("floordiv", "mod"),  # of whole numbers, which are exact
 )
 
 
@@ -107,10 +110,18 @@ class _Interpreter:
         self.complex = np.clongdouble if extended else np.complex128
         self.binding = bind_sizes(exprs, arrays, sizes)
         self.done: dict[int, _Tensor] = {}
+        self.given: Mapping[str, _Tensor] = {}  # leaves of the cell that is evaluated
+        self.scans: dict[int, tuple[_Tensor, ...]] = {}  # results by the id of a scan's node
 
     def node(self, node: Expr) -> None:
         operands = [self.done[id(operand)] for operand in node.operands]
         self.done[id(node)] = _RULES[type(node)](self, node, *operands)
+
+    def within(self, given: Mapping[str, _Tensor]) -> _Interpreter:
+        """An interpreter for the cell of a scan, whose leaves are worth what is given."""
+        inner = copy(self)
+        inner.given, inner.done, inner.scans = given, {}, {}
+        return inner
 
     def size(self, size: sz.Size) -> int:
         return sz.evaluate(size, self.binding)
@@ -140,14 +151,18 @@ def bind_sizes(
     binding: dict[sympy.Symbol, int] = {}
     for key, number in sizes.items():
         sz.solve_for(key.size if isinstance(key, Index) else key, int(number), binding, "sizes=")
-    nodes = list(ex.walk(*exprs))
+    nodes = list(ex.walk_within(*exprs))
     equations = [node.equation for node in nodes if isinstance(node, ex.Split | ex.Merge)]
-    leaves = [node for node in nodes if isinstance(node, ex.Leaf) and node.value is None]
+    leaves = [node for node in nodes if isinstance(node, ex.Leaf) and _comes_as_array(node)]
     for _ in range(2):  # an equation may need an array's size and the other way round
         for leaf in leaves:
             _bind_leaf(leaf, np.shape(arrays[leaf.name]), binding)
         sz.solve_all(equations, binding)
     return binding
+
+
+def _comes_as_array(leaf: ex.Leaf) -> bool:
+    return leaf.value is None and leaf.kind != SLOT
 
 
 def _bind_leaf(leaf: ex.Leaf, shape: tuple[int, ...], binding: dict[sympy.Symbol, int]) -> None:
@@ -168,6 +183,8 @@ def _bind_leaf(leaf: ex.Leaf, shape: tuple[int, ...], binding: dict[sympy.Symbol
 
 
 def _leaf(run: _Interpreter, node: ex.Leaf) -> _Tensor:
+    if node.name in run.given:
+        return run.given[node.name]
     return _Tensor(run.precise(node.value if node.value is not None else run.arrays[node.name]))
 
 
@@ -465,6 +482,50 @@ def _reduce(run: _Interpreter, node: ex.Reduce, source: _Tensor) -> _Tensor:
     return _Tensor(value, None if source.error is None else np.max(source.error, axis=axes))
 
 
+# ---------------------------------------------------------------------------- scans
+
+
+def _scan(run: _Interpreter, node: ex.Scan, *arguments: _Tensor) -> _Tensor:
+    """Position by position, in order; what is kept are the results."""
+    states, rest = list(arguments[: node.carried]), arguments[node.carried :]
+    made: list[list[_Tensor]] = [[] for _ in node.body[node.carried :]]
+    positions = range(run.size(node.over.size))
+    for position in reversed(positions) if node.reverse else positions:
+        read = [
+            tensor if axis is None else _moved(tensor, lambda a, k=axis: a.take(position, k))  # type: ignore[misc] # noqa: B023
+            for tensor, axis in zip(rest, node.sliced[node.carried :], strict=True)
+        ]
+        names = (own.name for own in node.slots)
+        inner = run.within(dict(zip(names, (*states, *read), strict=True)))
+        for one in ex.walk(*node.body):
+            inner.node(one)
+        states = [inner.done[id(state)] for state in node.body[: node.carried]]
+        for parts, result in zip(made, node.body[node.carried :], strict=True):
+            parts.append(inner.done[id(result)])
+    results = zip(node.body[node.carried :], node.joined[node.carried :], made, strict=True)
+    joined = [_together(run, node, expr, axis, parts) for expr, axis, parts in results]
+    run.scans[id(node)] = (*states, *joined)
+    return _Tensor(np.zeros(()))
+
+
+def _together(
+    run: _Interpreter, node: ex.Scan, result: Expr, axis: int | None, parts: list[_Tensor]
+) -> _Tensor:
+    """The positions of a result side by side, or added."""
+    parts = parts[::-1] if node.reverse else parts
+    shape = (len(parts), *run.shape(result))
+    value = np.stack([p.value for p in parts]) if parts else np.zeros(shape, run.real)
+    errors = np.stack([p.errors for p in parts]) if parts else np.zeros(shape)
+    if axis is not None:
+        return _Tensor(value, errors)
+    own = len(parts) * run.eps * np.abs(value).sum(0) + run.tiny
+    return _Tensor(value.sum(0), errors.sum(0) + own)
+
+
+def _scan_result(run: _Interpreter, node: ex.ScanResult, source: _Tensor) -> _Tensor:
+    return run.scans[id(node.source)][node.position]
+
+
 _RULES: dict[type[Expr], Callable[..., _Tensor]] = {
     ex.Leaf: _leaf,
     ex.Literal: _literal,
@@ -485,4 +546,6 @@ _RULES: dict[type[Expr], Callable[..., _Tensor]] = {
     Arange: _arange,
     Gather: _gather,
     Scatter: _scatter,
+    ex.Scan: _scan,
+    ex.ScanResult: _scan_result,
 }

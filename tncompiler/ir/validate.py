@@ -27,6 +27,7 @@ from tncompiler.ir.program import (
     Pick,
     Program,
     Reduce,
+    Scan,
     Slice,
     Split,
     Step,
@@ -35,6 +36,7 @@ from tncompiler.ir.program import (
     label_sizes,
     operand_values,
 )
+from tncompiler.ir.scans.steps import result_value
 from tncompiler.ir.sizes import Size, product, resized
 
 
@@ -53,6 +55,8 @@ def validate(program: Program, *, scheduled: bool = False) -> Program:
         _define(step.out, defined)
         if isinstance(step.op, Loop):
             _check_loop(step, step.op, operand_values(program, step))
+        elif isinstance(step.op, Scan):
+            _check_scan(step, step.op, operand_values(program, step), scheduled)
         elif isinstance(step.op, Pick):
             _check_pick(program, step, step.op)
         else:
@@ -133,15 +137,42 @@ def _check_loop(step: Step, op: Loop, operands: tuple[Value, ...]) -> None:
             _fail(step, f"gives its body {value.name!r} in another shape")
 
 
+def _check_scan(step: Step, op: Scan, operands: tuple[Value, ...], scheduled: bool) -> None:
+    validate(op.body, scheduled=scheduled)
+    if not len(op.sliced) == len(op.body.arguments) == len(operands) >= op.carried:
+        _fail(step, "has another number of operands than its body")
+    if len(op.joined) != len(op.body.outputs) or len(op.joined) < op.carried:
+        _fail(step, "has another number of results than its body")
+    for axis, argument, value in zip(op.sliced, op.body.arguments, operands, strict=True):
+        shape = list(value.shape)
+        if axis is not None and (axis >= len(shape) or not _agree(shape.pop(axis), op.size)):
+            _fail(step, f"reads no positions of {value.name!r}")
+        if not (_same(tuple(shape), argument.value.shape) and _like(value, argument.value)):
+            _fail(step, f"gives its body {value.name!r} in another shape or dtype")
+    for argument, name in zip(op.body.arguments[: op.carried], op.body.outputs, strict=False):
+        before, after = argument.value, op.body.values[name]
+        if not (_same(before.shape, after.shape) and _like(before, after)):
+            _fail(step, f"changes the shape or dtype of its state {before.name!r}")
+
+
+def _like(a: Value, b: Value) -> bool:
+    """Whether two values are of one dtype, as far as it is decided."""
+    return a.dtype == b.dtype or DEFAULT in (a.dtype, b.dtype)
+
+
 def _check_pick(program: Program, step: Step, op: Pick) -> None:
     producer = program.producers.get(step.operands[0]) if len(step.operands) == 1 else None
-    if producer is None or not isinstance(producer.op, Loop):
+    if producer is None or not isinstance(producer.op, Loop | Scan):
         _fail(step, "picks from something that is no loop")
         return
     loop = producer.op
     if op.position not in range(len(loop.joined)):
         _fail(step, "picks a result that its loop does not have")
     made = loop.body.values[loop.body.outputs[op.position]]
+    if isinstance(loop, Scan):
+        if not _same(step.out.shape, result_value(loop, op.position, "").shape):
+            _fail(step, "picks a result of another shape")
+        return
     if not _same(step.out.shape, resized(made.shape, loop.joined[op.position], loop.size)):
         _fail(step, "picks a result of another shape")
 

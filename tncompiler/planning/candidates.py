@@ -119,9 +119,9 @@ def tree_cost(network: Network, pairs: Sequence[Pair], minimize: str, rates: Rat
             if minimize == "time" and left & right - kept:
                 total += _copies_us(network, (a, b), left & right, kept, rates)
             total += product_cost(network, left, right, kept, minimize, rates)
-        if a in active:
+        if a in active and not free:
             total += product_cost(network, kept, right, left, minimize, rates)
-        if b in active:
+        if b in active and not free:
             total += product_cost(network, kept, left, right, minimize, rates)
         if a in active or b in active:
             active.add(made)

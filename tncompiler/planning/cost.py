@@ -17,6 +17,7 @@ from tncompiler.ir.program import (
     Map,
     Program,
     Reduce,
+    Scan,
     Step,
     contract_flops,
     element_count,
@@ -58,7 +59,7 @@ class Cost:
 
 def step_flops(program: Program, step: Step) -> Terms:
     """Flops of a contraction, or of all in a loop; none for other steps."""
-    if isinstance(step.op, Loop):
+    if isinstance(step.op, Loop | Scan):
         return _repeated(step.op, (step_flops(step.op.body, inner) for inner in step.op.body.steps))
     if isinstance(step.op, Attention):
         body = body_of(step, operand_values(program, step))
@@ -73,7 +74,7 @@ def step_flops(program: Program, step: Step) -> Terms:
 
 def step_elementwise(step: Step, program: Program) -> Terms:
     """Results of a map; elements read by a reduction or a sum by position."""
-    if isinstance(step.op, Loop):
+    if isinstance(step.op, Loop | Scan):
         body = step.op.body
         return _repeated(step.op, (step_elementwise(inner, body) for inner in body.steps))
     if isinstance(step.op, Attention):
@@ -86,13 +87,13 @@ def step_elementwise(step: Step, program: Program) -> Terms:
     return Terms()
 
 
-def _repeated(loop: Loop, costs: Iterable[Terms]) -> Terms:
-    """The cost of all blocks together, from those of the body's steps for one block.
+def _repeated(loop: Loop | Scan, costs: Iterable[Terms]) -> Terms:
+    """The cost of all blocks or positions together, from those of the body's steps for one.
 
     Exact: the size of a block is a factor once or not at all, and blocks add up to the size.
     """
     total = Terms.total(costs)
-    if isinstance(loop.block, int):
+    if isinstance(loop, Scan) or isinstance(loop.block, int):
         return Terms.total(Terms.of(c, (loop.count, *f)) for c, f in total.terms)
     terms = []
     for coefficient, factors in total.terms:
@@ -106,10 +107,10 @@ def step_bytes(program: Program, step: Step) -> tuple[Terms, Terms]:
     """Bytes read and written; a loop writes its results block by block, beside its body's steps."""
     if is_view(step):
         return Terms(), Terms()
-    if isinstance(step.op, Loop):
+    if isinstance(step.op, Loop | Scan):
         body = step.op.body
         inner = [step_bytes(body, one) for one in body.steps]
-        results = Terms.total(nbytes(body.values[name]) for name in body.outputs)
+        results = _put_in_place(step.op)
         read = _repeated(step.op, (*(r for r, _ in inner), results))
         return read, _repeated(step.op, (*(w for _, w in inner), results))
     if isinstance(step.op, Attention):
@@ -118,6 +119,12 @@ def step_bytes(program: Program, step: Step) -> tuple[Terms, Terms]:
         return Terms.total(r for r, _ in inner), Terms.total(w for _, w in inner)
     read = Terms.total(nbytes(v) for v in read_values(step, operand_values(program, step)))
     return read, nbytes(step.out)
+
+
+def _put_in_place(op: Loop | Scan) -> Terms:
+    """Bytes of the results of one block or position; states stay where they are."""
+    first = op.carried if isinstance(op, Scan) else 0
+    return Terms.total(nbytes(op.body.values[name]) for name in op.body.outputs[first:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +137,13 @@ class FlatStep:
 
     program: Program
     step: Step
-    loops: tuple[Loop, ...]
+    loops: tuple[Loop | Scan, ...]
     flops: Terms
     elementwise: Terms
     bytes_read: Terms
     bytes_written: Terms
 
-    def within(self, loop: Loop) -> FlatStep:
+    def within(self, loop: Loop | Scan) -> FlatStep:
         """The step as one of the body of a loop."""
         return FlatStep(
             self.program,
@@ -152,10 +159,9 @@ class FlatStep:
 def flat_steps(program: Program) -> Iterator[FlatStep]:
     """All steps in order, those of loops after their loop; their costs add up to the program's."""
     for step in program.steps:
-        if isinstance(step.op, Loop):
+        if isinstance(step.op, Loop | Scan):
             body = step.op.body
-            moved = Terms.total(nbytes(body.values[name]) for name in body.outputs)
-            moved = _repeated(step.op, (moved,))
+            moved = _repeated(step.op, (_put_in_place(step.op),))
             yield FlatStep(program, step, (), Terms(), Terms(), moved, moved)
             for inner in flat_steps(body):
                 yield inner.within(step.op)

@@ -18,12 +18,14 @@ from tncompiler.ir.program import (
     Labels,
     Loop,
     Program,
+    Scan,
     Step,
     element_count,
     label_names,
     label_sizes,
     operand_values,
 )
+from tncompiler.ir.scans.steps import programs_within
 from tncompiler.ir.sizes import Binding, Terms, evaluate, parse_size, render_size, size_text
 from tncompiler.planning.cost import flat_steps
 from tncompiler.planning.digest import program_digest
@@ -337,6 +339,8 @@ def step_equation(program: Program, step: Step) -> str:
         ]
         out = ", ".join(names[label] for label in step.op.output)
         return f"{step.out.name}({out}) = {' * '.join(terms) or '1'}"
+    if isinstance(step.op, Scan):
+        return f"scan over {step.op.index}, {step.op.carried} states"
     if isinstance(step.op, Loop):
         return f"loop over {step.op.index}, {step.op.width} at a time"
     if not operands:
@@ -358,9 +362,10 @@ def make_plan(
 ) -> ContractionPlan:
     """The plan of a scheduled program; ``cut`` and ``replanned`` as ContractionPlan has them."""
     networks = tuple(
-        NetworkOrder.of(logical, name, nominal, pairs)
-        for name, pairs in orders.items()
-        if name in logical.producers
+        NetworkOrder.of(inner, name, nominal, orders[name])
+        for inner in programs_within(logical)
+        for name in orders
+        if name in inner.producers
     )
     sizes = [element_count(step.out).evaluate(nominal) for step in scheduled.steps]
     largest = max(sizes, default=0)

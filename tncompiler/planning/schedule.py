@@ -7,7 +7,7 @@ plan). Out: the scheduled program and the order of each network.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.errors import PlanError
@@ -15,6 +15,7 @@ from tncompiler.ir.program import (
     Contract,
     Labels,
     Program,
+    Scan,
     Step,
     Value,
     canonical,
@@ -42,11 +43,18 @@ def schedule(
     options: PlanOptions,
     orders: Orders | None = None,
 ) -> tuple[Program, dict[str, tuple[Pair, ...]]]:
-    """The scheduled program, and the SSA pairs of each network by the name of its value."""
+    """The scheduled program, and the SSA pairs of each network by the name of its value.
+
+    The networks inside scans are among them.
+    """
     builder = Builder(like=program)
     chosen: dict[str, tuple[Pair, ...]] = {}
     for step in program.steps:
         operands = operand_values(program, step)
+        if isinstance(step.op, Scan):
+            body, inner = schedule(step.op.body, nominal, options, orders)
+            step = replace(step, op=replace(step.op, body=body))
+            chosen.update(inner)
         if not isinstance(step.op, Contract) or not operands:
             builder.copy(step, operands)
             continue

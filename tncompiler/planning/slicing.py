@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 
 from tncompiler.ir.passes.slicing import Axis, linked_axes, names_within, slice_index
-from tncompiler.ir.program import Loop, Pick, Program, Step, Value
+from tncompiler.ir.program import Loop, Op, Pick, Program, Scan, Step, Value
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.memory import (
     SUM_RADIX,
@@ -166,8 +166,16 @@ def numeric(program: Program, nominal: Binding) -> Program:
         return replace(value, shape=tuple(evaluate(size, nominal) for size in value.shape))
 
     arguments = tuple(replace(a, value=at(a.value)) for a in program.arguments)
-    steps = tuple(replace(step, out=at(step.out)) for step in program.steps)
+    steps = tuple(
+        replace(step, out=at(step.out), op=_numeric_op(step.op, nominal)) for step in program.steps
+    )
     return replace(program, arguments=arguments, steps=steps)
+
+
+def _numeric_op(op: Op, nominal: Binding) -> Op:
+    if not isinstance(op, Scan):
+        return op
+    return replace(op, size=evaluate(op.size, nominal), body=numeric(op.body, nominal))
 
 
 @dataclass(frozen=True, slots=True, order=True)

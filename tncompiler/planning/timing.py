@@ -17,6 +17,7 @@ from tncompiler.ir.program import (
     Map,
     Permute,
     Program,
+    Scan,
     Step,
     Value,
     label_sizes,
@@ -88,8 +89,8 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
     """Predicted microseconds of one step: its start, its work, and memory for what it makes."""
     if is_view(step):
         return 0.0
-    if isinstance(step.op, Loop):
-        return _loop_us(step.op, sizes, rates)
+    if isinstance(step.op, Loop | Scan):
+        return _repeated_us(step.op, sizes, rates)
     operands = operand_values(program, step)
     if isinstance(step.op, Attention):
         return program_us(body_of(step, operands), sizes, rates)
@@ -116,11 +117,12 @@ def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates
     return traffic
 
 
-def _loop_us(loop: Loop, sizes: Sizes, rates: Rates) -> float:
-    """All blocks: the body, and writing its results where they belong."""
+def _repeated_us(loop: Loop | Scan, sizes: Sizes, rates: Rates) -> float:
+    """All blocks or positions: the body, and writing its results where they belong."""
     inner = within(loop, sizes)
+    first = loop.carried if isinstance(loop, Scan) else 0
     block = math.fsum(step_us(loop.body, step, inner, rates) for step in loop.body.steps)
-    for name, axis in zip(loop.body.outputs, loop.joined, strict=True):
+    for name, axis in zip(loop.body.outputs[first:], loop.joined[first:], strict=True):
         value = loop.body.values[name]
         moved = 2.0 * _bytes(value, inner)
         if axis:  # rows of the block lie apart in the whole

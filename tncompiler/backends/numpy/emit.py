@@ -184,5 +184,8 @@ class NumpyEmitter(Emitter):
     def concat(self, parts: str, axis: int) -> str:
         return f"np.concatenate(({parts},), axis={axis})"
 
+    def stack(self, parts: str) -> str:
+        return f"np.stack({parts})"
+
     def cast(self, text: str, dtype: str) -> str:
         return f"{text}.astype({self.dtype(dtype)})"

@@ -129,5 +129,8 @@ class TorchEmitter(Emitter):
     def concat(self, parts: str, axis: int) -> str:
         return f"torch.cat(({parts},), dim={axis})"
 
+    def stack(self, parts: str) -> str:
+        return f"torch.stack({parts})"
+
     def cast(self, text: str, dtype: str) -> str:
         return f"{text}.to(torch.{dtype})"

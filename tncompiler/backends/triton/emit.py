@@ -140,7 +140,9 @@ class TritonEmitter(TorchEmitter):
         self.dense.add(pairwise.out.name)
 
     def _kernel_name(self, value: Value) -> str:
-        return self.names(("kernel", value.name), f"{self.name(value)}_kernel", "kernel")
+        return self.names(
+            ("kernel", self.scope, value.name), f"{self.name(value)}_kernel", "kernel"
+        )
 
     def _wide(self, kernel: KernelSource) -> str:
         """Source of whether offsets into a kernel's arrays take 64 bits."""

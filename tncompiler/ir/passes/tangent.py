@@ -28,8 +28,10 @@ from tncompiler.ir.program import (
     Merge,
     Pad,
     Permute,
+    Pick,
     Program,
     Reduce,
+    Scan,
     Slice,
     Split,
     Step,
@@ -37,6 +39,8 @@ from tncompiler.ir.program import (
     fresh_name,
     operand_values,
 )
+from tncompiler.ir.scans.steps import active_arguments
+from tncompiler.ir.scans.tangent import scan_tangents
 from tncompiler.ir.trace import Traced, Tracer
 
 
@@ -56,6 +60,7 @@ class _Forward:
         self.builder = Builder(like=program)
         self.active = reachable_from(program, wrt)
         self.tangents: dict[str, Value] = {}
+        self.results: dict[str, dict[int, Value]] = {}  # tangents of what scans give
         for name in wrt:
             leaf = program.values[name]
             moved = Value(
@@ -69,10 +74,24 @@ class _Forward:
     def step(self, step: Step) -> None:
         operands = operand_values(self.program, step)
         self.builder.copy(step, operands)
+        if isinstance(step.op, Scan):
+            self._scan(step, step.op, operands)
         if step.out.name in self.active:
             moved = TANGENT_RULES[type(step.op)](self, step, operands)
             if moved is not None:
                 self.tangents[step.out.name] = moved
+
+    def _scan(self, step: Step, op: Scan, operands: tuple[Value, ...]) -> None:
+        active = active_arguments(op, operands, self.active)
+        if active:
+            given = zip(op.body.arguments, operands, strict=True)
+            value_of = {argument.value.name: operand for argument, operand in given}
+            moved = {name: self._moved(value_of[name]) for name in active}
+            made = scan_tangents(self.builder, step.out, op, operands, moved, _tangents)
+            self.results[step.out.name] = made
+
+    def _moved(self, value: Value) -> Value:
+        return self.of(value) or self.builder.zeros(value)
 
     def of(self, value: Value) -> Value | None:
         return self.tangents.get(value.name)
@@ -141,6 +160,15 @@ def _linear(fwd: _Forward, step: Step, operands: tuple[Value, ...]) -> Value | N
     return fwd.builder.emit(step.op, values, step.out.shape, step.out.dtype, step.out.axes)
 
 
+def _tangents(program: Program, wrt: Sequence[str]) -> Program:
+    return tangent(program, wrt)
+
+
+def _pick(fwd: _Forward, step: Step, operands: tuple[Value, ...]) -> Value | None:
+    op: Pick = step.op  # type: ignore[assignment]
+    return fwd.results.get(operands[0].name, {}).get(op.position)
+
+
 def _literal(fwd: _Forward, step: Step, operands: tuple[Value, ...]) -> Value | None:
     return None
 
@@ -163,4 +191,5 @@ TANGENT_RULES: dict[type, Callable[..., Value | None]] = {
     Attention: tangent_attention,
     Gather: tangent_of_gather,
     Scatter: tangent_of_gather,
+    Pick: _pick,
 }
