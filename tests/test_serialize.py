@@ -59,6 +59,11 @@ NODES: dict[str, Expr] = {
     "Pad": A.pad(J, 1, 0),
     "Concat": tnc.concat([A, A * 2], tnc.Index("j", 6)),
     "Concat symbolic": tnc.concat([X, X], tnc.Index("n", 2 * N.size)),
+    "Arange": tnc.arange(J) * A,
+    "Leading": tnc.compress(A @ B, J, max_bond=2),
+    "LeadingAdjoint": tnc.grad(
+        tnc.compress(A @ B, J, max_bond=2), A, cotangent=tnc.input("ct", I, K)
+    ),
     "Gather": A.gather(J, tnc.input("ids", N, dtype="int64")),
     "Gather shared": A.gather(J, tnc.input("ids", I, N, dtype="int64") % 3),
     "Scatter": A.scatter_add(tnc.input("ids", J, dtype="int64"), N),
