@@ -64,6 +64,7 @@ NODES: dict[str, Expr] = {
     "LeadingAdjoint": tnc.grad(
         tnc.compress(A @ B, J, max_bond=2), A, cotangent=tnc.input("ct", I, K)
     ),
+    "Scan": tnc.scan(lambda h, x: (tnc.tanh(h + x),) * 2, A.select(I, 0), A, over=I)[1],
     "Gather": A.gather(J, tnc.input("ids", N, dtype="int64")),
     "Gather shared": A.gather(J, tnc.input("ids", I, N, dtype="int64") % 3),
     "Scatter": A.scatter_add(tnc.input("ids", J, dtype="int64"), N),
