@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 import digits
+import numpy as np
 import torch
 from race import Outcome, Racer, copies, race, table
 from rich.console import Console
@@ -19,7 +20,7 @@ from tqdm import tqdm
 import tncompiler as tnc
 from tncompiler.ir.expressions import Expr
 
-BATCH, ROWS, STEPS, RATE = 64, 8, 150, 2e-2
+BATCH, ROWS, STEPS, RATE = 64, 8, 150, 1e-2
 HIDDEN, RANK, CLASSES = (8, 8), 4, 10  # 64 hidden numbers
 GATES = {"LSTM": 4, "GRU": 3}
 
@@ -28,12 +29,17 @@ h1, h2, k1, k2 = tnc.indices("h1 h2 k1 k2", h1=HIDDEN[0], h2=HIDDEN[1], k1=HIDDE
 r, s, c = tnc.indices("r s c", r=RANK, s=RANK, c=CLASSES)
 
 
+def core(shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers so small that two cores make a matrix of deviation 1/√64, as torch's layers have."""
+    return 0.25 * np.random.default_rng(len(shape)).standard_normal(shape)
+
+
 def expression(kind: str) -> Expr:
     """Digits (b, t, i1, i2), rows as steps, to class scores (b, c)."""
     g = tnc.Index("g", GATES[kind])
     x = tnc.input("x", b, t, i1, i2)
-    w1, w2 = tnc.param("W1", g, i1, h1, r), tnc.param("W2", r, i2, h2)
-    u1, u2 = tnc.param("U1", g, k1, h1, s), tnc.param("U2", s, k2, h2)
+    w1, w2 = tnc.param("W1", g, i1, h1, r, init=core), tnc.param("W2", r, i2, h2, init=core)
+    u1, u2 = tnc.param("U1", g, k1, h1, s, init=core), tnc.param("U2", s, k2, h2, init=core)
     bias = tnc.param("bias", g, h1, h2, init="zeros")
 
     def apart(sums: Expr) -> list[Expr]:
