@@ -10,6 +10,9 @@ import pytest
 import torch
 
 import tncompiler as tnc
+from tests import oracle
+from tests.fuzz import check_network
+from tests.networks import Case
 from tncompiler.ir.errors import (
     ArgumentError,
     FileFormatError,
@@ -245,6 +248,33 @@ def test_lstm_and_gru_agree_with_torch(kind: str, backend: str) -> None:
     right = torch.autograd.grad(expected, [*given.values(), *flat], cotangents)
     for value, other in zip(found, right, strict=True):
         torch.testing.assert_close(value.reshape(other.shape), other, atol=1e-10, rtol=1e-10)
+
+
+# ---------------------------------------------------------------------------- on every backend
+
+NAMED: dict[str, Callable[[], tuple[Expr, ...]]] = {
+    "states and outputs": elman,
+    "last position first": lambda: elman(reverse=True),
+    "LSTM": lambda: recurrent("LSTM"),
+    "GRU": lambda: recurrent("GRU"),
+    "no position": lambda: elman(0),
+}
+
+
+@pytest.mark.parametrize("runner", oracle.RUNNERS)
+@pytest.mark.parametrize("name", NAMED)
+def test_scans_agree_with_the_oracle_on_every_runner(runner: str, name: str) -> None:
+    outputs = NAMED[name]()
+    leaves = {leaf.name: leaf for output in outputs for leaf in output.leaves}
+    made = np.random.default_rng(5)
+
+    def numbers(shape: tuple[Any, ...]) -> np.ndarray:
+        return (0.5 * made.standard_normal(shape)).astype(np.float32)
+
+    arrays = {name: numbers(leaf.shape) for name, leaf in leaves.items()}
+    cotangents = tuple(numbers(output.shape) for output in outputs)
+    case = Case(0, outputs, arrays, "float32", cotangents, tuple(arrays))
+    check_network(case, (runner,))
 
 
 # ---------------------------------------------------------------------------- derivatives
