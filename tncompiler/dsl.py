@@ -19,6 +19,7 @@ from tncompiler.ir.names import check_leaf_name
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.serialize import from_json
 from tncompiler.ir.sizes import size_symbol
+from tncompiler.ir.windowing import window
 
 __all__ = [
     "Index",
@@ -69,6 +70,7 @@ __all__ = [
     "stop_gradient",
     "tanh",
     "where",
+    "window",
 ]
 
 _prefix: ContextVar[str] = ContextVar("tncompiler_scope", default="")

@@ -24,7 +24,7 @@ from tncompiler.ir.passes import (
     run_passes,
 )
 from tncompiler.ir.passes.stabilize import scaled_outputs
-from tncompiler.ir.program import Contract, Program, operand_values
+from tncompiler.ir.program import Networks, Program, operand_values
 from tncompiler.ir.validate import validate
 from tncompiler.planning.decide import decide
 from tncompiler.planning.digest import program_digest
@@ -260,7 +260,7 @@ class Scheduling(Problem):
                 where=self.place(),
                 fix="make one with tnc.plan(expr, sizes=…)",
             )
-        steps = [s.out.name for s in logical.steps if isinstance(s.op, Contract) and s.operands]
+        steps = [s.out.name for s in logical.steps if isinstance(s.op, Networks) and s.operands]
         networks = self.fixed_plan.networks
         if len(steps) != len(networks):
             raise PlanError(
@@ -272,7 +272,7 @@ class Scheduling(Problem):
 
     def _given_order(self, logical: Program, path: Path) -> dict[str, tuple[Pair, ...]]:
         """The order that the options fix, for the one network of the program."""
-        steps = [s for s in logical.steps if isinstance(s.op, Contract) and len(s.operands) > 1]
+        steps = [s for s in logical.steps if isinstance(s.op, Networks) and len(s.operands) > 1]
         if len(steps) != 1:
             raise PlanError(
                 f"PlanOptions.path fixes the order of one network, but there are {len(steps)}",

@@ -17,12 +17,15 @@ from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
+from tncompiler.backends.windows import HELPERS, write_window_step
 from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.matmul import MatmulForm, is_matmul, matmul_form
 from tncompiler.ir.program import (
     Cast,
     Concat,
     Contract,
+    Convolve,
+    Fold,
     Labels,
     Literal,
     Loop,
@@ -36,7 +39,9 @@ from tncompiler.ir.program import (
     Slice,
     Split,
     Step,
+    Unfold,
     Value,
+    Window,
     label_names,
     label_sizes,
     operand_values,
@@ -68,6 +73,7 @@ class Emitter(ABC):
     """
 
     long_sum: int
+    library: str  # whose folder under `backends` has helpers
     helpers: tuple[str, ...]  # what the runtime module offers: no variable is called so
     decorators: tuple[str, ...] = ()  # lines above the function
     lanes = False  # whether the blocks of a loop can be given to threads
@@ -75,7 +81,7 @@ class Emitter(ABC):
     def __init__(self, program: Program, entry: str) -> None:
         self.program, self.entry = program, entry
         self.names = Names()
-        self.names.reserve(self.helpers)
+        self.names.reserve((*self.helpers, *HELPERS))
         self.symbols: dict[sympy.Symbol, str] = {}
         self.bound: set[sympy.Symbol] = set()  # sizes of blocks, set in loops
         self.imports: set[str] = set()
@@ -172,6 +178,8 @@ class Emitter(ABC):
             case Concat(axis):
                 parts = ", ".join(self.ref(value) for value in operands)
                 self.assign(step, self.concat(parts, axis), self._tuple(step.out))
+            case Convolve() | Unfold() | Fold() | Window():
+                write_window_step(self, step, operands)
             case Loop():
                 write_loop(self, step, step.op)
             case Pick():

@@ -131,6 +131,33 @@ class Operators:
         """Zeros around an index, which keeps its name."""
         return algebra.pad(self, index, before, after)
 
+    def window(
+        self: Any,
+        index: Any,
+        *,
+        out: Index,
+        kernel: Index,
+        stride: int = 1,
+        dilation: int = 1,
+        padding: Any = 0,
+    ) -> Expr:
+        """An index seen through windows: index = out·stride + kernel·dilation - padding.
+
+        Zeros lie around the index; ``padding`` is an int, a pair, "same" or "valid". The size of
+        `out` follows. Nothing is copied: contracted with a kernel it is a convolution.
+        """
+        from tncompiler.ir.windowing import windowed
+
+        return windowed(
+            self,
+            index,
+            out=out,
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
+            padding=padding,
+        )
+
     def conj(self: Any) -> Expr:
         """Complex conjugate."""
         return algebra.elementwise("conj", self)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import sympy
 
 from tncompiler.ir.program import (
-    Contract,
+    Fold,
     Loop,
     Map,
+    Networks,
     Program,
     Reduce,
     Step,
@@ -54,19 +55,19 @@ def step_flops(program: Program, step: Step) -> Terms:
     """Flops of a contraction, or of all in a loop; none for other steps."""
     if isinstance(step.op, Loop):
         return _repeated(step.op, (step_flops(step.op.body, inner) for inner in step.op.body.steps))
-    if isinstance(step.op, Contract):
+    if isinstance(step.op, Networks):
         return contract_flops(step.op, operand_values(program, step), step.out)
     return Terms()
 
 
 def step_elementwise(step: Step, program: Program) -> Terms:
-    """Results of a map; elements read by a reduction."""
+    """Results of a map; elements read by a reduction, or summed out of windows."""
     if isinstance(step.op, Loop):
         body = step.op.body
         return _repeated(step.op, (step_elementwise(inner, body) for inner in body.steps))
     if isinstance(step.op, Map):
         return element_count(step.out)
-    if isinstance(step.op, Reduce):
+    if isinstance(step.op, Reduce | Fold):
         return element_count(operand_values(program, step)[0])
     return Terms()
 

@@ -7,12 +7,15 @@ from collections.abc import ItemsView, Mapping
 
 import sympy
 
+from tncompiler.ir.convolution import form_of
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import is_matmul, matmul_form
 from tncompiler.ir.program import (
     Contract,
+    Convolve,
     Loop,
     Map,
+    Networks,
     Permute,
     Program,
     Step,
@@ -23,6 +26,7 @@ from tncompiler.ir.program import (
 from tncompiler.ir.sizes import Size, evaluate
 from tncompiler.planning.memory import is_view, within
 from tncompiler.planning.rates import Rates
+from tncompiler.planning.windows import convolution_us
 
 Sizes = Mapping[sympy.Symbol, int]
 
@@ -85,6 +89,9 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
     if isinstance(step.op, Loop):
         return _loop_us(step.op, sizes, rates)
     operands = operand_values(program, step)
+    if isinstance(step.op, Convolve):
+        numbers = {k: evaluate(s, sizes) for k, s in _labels(step.op, operands, step.out)}
+        return convolution_us(form_of(step.op), numbers, step.out.dtype, rates)
     work = _work_us(step, operands, sizes, rates)
     return rates.step_us + work + rates.fresh_us(_bytes(step.out, sizes))
 
@@ -136,7 +143,7 @@ def _product_us(
     return rates.product_us(batch, rows, columns, inner, out.dtype)
 
 
-def _labels(op: Contract, operands: tuple[Value, ...], out: Value) -> ItemsView[int, Size]:
+def _labels(op: Networks, operands: tuple[Value, ...], out: Value) -> ItemsView[int, Size]:
     return label_sizes(op, operands, out).items()
 
 

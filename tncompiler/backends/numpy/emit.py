@@ -37,6 +37,7 @@ class NumpyEmitter(Emitter):
 
     long_sum = LONG_SUM
     lanes = True
+    library = "numpy"
     helpers = (
         *("embed_diagonal", "exponent", "gate", "gelu", "long_matmul", "long_sum", "power_of_two"),
         *(
@@ -148,7 +149,8 @@ class NumpyEmitter(Emitter):
         return f"{text}.copy()"
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
-        return f"np.ones(({self.dims([(s,) for s in sizes])},), dtype={self.dtype(dtype)})"
+        dims = self.dims([(s,) for s in sizes])
+        return f"np.ones(({dims and f'{dims},'}), dtype={self.dtype(dtype)})"
 
     def filled(self, value: Value, zeros: bool) -> str:
         dims = self.shape(value)

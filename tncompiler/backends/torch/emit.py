@@ -25,6 +25,7 @@ class TorchEmitter(Emitter):
     """Torch's spelling of each operation."""
 
     long_sum = LONG_SUM
+    library = "torch"
     helpers: tuple[str, ...] = (
         *("embed_diagonal", "long_bmm", "long_mm", "long_sum", "take_diagonal"),
         *("exponent", "power_of_two", "shift_exponent"),
@@ -96,7 +97,7 @@ class TorchEmitter(Emitter):
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
         dims = self.dims([(s,) for s in sizes])
-        return f"torch.ones(({dims},), dtype=torch.{dtype}{self.device})"
+        return f"torch.ones(({dims and f'{dims},'}), dtype=torch.{dtype}{self.device})"
 
     def filled(self, value: Value, zeros: bool) -> str:
         dims = self.shape(value)

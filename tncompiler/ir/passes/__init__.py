@@ -17,6 +17,7 @@ Watcher = Callable[[str, Program, Program], None]
 PASSES: dict[str, str] = {
     "flatten_contractions": "flatten:flatten_contractions",
     "absorb_relabelings": "simplify:absorb_relabelings",
+    "bind_windows": "bind_windows:bind_windows",
     "merge_common_steps": "common:merge_common_steps",
     "drop_dead_steps": "dead:drop_dead_steps",
     "order_axes": "layout:order_axes",
@@ -31,6 +32,7 @@ LOGICAL_PASSES = (
     "widen_low_precision",
     "flatten_contractions",
     "absorb_relabelings",
+    "bind_windows",
     "sum_booleans",
     "merge_common_steps",
     "drop_dead_steps",

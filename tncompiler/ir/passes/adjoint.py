@@ -13,10 +13,18 @@ from typing import Any
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import is_differentiable, real_part
 from tncompiler.ir.functions import function
+from tncompiler.ir.passes.window_rules import (
+    convolve_adjoint,
+    fold_adjoint,
+    unfold_adjoint,
+    window_adjoint,
+)
 from tncompiler.ir.program import (
     Cast,
     Concat,
     Contract,
+    Convolve,
+    Fold,
     Labels,
     Literal,
     Map,
@@ -28,7 +36,9 @@ from tncompiler.ir.program import (
     Slice,
     Split,
     Step,
+    Unfold,
     Value,
+    Window,
     fresh_name,
     label_names,
     label_sizes,
@@ -329,4 +339,8 @@ ADJOINT_RULES: dict[type, Callable[..., None]] = {
     Concat: _concat,
     Cast: _cast,
     Literal: _literal,
+    Convolve: convolve_adjoint,
+    Unfold: unfold_adjoint,
+    Fold: fold_adjoint,
+    Window: window_adjoint,
 }

@@ -15,13 +15,17 @@ from dataclasses import dataclass, replace
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.program import (
     Argument,
+    Convolve,
+    Fold,
     Literal,
     Pad,
     Permute,
     Program,
     Slice,
     Step,
+    Unfold,
     Value,
+    Window,
     fresh_name,
 )
 from tncompiler.ir.sizes import Size, symbols_of
@@ -150,8 +154,8 @@ def _size_carriers(joint: Program, steps: tuple[Step, ...], read: set[str]) -> s
     for argument in joint.arguments:
         if argument.value.name in read or argument.kind == "cotangent":
             wanted -= _on_axes(argument.value)
-    if any(wanted & symbols_of(s) for e in joint.equations for s in (e.total, *e.parts)):
-        wanted |= {k for e in joint.equations for s in (e.total, *e.parts) for k in symbols_of(s)}
+    if any(wanted & symbols_of(s) for e in joint.equations for s in e.sizes):
+        wanted |= {k for e in joint.equations for s in e.sizes for k in symbols_of(s)}
     carriers = set()
     for argument in joint.arguments:
         if argument.kind != "cotangent" and wanted & _on_axes(argument.value):
@@ -172,4 +176,8 @@ def step_symbols(step: Step) -> set[Size]:
             sizes += [first, second]
         case Literal(value) if not isinstance(value, int | float | complex):
             sizes.append(value)
+        case Window(geometry) | Unfold(_, geometry) | Fold(_, geometry):
+            sizes.append(geometry.before)
+        case Convolve(_, _, relations):
+            sizes += [size for r in relations for size in (*r.sizes, r.geometry.before)]
     return {symbol for size in sizes for symbol in symbols_of(size)}

@@ -12,10 +12,13 @@ from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import real_part
 from tncompiler.ir.functions import function
 from tncompiler.ir.passes.adjoint import reachable_from, tie_shares
+from tncompiler.ir.passes.window_rules import convolve_tangent, window_tangent
 from tncompiler.ir.program import (
     Cast,
     Concat,
     Contract,
+    Convolve,
+    Fold,
     Literal,
     Map,
     Merge,
@@ -26,7 +29,9 @@ from tncompiler.ir.program import (
     Slice,
     Split,
     Step,
+    Unfold,
     Value,
+    Window,
     fresh_name,
     operand_values,
 )
@@ -150,4 +155,8 @@ TANGENT_RULES: dict[type, Callable[..., Value | None]] = {
     Concat: _linear,
     Cast: _linear,
     Literal: _literal,
+    Convolve: convolve_tangent,
+    Unfold: _linear,
+    Fold: _linear,
+    Window: window_tangent,
 }
