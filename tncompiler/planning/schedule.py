@@ -134,8 +134,8 @@ class _Network:
         return product
 
     def _contract_pair(self, left: int, right: int, uses: dict[int, int]) -> None:
-        a, b = self.terms[left], self.terms[right]
-        ready = [r for r in self.windows if is_ready(r, a.labels, b.labels, uses)]
+        a, b, output = self.terms[left], self.terms[right], self.op.output
+        ready = [r for r in self.windows if is_ready(r, a.labels, b.labels, uses, output)]
         self.windows = [r for r in self.windows if r not in ready]
         for labels in (a.labels, b.labels, *(r.labels for r in ready)):
             for label in labels:

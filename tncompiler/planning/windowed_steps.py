@@ -41,17 +41,22 @@ class Windowing:
         for relation in relations:
             source, out, kernel = relation.labels
             if source in a.labels:
-                a = self.unfold(relation, a)
+                a = self.alone(relation, a, (*b.labels, *kept))
             elif source in b.labels:
-                b = self.unfold(relation, b)
+                b = self.alone(relation, b, (*a.labels, *kept))
             else:
                 summed.append(relation)
                 kept = tuple(label for label in kept if label != source)
                 kept = (*kept, *(label for label in (out, kernel) if label not in kept))
-        made = self._contract([a, b], kept)
+        made = self._contract([self._met(a, b, kept), self._met(b, a, kept)], kept)
         for relation in summed:
             made = self.fold(relation, made)
         return made
+
+    def _met(self, term: Term, other: Term, kept: Labels) -> Term:
+        """The tensor summed over what neither the other tensor nor the result carries."""
+        wanted = tuple(label for label in term.labels if label in (*other.labels, *kept))
+        return term if wanted == term.labels else self._contract([term], wanted)
 
     def alone(self, relation: Relation, term: Term, output: Labels) -> Term:
         """One tensor with a window: seen through it, or summed into what it is a window of."""

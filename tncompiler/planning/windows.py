@@ -26,11 +26,15 @@ Terms = frozenset[int]
 
 
 def is_ready(
-    relation: Relation, a: Collection[int], b: Collection[int], uses: Mapping[int, int]
+    relation: Relation,
+    a: Collection[int],
+    b: Collection[int],
+    uses: Mapping[int, int],
+    output: Collection[int],
 ) -> bool:
     """Whether a pair of tensors uses a window.
 
-    ``uses``: on how many tensors, windows and outputs each label is, the pair's counted.
+    ``uses``: on how many tensors and windows each label that is not in `output` is.
     """
     source, out, kernel = relation.labels
 
@@ -41,6 +45,8 @@ def is_ready(
         other = b if source in a else a
         met = out in other or kernel in other
         return met and not (source in a and source in b) and elsewhere(source) == 0
+    if source not in output:
+        return False
     apart = (out in a) != (out in b) and (kernel in a) != (kernel in b)
     crossed = (out in a) != (kernel in a)
     return apart and crossed and elsewhere(out) == elsewhere(kernel) == 0
@@ -87,7 +93,7 @@ def walk_windows(
             uses[label] = uses.get(label, 0) + 1
     for a, b in pairs:
         left, right = terms[a], terms[b]
-        ready = tuple(r for r in pending if is_ready(r, left, right, uses))
+        ready = tuple(r for r in pending if is_ready(r, left, right, uses, network.output))
         pending = [r for r in pending if r not in ready]
         union = left | right | {label for r in ready for label in r.labels}
         for used in (left, right, *(frozenset(r.labels) for r in ready)):

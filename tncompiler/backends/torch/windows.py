@@ -111,7 +111,8 @@ def _convolution(
     steps, reaches, padding = zip(*moves, strict=True)
     missing = _missing(data, weight.shape[3:], positions, moves)
     if any(m > p for p, m in zip(padding, missing, strict=True)):
-        data, padding = _padded(data, padding, missing), (0,) * len(moves)
+        after = [max(m, 0) for m in missing]
+        data, padding = _padded(data, padding, after), (0,) * len(moves)
     made = _CONV[len(moves) - 1](
         data.flatten(1, 2),
         weight.flatten(0, 1),
@@ -144,8 +145,7 @@ def _transposed(
         groups=weight.shape[0],
     )
     if not fits:
-        after = (b + p - n for n, b, p in zip(made.shape[2:], padding, positions, strict=True))
-        made = _padded(made, [-before for before in padding], list(after))
+        made = _at_offsets(made, padding, positions)
     return made.reshape(data.shape[0], *weight.shape[:2], *positions)
 
 
@@ -156,7 +156,8 @@ def _weight_gradient(
     reaches, steps, padding = zip(*moves, strict=True)  # roles of positions and taps exchanged
     missing = _missing(data, weight.shape[3:], positions, moves)
     if any(not 0 <= p - m < s for p, m, s in zip(padding, missing, steps, strict=True)):
-        data, padding = _padded(data, padding, missing), (0,) * len(moves)
+        whole = [p + n + m for p, n, m in zip(padding, data.shape[3:], missing, strict=True)]
+        data, padding = _at_offsets(data, [-p for p in padding], whole), (0,) * len(moves)
     channels, groups, columns = data.shape[0], *weight.shape[:2]
     image = data.permute(2, 1, 0, *range(3, data.ndim)).flatten(1, 2)
     cotangent = weight.permute(2, 0, 1, *range(3, weight.ndim)).flatten(1, 2)
@@ -190,9 +191,19 @@ def _missing(
 
 
 def _padded(data: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
-    """The data with zeros around it, or cut where there are less than none."""
+    """The data with zeros around its last axes."""
     widths = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
     return functional.pad(data, widths) if any(widths) else data
+
+
+def _at_offsets(data: Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """`sizes` positions of the last axes from `offsets` on, zeros where the data has none."""
+    old = data.shape[-len(sizes) :]
+    after = [max(first + n - m, 0) for first, n, m in zip(offsets, sizes, old, strict=True)]
+    data = _padded(data, [max(-first, 0) for first in offsets], after)
+    for axis, (first, size) in enumerate(zip(offsets, sizes, strict=True), -len(sizes)):
+        data = data.narrow(axis, max(first, 0), size)
+    return data
 
 
 # ---------------------------------------------------------------------------- tap by tap
@@ -242,7 +253,7 @@ def _spread(x: Tensor, axis: int, step: int, offset: int, size: int) -> Tensor:
     x = x.movedim(axis, -1)
     if step > 1:
         x = functional.pad(x.unsqueeze(-1), (0, step - 1)).flatten(-2)
-    return functional.pad(x, (offset, size - offset - x.shape[-1])).movedim(-1, axis)
+    return _at_offsets(x, (-offset,), (size,)).movedim(-1, axis)
 
 
 def _times(part: Tensor, weight: Tensor) -> Tensor:
