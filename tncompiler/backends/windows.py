@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 from tncompiler.backends.naming import comment_name
 from tncompiler.ir.convolution import Form, form_of
 from tncompiler.ir.program import (
+    Contract,
     Convolve,
     Fold,
     Labels,
+    Program,
+    Split,
     Step,
     Unfold,
     Value,
@@ -39,7 +42,9 @@ def write_window_step(emitter: Emitter, step: Step, operands: tuple[Value, ...])
             sizes = _tuple(emitter, step.out.shape[axis : axis + 2])
             steps = f"{geometry.stride}, {geometry.dilation}, {emitter.size(geometry.before)}"
             call = f"{_helper(emitter, 'unfold_axis')}({emitter.ref(operands[0])}, {axis}, "
-            emitter.assign(step, f"{call}{sizes}, {steps})", _axes(step.out))
+            text = f"{call}{sizes}, {steps})"
+            text = emitter.copy(text) if _is_returned(emitter.program, step) else text
+            emitter.assign(step, text, _axes(step.out))
         case Fold(axis, geometry):
             size = emitter.size(step.out.shape[axis])
             steps = f"{geometry.stride}, {geometry.dilation}, {emitter.size(geometry.before)}"
@@ -51,6 +56,15 @@ def write_window_step(emitter: Emitter, step: Step, operands: tuple[Value, ...])
             sizes = _tuple(emitter, step.out.shape)
             call = f"{_helper(emitter, 'window_tensor')}({ones}, {sizes}, {steps})"
             emitter.assign(step, call, _axes(step.out))
+
+
+def _is_returned(program: Program, step: Step) -> bool:
+    """Whether a view, whose elements overlap in memory, would leave the program."""
+    names = {step.out.name}
+    for other in program.steps:
+        if isinstance(other.op, Contract | Split) and names.intersection(other.operands):
+            names.add(other.out.name)
+    return not names.isdisjoint(program.outputs)
 
 
 def _write_convolve(

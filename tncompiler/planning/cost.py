@@ -20,7 +20,7 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Binding, Terms, evaluate
-from tncompiler.planning.memory import is_view, nbytes, peak_bytes
+from tncompiler.planning.memory import is_view, made_bytes, nbytes, peak_bytes
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def step_bytes(program: Program, step: Step) -> tuple[Terms, Terms]:
         read = _repeated(step.op, (*(r for r, _ in inner), results))
         return read, _repeated(step.op, (*(w for _, w in inner), results))
     read = Terms.total(nbytes(value) for value in operand_values(program, step))
-    return read, nbytes(step.out)
+    return read, made_bytes(program, step)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 
 from tncompiler.ir.passes.slicing import Axis, linked_axes, names_within, slice_index
-from tncompiler.ir.program import Loop, Pick, Program, Step, Value
+from tncompiler.ir.program import Convolve, Loop, Op, Pick, Program, Step, Value
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.memory import (
     SUM_RADIX,
@@ -163,8 +163,21 @@ def numeric(program: Program, nominal: Binding) -> Program:
         return replace(value, shape=tuple(evaluate(size, nominal) for size in value.shape))
 
     arguments = tuple(replace(a, value=at(a.value)) for a in program.arguments)
-    steps = tuple(replace(step, out=at(step.out)) for step in program.steps)
+    steps = tuple(
+        replace(step, op=_numeric_op(step.op, nominal), out=at(step.out)) for step in program.steps
+    )
     return replace(program, arguments=arguments, steps=steps)
+
+
+def _numeric_op(op: Op, nominal: Binding) -> Op:
+    """The operation with numbers for the sizes that windows are related by."""
+    if not isinstance(op, Convolve):
+        return op
+    related = []
+    for relation in op.relations:
+        source, out, kernel = (evaluate(size, nominal) for size in relation.sizes)
+        related.append(replace(relation, sizes=(source, out, kernel)))
+    return replace(op, relations=tuple(related))
 
 
 @dataclass(frozen=True, slots=True, order=True)

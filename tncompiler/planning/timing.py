@@ -19,12 +19,13 @@ from tncompiler.ir.program import (
     Permute,
     Program,
     Step,
+    Unfold,
     Value,
     label_sizes,
     operand_values,
 )
 from tncompiler.ir.sizes import Size, evaluate
-from tncompiler.planning.memory import is_view, within
+from tncompiler.planning.memory import is_view, made_bytes, within
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.windows import convolution_us
 
@@ -89,6 +90,9 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
     if isinstance(step.op, Loop):
         return _loop_us(step.op, sizes, rates)
     operands = operand_values(program, step)
+    if isinstance(step.op, Unfold):
+        made = made_bytes(program, step).evaluate(sizes)
+        return rates.step_us + rates.pass_us(2.0 * made) + rates.fresh_us(made)
     if isinstance(step.op, Convolve):
         numbers = {k: evaluate(s, sizes) for k, s in _labels(step.op, operands, step.out)}
         return convolution_us(form_of(step.op), numbers, step.out.dtype, rates)

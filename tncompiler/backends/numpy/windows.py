@@ -105,12 +105,12 @@ def _gather_by_position(
     data: np.ndarray, weight: np.ndarray, positions: Sequence[int], moves: Sequence[Move]
 ) -> np.ndarray:
     """`gather_windows` where taps are many: all taps of a position in one product."""
-    groups, columns = weight.shape[:2]
-    result = np.zeros((*data.shape[:2], columns, *positions), np.result_type(data, weight))
+    shape = (*data.shape[:2], weight.shape[1], *positions)
+    result = np.zeros(shape, np.result_type(data, weight))
     swapped = [(reach, step, before) for step, reach, before in moves]
     for position, far, near in _parts(positions, weight.shape[3:], data.shape[3:], swapped):
-        part = np.moveaxis(data[..., *far], 0, 1).reshape(groups, data.shape[0], -1)
-        taken = weight[..., *near].reshape(groups, columns, -1)
+        part = _flattened(np.moveaxis(data[..., *far], 0, 1), 2)
+        taken = _flattened(weight[..., *near], 2)
         product = long_matmul(part, taken.transpose(0, 2, 1))
         result[..., *position] = np.moveaxis(product, 0, 1)
     return result
@@ -121,5 +121,11 @@ def _times(part: np.ndarray, weight: np.ndarray) -> np.ndarray:
     if weight.shape[2] == 1:
         scaled: np.ndarray = part * weight.reshape(*weight.shape[:2], *(1,) * (part.ndim - 3))
         return scaled
-    rows = part.reshape(*part.shape[:3], -1)
-    return long_matmul(weight, rows).reshape(part.shape[0], *weight.shape[:2], *part.shape[3:])
+    return long_matmul(weight, _flattened(part, 3)).reshape(
+        part.shape[0], *weight.shape[:2], *part.shape[3:]
+    )
+
+
+def _flattened(x: np.ndarray, axis: int) -> np.ndarray:
+    """The axes from `axis` on as one; a size of -1 would be refused where another is 0."""
+    return x.reshape(*x.shape[:axis], math.prod(x.shape[axis:]))

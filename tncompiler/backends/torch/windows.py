@@ -237,11 +237,11 @@ def _gather_by_position(
     groups, columns = weight.shape[:2]
     padded = _with_zeros(data, weight.shape[3:], positions, moves)
     swapped = [(reach, step, before) for step, reach, before in moves]
-    kernels = weight.reshape(groups, columns, -1).transpose(1, 2)
+    kernels = weight.flatten(2).transpose(1, 2)
     made = []
     for position in product(*map(range, positions)):
         part = padded[_inner(_slices(position, weight.shape[3:], swapped))]
-        rows = part.transpose(0, 1).reshape(groups, data.shape[0], -1)
+        rows = part.transpose(0, 1).flatten(2)
         made.append(torch.bmm(rows, kernels).transpose(0, 1))
     if not made:
         return data.new_zeros((*data.shape[:2], columns, *positions))

@@ -121,7 +121,7 @@ class _Backward:
 
     def _make_again(self, step: Step) -> None:
         name = step.out.name
-        free = isinstance(step.op, Literal) or self._copies_argument(step)
+        free = self._is_free(step)
         called = name if free else fresh_name(f"{name}_again", self.taken)
         self.taken.add(called)
         if not free:
@@ -131,12 +131,14 @@ class _Backward:
         self.again[name] = called
 
     def _is_saved(self, step: Step) -> bool:
-        if isinstance(step.op, Literal) or self._copies_argument(step):
+        if self._is_free(step):
             return False
         return self.kept is None or step.out.name in self.kept
 
-    def _copies_argument(self, step: Step) -> bool:
-        return isinstance(step.op, Permute) and self.given.issuperset(step.operands)
+    def _is_free(self, step: Step) -> bool:
+        """Numbers, copies of arguments, and what is seen through windows, which would be large."""
+        copies = isinstance(step.op, Permute) and self.given.issuperset(step.operands)
+        return copies or isinstance(step.op, Literal | Window | Unfold)
 
 
 def _live(steps: list[Step], outputs: tuple[str, ...]) -> tuple[Step, ...]:
