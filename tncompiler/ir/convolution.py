@@ -130,15 +130,26 @@ def _grouped(op: Convolve, data: int, scatters: bool, axes: list[Axis]) -> Form 
 
 
 def _with_still_axes(labels: Labels, axes: list[Axis], m: list[int]) -> tuple[Axis, ...]:
-    """The axes in the data's order, with labels between and after them that stay where they are."""
-    by_label = {axis.data: axis for axis in axes}
-    first = min(labels.index(label) for label in by_label)
-    room = _MOST_AXES - len(axes)
-    still = [label for label in labels[first:] if label in m]
-    if len(still) > room or any(k not in by_label and k not in still for k in labels[first:]):
-        still = []
-    return tuple(
-        by_label.get(label, Axis(label, label))
-        for label in labels[first:]
-        if label in by_label or label in still
-    )
+    """The axes in the data's order; labels beside them that need not go first stay among them."""
+    moving = {axis.data: axis for axis in axes}
+    mixed = [k for k, label in enumerate(labels) if label not in moving and label not in m]
+    windows = [k for k, label in enumerate(labels) if label in moving]
+    for first in (mixed[-1] + 1 if mixed else windows[0], windows[0]):
+        rest = labels[first:]
+        is_whole = first <= windows[0] and all(label in moving or label in m for label in rest)
+        if is_whole and len(rest) <= _MOST_AXES:
+            return tuple(moving.get(label) or Axis(label, label) for label in rest)
+    return tuple(moving[label] for label in labels if label in moving)
+
+
+def read_orders(op: Convolve) -> tuple[Labels, Labels]:
+    """The order in which a scheduled convolution reads each operand; another one is copied."""
+    form = form_of(op)
+    orders = (form.data_order, form.weight_order)
+    return orders if form.data == 0 else orders[::-1]
+
+
+def natural_axes(op: Convolve) -> Labels:
+    """The axes of a scheduled convolution's value in the order in which they are made."""
+    place = {label: axis for axis, label in enumerate(op.output)}
+    return tuple(place[label] for label in form_of(op).out_order)
