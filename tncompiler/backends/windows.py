@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tncompiler.backends.naming import comment_name
-from tncompiler.ir.convolution import Form, form_of
+from tncompiler.ir.convolution import form_of, joined
 from tncompiler.ir.program import (
     Contract,
     Convolve,
@@ -30,7 +30,10 @@ from tncompiler.ir.sizes import Size
 if TYPE_CHECKING:
     from tncompiler.backends.emitter import Emitter
 
-HELPERS = ("fold_axes", "gather_windows", "scatter_windows", "unfold_axis", "window_tensor")
+HELPERS = (
+    *("fold_axes", "gather_windows", "kernel_windows", "scatter_windows", "unfold_axis"),
+    "window_tensor",
+)
 
 
 def write_window_step(emitter: Emitter, step: Step, operands: tuple[Value, ...]) -> None:
@@ -74,30 +77,20 @@ def _write_convolve(
     sizes = label_sizes(op, operands, step.out)
     names = {k: comment_name(n, k) for k, n in label_names(op, operands, step.out).items()}
     data, weight = operands[form.data], operands[1 - form.data]
-    a = _arranged(emitter, data, op.inputs[form.data], _data_blocks(form), sizes)
-    w = _arranged(emitter, weight, op.inputs[1 - form.data], _weight_blocks(form), sizes)
+    a = _arranged(emitter, data, op.inputs[form.data], form.data_blocks, sizes)
+    w = _arranged(emitter, weight, op.inputs[1 - form.data], form.weight_blocks, sizes)
     positions = _tuple(emitter, [sizes[axis.out] for axis in form.axes])
     moves = ", ".join(
         f"({axis.step}, {axis.reach}, {emitter.size(axis.before)})" for axis in form.axes
     )
     moves = f"({moves}{',' * (len(form.axes) == 1)})"
-    name = _helper(emitter, "scatter_windows" if form.scatters else "gather_windows")
-    text = f"{name}({a}, {w}, {positions}, {moves})"
-    made = [form.m, form.g, form.n, *((axis.out,) for axis in form.axes)]
-    if any(len(block) != 1 for block in made):
-        text = emitter.reshape(text, emitter.dims([(sizes[k],) for k in form.out_order]))
-    if form.out_order != op.output:
-        text = emitter.permute(text, [form.out_order.index(label) for label in op.output])
+    text = f"{_helper(emitter, f'{form.kind}_windows')}({a}, {w}, {positions}, {moves})"
+    made = joined(form.out_blocks)
+    if any(len(block) != 1 for block in form.out_blocks):
+        text = emitter.reshape(text, emitter.dims([(sizes[k],) for k in made]))
+    if made != op.output:
+        text = emitter.permute(text, [made.index(label) for label in op.output])
     emitter.assign(step, text, _comment(op, names))
-
-
-def _data_blocks(form: Form) -> list[Labels]:
-    return [form.m, form.g, form.c, *((axis.data,) for axis in form.axes)]
-
-
-def _weight_blocks(form: Form) -> list[Labels]:
-    taps = [() if axis.tap is None else (axis.tap,) for axis in form.axes]
-    return [form.g, form.n, form.c, *taps]
 
 
 def _arranged(
@@ -109,7 +102,7 @@ def _arranged(
 ) -> str:
     """The operand with one axis for each block of labels."""
     text = emitter.ref(value)
-    order = tuple(label for block in blocks for label in block)
+    order = joined(blocks)
     if order != labels:
         text = emitter.permute(text, [labels.index(label) for label in order])
     if any(len(block) != 1 for block in blocks):

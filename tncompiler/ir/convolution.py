@@ -1,12 +1,13 @@
 """How a contraction of two operands with windows is one convolution, or one transposed.
 
 In: labels. Out: which operand is the data and which the weight, and the labels of the groups that
-the backends' kernels know: data (m, g, c, positions…), weight (g, n, c, taps…), result (m, g, n,
-positions…). A label that has no window may be a position with one tap, so that data lies as it is.
+the backends' kernels know, in the order in which they read and make them. A label that has no
+window may be a position with one tap, so that data lies as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,15 +15,18 @@ from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.program import Convolve, Labels, Relation
 from tncompiler.ir.sizes import Size
 
-_MOST_AXES = 3  # of a vendor's convolution
+_MOST_AXES = 2  # beside one another where some only stay: in three, libraries are slow
+
+
+GATHER, SCATTER, KERNEL = "gather", "scatter", "kernel"
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
     """One axis that a convolution moves along; ``data`` and ``out`` are labels of positions.
 
-    ``tap`` is the weight's label, None where there is one tap and nothing moves. Gathering, the
-    data's position is out·step + tap·reach - before; scattering, the result's is
+    ``tap`` is the weight's label, None where there is one tap and nothing moves. The data's
+    position is out·step + tap·reach - before; scattering, the result's is
     data·step + tap·reach - before.
     """
 
@@ -38,12 +42,14 @@ class Axis:
 class Form:
     """A convolution: ``data`` is the position of the data operand, the other one is the weight.
 
-    ``scatters``: each position of the data adds to several of the result, as in a transposed
-    convolution; otherwise each position of the result gathers several of the data.
+    ``kind``: GATHER where each position of the result reads several of the data; SCATTER where
+    each position of the data adds to several of the result, as in a transposed convolution;
+    KERNEL where taps are windows and the result is a kernel, as in its gradient. Data and weight
+    share ``g`` and ``c``, of which ``c`` is summed; ``m`` is on the data, ``n`` on the weight.
     """
 
     data: int
-    scatters: bool
+    kind: str
     m: Labels
     g: Labels
     c: Labels
@@ -51,17 +57,22 @@ class Form:
     axes: tuple[Axis, ...]
 
     @property
-    def data_order(self) -> Labels:
-        return (*self.m, *self.g, *self.c, *(axis.data for axis in self.axes))
+    def data_blocks(self) -> list[Labels]:
+        """The groups of the data's labels in the order in which they are read."""
+        groups = [self.c, self.g, self.m] if self.kind == KERNEL else [self.m, self.g, self.c]
+        return [*groups, *((axis.data,) for axis in self.axes)]
 
     @property
-    def weight_order(self) -> Labels:
-        taps = (axis.tap for axis in self.axes)
-        return (*self.g, *self.n, *self.c, *(tap for tap in taps if tap is not None))
+    def weight_blocks(self) -> list[Labels]:
+        """The groups of the weight's labels; none where an axis has one tap."""
+        groups = [self.c, self.g, self.n] if self.kind == KERNEL else [self.g, self.n, self.c]
+        return [*groups, *(() if axis.tap is None else (axis.tap,) for axis in self.axes)]
 
     @property
-    def out_order(self) -> Labels:
-        return (*self.m, *self.g, *self.n, *(axis.out for axis in self.axes))
+    def out_blocks(self) -> list[Labels]:
+        """The groups of the result's labels as they are made."""
+        groups = [self.g, self.n, self.m] if self.kind == KERNEL else [self.m, self.g, self.n]
+        return [*groups, *((axis.out,) for axis in self.axes)]
 
 
 @lru_cache(maxsize=1024)
@@ -69,12 +80,13 @@ def convolution_form(op: Convolve) -> Form | None:
     """The form of a contraction with windows; None if no single convolution does it."""
     if len(op.inputs) != 2 or any(len(set(w)) < len(w) for w in (*op.inputs, op.output)):
         return None
-    scatters = {relation.labels[0] in op.output for relation in op.relations}
+    kinds = {SCATTER if r.labels[0] in op.output else GATHER for r in op.relations}
     for role, data in ((1, 0), (1, 1), (2, 0), (2, 1)):  # data rather carries windows than taps
         axes = [_axis(op, relation, data, role) for relation in op.relations]
         known = [axis for axis in axes if axis is not None]
-        if len(known) == len(axes) and len(scatters) == 1:
-            return _grouped(op, data, scatters.pop(), known)
+        if len(known) == len(axes) and len(kinds) == 1:
+            (kind,) = kinds
+            return _grouped(op, data, KERNEL if (kind, role) == (GATHER, 2) else kind, known)
     return None
 
 
@@ -107,7 +119,7 @@ def _places(op: Convolve, label: int) -> set[int]:
     return {k for k, labels in enumerate((*op.inputs, op.output)) if label in labels}
 
 
-def _grouped(op: Convolve, data: int, scatters: bool, axes: list[Axis]) -> Form | None:
+def _grouped(op: Convolve, data: int, kind: str, axes: list[Axis]) -> Form | None:
     moving = {label for axis in axes for label in (axis.data, axis.out, axis.tap)}
     groups: dict[str, list[int]] = {"m": [], "g": [], "c": [], "n": []}
     kinds = {
@@ -118,15 +130,16 @@ def _grouped(op: Convolve, data: int, scatters: bool, axes: list[Axis]) -> Form 
     }
     for label in dict.fromkeys((*op.inputs[data], *op.inputs[1 - data], *op.output)):
         if label not in moving:
-            kind = kinds.get(frozenset(_places(op, label)))
-            if kind is None:
+            group = kinds.get(frozenset(_places(op, label)))
+            if group is None:
                 return None
-            groups[kind].append(label)
-    ordered = _with_still_axes(op.inputs[data], axes, groups["m"])
+            groups[group].append(label)
+    free = [] if kind == KERNEL else groups["m"]
+    ordered = _with_still_axes(op.inputs[data], axes, free)
     still = {axis.data for axis in ordered if axis.tap is None}
     m = tuple(label for label in groups["m"] if label not in still)
-    g, c, n = (tuple(groups[kind]) for kind in "gcn")
-    return Form(data, scatters, m, g, c, n, ordered)
+    g, c, n = (tuple(groups[name]) for name in "gcn")
+    return Form(data, kind, m, g, c, n, ordered)
 
 
 def _with_still_axes(labels: Labels, axes: list[Axis], m: list[int]) -> tuple[Axis, ...]:
@@ -145,11 +158,16 @@ def _with_still_axes(labels: Labels, axes: list[Axis], m: list[int]) -> tuple[Ax
 def read_orders(op: Convolve) -> tuple[Labels, Labels]:
     """The order in which a scheduled convolution reads each operand; another one is copied."""
     form = form_of(op)
-    orders = (form.data_order, form.weight_order)
+    orders = (joined(form.data_blocks), joined(form.weight_blocks))
     return orders if form.data == 0 else orders[::-1]
 
 
 def natural_axes(op: Convolve) -> Labels:
     """The axes of a scheduled convolution's value in the order in which they are made."""
     place = {label: axis for axis, label in enumerate(op.output)}
-    return tuple(place[label] for label in form_of(op).out_order)
+    return tuple(place[label] for label in joined(form_of(op).out_blocks))
+
+
+def joined(blocks: Iterable[Labels]) -> Labels:
+    """The labels of all blocks, one after the other."""
+    return tuple(label for block in blocks for label in block)

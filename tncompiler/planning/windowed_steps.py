@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tncompiler.ir.builder import Builder
-from tncompiler.ir.convolution import convolution_form
+from tncompiler.ir.convolution import convolution_form, joined
 from tncompiler.ir.program import Convolve, Labels, Relation, Value
 from tncompiler.ir.sizes import Size
 
@@ -36,7 +36,7 @@ class Windowing:
         op = Convolve((a.labels, b.labels), kept, tuple(relations))
         form = convolution_form(op)
         if form is not None:
-            return self._convolve(a, b, form.out_order, op.relations)
+            return self._convolve(a, b, joined(form.out_blocks), op.relations)
         summed = []
         for relation in relations:
             source, out, kernel = relation.labels
@@ -60,28 +60,29 @@ class Windowing:
 
     def alone(self, relation: Relation, term: Term, output: Labels) -> Term:
         """One tensor with a window: seen through it, or summed into what it is a window of."""
+        seen = relation.labels[0] in term.labels
+        return self._seen(relation, term, output) if seen else self._summed(relation, term)
+
+    def _seen(self, relation: Relation, term: Term, output: Labels) -> Term:
+        """A tensor seen through a window; where one of windows and taps is summed, no view."""
         source, out, kernel = relation.labels
-        if source in term.labels:
-            wanted = [label for label in (out, kernel) if label in (*output, *term.labels)]
-            if len(wanted) == 2 or not wanted:
-                return self.unfold(relation, term)
-            bare = kernel if wanted == [out] else out
-            if wanted[0] in term.labels:
-                return self.unfold(relation, term)
-            kept = (*(label for label in term.labels if label != source), wanted[0])
-            return self._convolve(term, self._ones(bare, term), kept, (relation,))
-        for label in (out, kernel):
-            if label not in term.labels and not self._has_either(term, out, kernel):
-                term = self._contract([term, self._ones(label, term)], (*term.labels, label))
+        wanted = [label for label in (out, kernel) if label in (*output, *term.labels)]
+        if len(wanted) != 1 or wanted[0] in term.labels:
+            return self.unfold(relation, term)
+        bare = self._ones(kernel if wanted == [out] else out, term)
+        kept = (*(label for label in term.labels if label != source), *wanted)
+        return self._convolve(term, bare, kept, (relation,))
+
+    def _summed(self, relation: Relation, term: Term) -> Term:
+        """A tensor of windows and taps, or of one of them, summed into their source."""
+        source, out, kernel = relation.labels
         missing = [label for label in (out, kernel) if label not in term.labels]
+        if len(missing) == 2:
+            term = self._contract([term, self._ones(out, term)], (*term.labels, out))
         if not missing:
             return self.fold(relation, term)
-        kept = (*(k for k in term.labels if k not in (out, kernel)), source)
-        return self._convolve(term, self._ones(missing[0], term), kept, (relation,))
-
-    @staticmethod
-    def _has_either(term: Term, out: int, kernel: int) -> bool:
-        return out in term.labels or kernel in term.labels
+        kept = (*(label for label in term.labels if label not in (out, kernel)), source)
+        return self._convolve(term, self._ones(missing[-1], term), kept, (relation,))
 
     def unfold(self, relation: Relation, term: Term) -> Term:
         """The tensor with windows and taps in place of the source."""

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tncompiler.ir.convolution import Form, convolution_form
+from tncompiler.ir.convolution import KERNEL, SCATTER, Form, convolution_form
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.program import Convolve, Relation
 from tncompiler.planning.rates import Rates
@@ -130,18 +130,25 @@ def pair_cost(
 
 
 def convolution_us(form: Form, sizes: Mapping[int, int], dtype: str, rates: Rates) -> float:
-    """Predicted microseconds: tap by tap, a product on a part of the data, added to the result."""
+    """Predicted microseconds: tap by tap, a product on a part of the data, added to the result.
+
+    A kernel's gradient goes by positions of the kernel, each one product over all windows.
+    """
 
     def count(labels: Iterable[int]) -> int:
         return math.prod(sizes[label] for label in labels)
 
-    rows, inner, columns = count(form.m) * count(form.g), count(form.c), count(form.n)
-    positions = count(axis.data if form.scatters else axis.out for axis in form.axes)
-    results = count(axis.out for axis in form.axes)
+    m, g, c, n = (count(group) for group in (form.m, form.g, form.c, form.n))
     taps = count(axis.tap for axis in form.axes if axis.tap is not None)
+    results = count(axis.out for axis in form.axes)
     item = ITEM_BYTES[dtype]
-    part, made = rows * inner * positions, rows * columns * positions
-    tap = rates.pass_us(2.0 * item * part) + rates.pass_us(3.0 * item * made)
-    if inner * columns > 1:
-        tap += rates.product_us(rows, columns, positions, inner, dtype)
-    return rates.step_us + taps * tap + rates.fresh_us(item * rows * columns * results)
+    if form.kind == KERNEL:
+        read = rates.pass_us(2.0 * item * g * c * (m + n) * taps)
+        each = results * (read + rates.product_us(g, n, m, c * taps, dtype))
+    else:
+        positions = count(axis.data for axis in form.axes) if form.kind == SCATTER else results
+        each = rates.pass_us(item * (2.0 * m * g * c + 3.0 * m * g * n) * positions)
+        if c * n > 1:
+            each += rates.product_us(m * g, n, positions, c, dtype)
+        each *= taps
+    return rates.step_us + each + rates.fresh_us(item * m * g * n * results)

@@ -1,7 +1,8 @@
 """Convolutions that generated NumPy code calls: tap by tap, on strided parts of the data.
 
-Data is (m, g, c, positions…), a weight (g, n, c, taps…), a result (m, g, n, positions…). Beside
-data and result, memory is taken for one part of the data and one of the result at a time.
+Where nothing else is said, data is (m, g, c, positions…), a weight (g, n, c, taps…), a result
+(m, g, n, positions…), and the sum is over c. Beside data and result, memory is taken for one part
+of the data and one of the result at a time.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ def gather_windows(
     data: np.ndarray, weight: np.ndarray, positions: Sequence[int], moves: Sequence[Move]
 ) -> np.ndarray:
     """result[o] = sum over taps t of data[o·step + t·reach - before] · weight[t]."""
-    if math.prod(weight.shape[3:]) > math.prod(positions):
-        return _gather_by_position(data, weight, positions, moves)
     shape = (*data.shape[:2], weight.shape[1], *positions)
     result = np.zeros(shape, np.result_type(data, weight))
     for tap, far, near in _parts(weight.shape[3:], positions, data.shape[3:], moves):
@@ -39,6 +38,24 @@ def scatter_windows(
     result = np.zeros(shape, np.result_type(data, weight))
     for tap, far, near in _parts(weight.shape[3:], data.shape[3:], positions, moves):
         result[..., *far] += _times(data[..., *near], weight[..., *tap])
+    return result
+
+
+def kernel_windows(
+    data: np.ndarray, weight: np.ndarray, positions: Sequence[int], moves: Sequence[Move]
+) -> np.ndarray:
+    """What `gather_windows` gives, where taps are many and positions few: a kernel's gradient.
+
+    Data is (c, g, m, …), the weight (c, g, n, taps…), the result (g, n, m, positions…).
+    """
+    _, groups, columns = weight.shape[:3]
+    result = np.zeros((groups, columns, data.shape[2], *positions), np.result_type(data, weight))
+    swapped = [(reach, step, before) for step, reach, before in moves]
+    for position, far, near in _parts(positions, weight.shape[3:], data.shape[3:], swapped):
+        part, taken = (
+            _flattened(np.moveaxis(x, 0, 2), 2) for x in (data[..., *far], weight[..., *near])
+        )
+        result[..., *position] = long_matmul(taken, part.transpose(0, 2, 1))
     return result
 
 
@@ -99,21 +116,6 @@ def _parts(
             nears.append(slice(first, last))
         if all(part.start < part.stop for part in nears):
             yield tap, tuple(fars), tuple(nears)
-
-
-def _gather_by_position(
-    data: np.ndarray, weight: np.ndarray, positions: Sequence[int], moves: Sequence[Move]
-) -> np.ndarray:
-    """`gather_windows` where taps are many: all taps of a position in one product."""
-    shape = (*data.shape[:2], weight.shape[1], *positions)
-    result = np.zeros(shape, np.result_type(data, weight))
-    swapped = [(reach, step, before) for step, reach, before in moves]
-    for position, far, near in _parts(positions, weight.shape[3:], data.shape[3:], swapped):
-        part = _flattened(np.moveaxis(data[..., *far], 0, 1), 2)
-        taken = _flattened(weight[..., *near], 2)
-        product = long_matmul(part, taken.transpose(0, 2, 1))
-        result[..., *position] = np.moveaxis(product, 0, 1)
-    return result
 
 
 def _times(part: np.ndarray, weight: np.ndarray) -> np.ndarray:

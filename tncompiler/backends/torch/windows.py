@@ -1,13 +1,13 @@
 """Convolutions that generated torch code calls: the library's where it is plain, else tap by tap.
 
-Data is (m, g, c, positions…), a weight (g, n, c, taps…), a result (m, g, n, positions…). Torch can
-differentiate, transform and export all of it: nothing is written in place. For double precision,
-complex numbers and integers the library would copy the data once for every tap; here it does not.
+Where nothing else is said, data is (m, g, c, positions…), a weight (g, n, c, taps…), a result
+(m, g, n, positions…), and the sum is over c. Torch can differentiate, transform and export all of
+it: nothing is written in place. For double precision, complex numbers and integers the library
+would copy the data once for every tap; here it does not.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
@@ -31,12 +31,8 @@ def gather_windows(
     data: Tensor, weight: Tensor, positions: Sequence[int], moves: Sequence[Move]
 ) -> Tensor:
     """result[o] = sum over taps t of data[o·step + t·reach - before] · weight[t]."""
-    many = math.prod(weight.shape[3:]) > math.prod(positions)
     if _is_plain(data, weight, positions):
-        made = _weight_gradient if many else _convolution
-        return made(data, weight, positions, moves)
-    if many:
-        return _gather_by_position(data, weight, positions, moves)
+        return _convolution(data, weight, positions, moves)
     padded = _with_zeros(data, weight.shape[3:], positions, moves)
     total = None
     for tap in product(*map(range, weight.shape[3:])):
@@ -61,6 +57,26 @@ def scatter_windows(
         total = term if total is None else total + term
     shape = (*data.shape[:2], weight.shape[1], *positions)
     return data.new_zeros(shape) if total is None else total
+
+
+def kernel_windows(
+    data: Tensor, weight: Tensor, positions: Sequence[int], moves: Sequence[Move]
+) -> Tensor:
+    """What `gather_windows` gives, where taps are many and positions few: a kernel's gradient.
+
+    Data is (c, g, m, …), the weight (c, g, n, taps…), the result (g, n, m, positions…).
+    """
+    if _is_plain(data, weight, positions):
+        return _weight_gradient(data, weight, positions, moves)
+    padded = _with_zeros(data, weight.shape[3:], positions, moves)
+    swapped = [(reach, step, before) for step, reach, before in moves]
+    kernels = weight.movedim(0, 2).flatten(2)
+    made = []
+    for position in product(*map(range, positions)):
+        part = padded[_inner(_slices(position, weight.shape[3:], swapped))]
+        made.append(torch.bmm(kernels, part.movedim(0, 2).flatten(2).transpose(1, 2)))
+    shape = (*weight.shape[1:3], data.shape[2], *positions)
+    return torch.stack(made, -1).reshape(shape) if made else data.new_zeros(shape)
 
 
 def unfold_axis(
@@ -152,30 +168,28 @@ def _transposed(
 def _weight_gradient(
     data: Tensor, weight: Tensor, positions: Sequence[int], moves: Sequence[Move]
 ) -> Tensor:
-    """Few positions and many taps: the gradient of a kernel, which libraries have of their own."""
-    reaches, steps, padding = zip(*moves, strict=True)  # roles of positions and taps exchanged
+    """`kernel_windows` by the library, which has a function of its own for it."""
+    dilation, stride, padding = zip(*moves, strict=True)  # positions are taps of the kernel
     missing = _missing(data, weight.shape[3:], positions, moves)
-    if any(not 0 <= p - m < s for p, m, s in zip(padding, missing, steps, strict=True)):
+    if any(not 0 <= p - m < s for p, m, s in zip(padding, missing, stride, strict=True)):
         whole = [p + n + m for p, n, m in zip(padding, data.shape[3:], missing, strict=True)]
         data, padding = _at_offsets(data, [-p for p in padding], whole), (0,) * len(moves)
-    channels, groups, columns = data.shape[0], *weight.shape[:2]
-    image = data.permute(2, 1, 0, *range(3, data.ndim)).flatten(1, 2)
-    cotangent = weight.permute(2, 0, 1, *range(3, weight.ndim)).flatten(1, 2)
-    kernel = image.new_empty(()).expand(groups * columns, channels, *positions)
+    groups, columns, channels = weight.shape[1], weight.shape[2], data.shape[2]
+    kernel = data.new_empty(()).expand(groups * columns, channels, *positions)
     made: Tensor = torch.ops.aten.convolution_backward(
-        cotangent,
-        image,
+        weight.flatten(1, 2),
+        data.flatten(1, 2),
         kernel,
         None,
-        steps,
+        stride,
         padding,
-        reaches,
+        dilation,
         False,
         [0] * len(moves),
         groups,
         [False, True, False],
     )[1]
-    return made.reshape(groups, columns, channels, *positions).movedim(2, 0)
+    return made.reshape(groups, columns, channels, *positions)
 
 
 def _missing(
@@ -228,24 +242,6 @@ def _slices(tap: Sequence[int], positions: Sequence[int], moves: Sequence[Move])
 def _inner(places: Iterable[Any]) -> tuple[Any, ...]:
     """An index of the last axes."""
     return (..., *places)
-
-
-def _gather_by_position(
-    data: Tensor, weight: Tensor, positions: Sequence[int], moves: Sequence[Move]
-) -> Tensor:
-    """`gather_windows` where taps are many: all taps of a position in one product."""
-    groups, columns = weight.shape[:2]
-    padded = _with_zeros(data, weight.shape[3:], positions, moves)
-    swapped = [(reach, step, before) for step, reach, before in moves]
-    kernels = weight.flatten(2).transpose(1, 2)
-    made = []
-    for position in product(*map(range, positions)):
-        part = padded[_inner(_slices(position, weight.shape[3:], swapped))]
-        rows = part.transpose(0, 1).flatten(2)
-        made.append(torch.bmm(rows, kernels).transpose(0, 1))
-    if not made:
-        return data.new_zeros((*data.shape[:2], columns, *positions))
-    return torch.stack(made, -1).reshape(data.shape[0], groups, columns, *positions)
 
 
 def _spread(x: Tensor, axis: int, step: int, offset: int, size: int) -> Tensor:
