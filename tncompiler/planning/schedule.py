@@ -141,7 +141,7 @@ class _Network:
             for label in labels:
                 uses[label] -= 1
         met = dict.fromkeys((*a.labels, *b.labels, *(k for r in ready for k in r.labels)))
-        kept = tuple(k for k in met if uses[k] > 0 or k in self.op.output)
+        kept = tuple(label for label in met if uses[label] > 0 or label in self.op.output)
         for label in kept:
             uses[label] += 1
         if ready:
