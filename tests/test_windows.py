@@ -261,6 +261,12 @@ def test_a_window_whose_indices_are_all_kept_stays_a_tensor() -> None:
     assert Window in scheduled_ops(y)
 
 
+def test_windows_with_nothing_to_see_are_counted() -> None:
+    """Windows alone, without a tensor that is seen through them."""
+    count = tnc.contract(tnc.window(I, out=O, kernel=K), out=(I,))
+    same(tnc.compile(count, framework="numpy")(), np.array([1, 2, 3, 3, 3, 2, 1]))
+
+
 def test_a_convolution_of_a_convolution_is_two_steps() -> None:
     """One network holds no window of a window."""
     o2, k2 = tnc.Index("o2"), tnc.Index("k2", 2)

@@ -48,9 +48,9 @@ def _bound(step: Step, program: Program) -> Step:
             source, out, kernel = value.shape
             relations.append(Relation((a, b, c), (source, out, kernel), window.geometry))
             bound.add(position)
-    if not relations:
-        return step
     left = [k for k in range(len(op.inputs)) if k not in bound]
+    if not relations or not left:
+        return step
     bare = Convolve(tuple(op.inputs[k] for k in left), op.output, tuple(relations))
     return Step(step.out, canonical_convolve(bare), tuple(step.operands[k] for k in left))
 
