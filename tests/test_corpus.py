@@ -40,13 +40,14 @@ class Case:
 
 
 def convolved(
-    known: Case, labels: str, stride: int = 1, dilation: int = 1, padding: int = 0
+    known: Case, labels: str, stride: int = 1, dilation: int = 1, padding: int = 0, **sizes: int
 ) -> Case:
-    """A case with one window more; the number of windows follows."""
-    source, _, taps = (known.sizes[label] for label in labels)
+    """A case with one window more, whose count follows; ``sizes`` of labels that are on no leaf."""
+    sizes = {**known.sizes, **sizes}
+    source, taps = sizes[labels[0]], sizes[labels[2]]
     count = (source + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
     window = (tuple(labels), (stride, dilation, padding))
-    sizes = {**known.sizes, labels[1]: count}
+    sizes[labels[1]] = count
     return replace(known, sizes=sizes, windows=(*known.windows, window))
 
 
@@ -148,23 +149,24 @@ CORPUS: dict[str, Case] = {
     "complex shared": case("ij,jk->ik", "W W", "complex64", i=3, j=3, k=3),
     "complex size 0": case("ij,jk->ik", "x W", "complex64", j=0),
     "float64": case("ij,jk,kl->il", "x W y", "float64"),
-    "convolution": convolved(case("bci,tck->bto", "x W", i=7, k=3, o=0), "iok", padding=1),
-    "strided and dilated": convolved(case("ci,tck->to", "x W", i=9, k=2, o=0), "iok", 2, 3, 2),
+    "convolution": convolved(case("bci,tck->bto", "x W", i=7, k=3), "iok", padding=1),
+    "strided and dilated": convolved(case("ci,tck->to", "x W", i=9, k=2), "iok", 2, 3, 2),
     "convolution in two dimensions": convolved(
-        convolved(case("bcij,tckl->btop", "x W", i=6, j=5, k=3, l=2, o=0, p=0), "iok", 2, 1, 1),
-        "jpl",
+        convolved(case("bcij,tckl->btop", "x W", i=6, j=5, k=3, l=2), "iok", 2, 1, 1), "jpl"
     ),
     "CP convolution": convolved(
         convolved(case("bcij,cr,kr,lr,tr->btop", "x C K L T", i=6, j=5, k=3, l=2), "iok", 1, 1, 1),
         "jpl",
     ),
-    "grouped convolution": convolved(case("bgci,gtck->bgto", "x W", i=6, k=3, o=0), "iok", 2),
-    "depthwise convolution": convolved(case("bci,ck->bco", "x W", i=6, k=3, o=0), "iok", 1, 2, 2),
-    "transposed convolution": convolved(case("bco,ctk->bti", "x W", i=9, k=3, o=0), "iok", 2, 1, 1),
-    "sum of windows": convolved(case("bi->bo", "x", i=6, k=3, o=0), "iok", 1, 1, 1),
-    "windows kept": convolved(case("bi->bok", "x", i=6, k=3, o=0), "iok", 2, 1, 1),
-    "complex convolution": convolved(case("ci,tck->to", "x W", "complex64", i=6, k=3, o=0), "iok"),
-    "convolution of nothing": convolved(case("bci,tck->bto", "x W", b=0, i=5, k=3, o=0), "iok"),
+    "grouped convolution": convolved(case("bgci,gtck->bgto", "x W", i=6, k=3), "iok", 2),
+    "depthwise convolution": convolved(case("bci,ck->bco", "x W", i=6, k=3), "iok", 1, 2, 2),
+    "transposed convolution": convolved(
+        case("bco,ctk->bti", "x W", o=5, k=3), "iok", 2, 1, 1, i=9
+    ),
+    "sum of windows": convolved(case("bi->bo", "x", i=6), "iok", 1, 1, 1, k=3),
+    "windows kept": convolved(case("bi->bok", "x", i=6), "iok", 2, 1, 1, k=3),
+    "complex convolution": convolved(case("ci,tck->to", "x W", "complex64", i=6, k=3), "iok"),
+    "convolution of nothing": convolved(case("bci,tck->bto", "x W", b=0, i=5, k=3), "iok"),
 }  # fmt: skip
 
 
