@@ -267,6 +267,21 @@ def test_windows_with_nothing_to_see_are_counted() -> None:
     same(tnc.compile(count, framework="numpy")(), np.array([1, 2, 3, 3, 3, 2, 1]))
 
 
+def test_of_two_windows_that_share_an_index_one_stays_a_tensor() -> None:
+    """What stays a tensor carries its indices, so that others may have to stay too."""
+    j, m = tnc.Index("j", 3), tnc.Index("m", 1)
+    chain = tnc.contract(
+        tnc.window(I, out=O, kernel=K),
+        tnc.window(j, out=K, kernel=m),
+        tnc.input("x", I),
+        tnc.param("v", O, m),
+        out=(j,),
+    )
+    arrays = arrays_of(chain)
+    ct = (np.asarray(rand(3), "float32"),)
+    check_gradients(chain, arrays, "function", "float32", cotangents=ct, wrt=tuple(arrays))
+
+
 def test_a_convolution_of_a_convolution_is_two_steps() -> None:
     """One network holds no window of a window."""
     o2, k2 = tnc.Index("o2"), tnc.Index("k2", 2)

@@ -18,7 +18,6 @@ from tncompiler.ir.program import (
     Program,
     Relation,
     Step,
-    Value,
     Window,
     canonical_convolve,
 )
@@ -35,24 +34,33 @@ def _bound(step: Step, program: Program) -> Step:
     op = step.op
     if not isinstance(op, Contract):
         return step
-    windows = {k: _window(program, name) for k, name in enumerate(step.operands)}
-    relations: list[Relation] = []
-    bound: set[int] = set()
-    for position, value in ((k, w) for k, w in windows.items() if w is not None):
-        others = [w for k, w in enumerate(op.inputs) if windows[k] is None]
-        taken = {label for relation in relations for label in relation.labels}
-        labels = op.inputs[position]
-        if taken.isdisjoint(labels) and is_regular(labels, others, op.output):
-            a, b, c = labels
-            window: Window = program.producers[value.name].op  # type: ignore[assignment]
-            source, out, kernel = value.shape
-            relations.append(Relation((a, b, c), (source, out, kernel), window.geometry))
-            bound.add(position)
-    left = [k for k in range(len(op.inputs)) if k not in bound]
-    if not relations or not left:
+    found = ((k, _window(program, name)) for k, name in enumerate(step.operands))
+    windows = {k: window for k, window in found if window is not None}
+    bindable = _bindable(op, list(windows))
+    left = [k for k in range(len(op.inputs)) if k not in bindable]
+    if not bindable or not left:
         return step
+    relations = []
+    for position in bindable:
+        window: Window = windows[position].op  # type: ignore[assignment]
+        a, b, c = op.inputs[position]
+        source, out, kernel = windows[position].out.shape
+        relations.append(Relation((a, b, c), (source, out, kernel), window.geometry))
     bare = Convolve(tuple(op.inputs[k] for k in left), op.output, tuple(relations))
     return Step(step.out, canonical_convolve(bare), tuple(step.operands[k] for k in left))
+
+
+def _bindable(op: Contract, windows: Sequence[int]) -> list[int]:
+    """The operands among `windows` that can become relations; those left are tensors to others."""
+    chosen = list(windows)
+    for position in windows:
+        others = [labels for k, labels in enumerate(op.inputs) if k not in chosen]
+        related = {x for k in chosen if k != position for x in op.inputs[k]}
+        labels = op.inputs[position]
+        if not (related.isdisjoint(labels) and is_regular(labels, others, op.output)):
+            chosen.remove(position)
+            return _bindable(op, chosen)
+    return chosen
 
 
 def is_regular(labels: Labels, others: Sequence[Labels], output: Labels) -> bool:
@@ -69,9 +77,9 @@ def is_regular(labels: Labels, others: Sequence[Labels], output: Labels) -> bool
     return source in carried
 
 
-def _window(program: Program, name: str) -> Value | None:
-    """The window that a value is, in whatever dtype."""
+def _window(program: Program, name: str) -> Step | None:
+    """The step of the window that a value is, in whatever dtype."""
     step = program.producers.get(name)
     while step is not None and isinstance(step.op, Cast):
         step = program.producers.get(step.operands[0])
-    return step.out if step is not None and isinstance(step.op, Window) else None
+    return step if step is not None and isinstance(step.op, Window) else None
