@@ -22,7 +22,7 @@ SLOW_ROUNDS = 3
 FAR, FAR_S = 8.0, 0.05  # so many times as slow as the fastest, and so many seconds, is slow too
 SLOW_SHARE = 0.3  # of the budget that the rounds of one slow call may take
 SAMPLE_S = 2e-3  # shorter calls are repeated within a sample until it lasts this long
-SETTLE_S = 10e-3  # of calls before each sample: caches, and threads that look for work of another
+SETTLE_S = 6e-3  # of calls before each sample: caches, and threads that look for work of another
 MOST_CALLS = 1000
 
 Runs = Mapping[str, Callable[[], object]]

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 import tncompiler as tnc
+from tests.block_networks import attended, blocked
+from tests.position_networks import gathered, scattered
 from tncompiler.ir.expressions import Expr, Leaf, walk
 from tncompiler.ir.index import Index
 from tncompiler.ir.sizes import evaluate, symbols_of
@@ -229,7 +231,11 @@ class _Maker:
             used = {self.leaves[-1].name}
         arrays = {name: array for name, array in self.arrays.items() if name in used}
         kinds = {leaf.name: leaf.kind for leaf in self.leaves}
-        wrt = tuple(name for name in arrays if kinds[name] != "constant")
+        wrt = tuple(
+            name
+            for name, array in arrays.items()
+            if kinds[name] != "constant" and array.dtype.kind in "fc"
+        )
         cotangents = tuple(
             self.array([self.extent(i) for i in item.indices], not item.complex) for item in last
         )
@@ -245,6 +251,8 @@ class _Maker:
 
         def renewed(array: np.ndarray, indices: Sequence[Index]) -> np.ndarray:
             shape = [evaluate(index.size, sizes) for index in indices]
+            if array.dtype.kind == "i":  # positions stay where they were
+                return np.resize(array, shape)
             return self.array(shape, array.dtype.kind != "c")
 
         free = [
@@ -637,6 +645,55 @@ def _joined(make: _Maker) -> _Item:
     return _Item(tnc.stack(exprs, make.fresh(len(exprs), len(exprs))), is_complex)
 
 
+# ---------------------------------------------------------------------------- recurrence
+
+
+def _scanned(make: _Maker) -> _Item | None:
+    """A cell that mixes its state, a slice, and leaves or inner scans, along a random index."""
+    source, first = make.take(), make.take()
+    if not source.indices:
+        return None
+    over = make.pick(source.indices)
+    init = first.expr.sum(over) if over in first.indices else first.expr
+    is_complex = source.complex or first.complex
+    if init.indices and make.chance(0.15):
+        init, is_complex = tnc.ones(*init.indices), source.complex
+    extra = make.leaf(make.some(list(init.indices), 1)) if make.chance(0.5) else None
+    is_complex = is_complex or (extra is not None and extra.complex)
+    gives, nests = make.pick(["state", "other", "none"]), make.chance(0.2)
+
+    def cell(state: Expr, part: Expr) -> tuple[Expr, Expr | None]:
+        terms = [state, part, *([] if extra is None else [extra.expr])]
+        new = _tamed(tnc.contract(*terms, out=state.indices), is_complex)
+        if nests and state.indices:
+            new = _inner_scan(new, state.indices[-1], is_complex)
+        if gives == "none":
+            return new, None
+        return new, new if gives == "state" else _tamed(part * 0.5, source.complex)
+
+    last, outputs = tnc.scan(cell, init, source.expr, over=over, reverse=make.chance(0.4))
+    if outputs is None or make.chance(0.3):
+        return _Item(last, is_complex)
+    made = _Item(outputs, source.complex if gives == "other" else is_complex)
+    return made if make.fits(outputs.indices) else None
+
+
+def _inner_scan(state: Expr, over: Index, is_complex: bool) -> Expr:
+    """Running sums along one of the state's indices, by a scan inside the cell."""
+    _, sums = tnc.scan(
+        lambda total, part: (_tamed(total + part, is_complex),) * 2,
+        state.sum(over) * 0.25,
+        state,
+        over=over,
+    )
+    return sums
+
+
+def _tamed(value: Expr, is_complex: bool) -> Expr:
+    """Bounded, so that no number of positions makes it large."""
+    return value * 0.25 if is_complex else tnc.tanh(value)
+
+
 _BOTH = (
     *(_contraction,) * 5,
     _product,
@@ -659,6 +716,12 @@ _BOTH = (
     _joined,
     _windowed,
     _windowed,
+    gathered,
+    scattered,
+    attended,
+    blocked,
+    _scanned,
+    _scanned,
 )
 SMOOTH: tuple[Callable[[_Maker], _Item | None], ...] = _BOTH
 OPERATIONS: tuple[Callable[[_Maker], _Item | None], ...] = (

@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 import tncompiler as tnc
+from tests import oracle_positions
 from tncompiler.function import NumpyFunction
 from tncompiler.ir import expressions as ex
 from tncompiler.ir import sizes as sz
+from tncompiler.ir.arange import Arange
+from tncompiler.ir.functions.random import scramble
+from tncompiler.ir.gather_nodes import Gather, Scatter
 from tncompiler.ir.reference import Bounded, bind_sizes, evaluate_all
 from tncompiler.module import CompiledModule
 
@@ -33,6 +37,10 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "neg": lambda a: -a,
     "pow": lambda a, b: a**b,
     "reciprocal": lambda a: 1 / a,
+    "floordiv": lambda a, b: torch.floor_divide(a, b),
+    "mod": lambda a, b: torch.remainder(a, b),
+    "scramble": lambda a, b: scramble(a.long(), b.long()),
+    "halved_square": lambda a: _HalvedSquare.apply(a),
     "stop": lambda a: a.detach(),
     "sigmoid": lambda a: _sigmoid(a),
     "silu": lambda a: a * _sigmoid(a),
@@ -53,6 +61,20 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+class _HalvedSquare(torch.autograd.Function):
+    """x²/2 whose derivative is said to be tanh x, as `block_networks.halved_square` has it."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        ctx.save_for_backward(a)
+        return a * a / 2
+
+    @staticmethod
+    def backward(ctx: Any, ct: Tensor) -> Tensor:  # type: ignore[override]
+        (a,) = ctx.saved_tensors
+        return ct * torch.tanh(a)
+
+
 def _sigmoid(a: Tensor) -> Tensor:
     """torch's for real numbers: the square of 1 + exp(400), which autograd needs, is infinite."""
     return 1 / (1 + torch.exp(-a)) if a.is_complex() else torch.sigmoid(a)
@@ -71,11 +93,46 @@ def walk_torch(
     """The outputs as double-precision tensors that autograd can differentiate."""
     arrays = {name: tensor.detach() for name, tensor in tensors.items()}
     binding = bind_sizes(outputs, arrays, sizes)
-    done: dict[int, Tensor] = {}
+    return _walk(outputs, tensors, lambda s: sz.evaluate(s, binding))
+
+
+def _walk(
+    outputs: Sequence[ex.Expr], tensors: Mapping[str, Tensor], size: Callable[[Any], int]
+) -> list[Tensor]:
+    done: dict[int, Any] = {}
     for node in ex.walk(*outputs):
         operands = [done[id(operand)] for operand in node.operands]
-        done[id(node)] = _node(node, operands, tensors, lambda s: sz.evaluate(s, binding))
+        if isinstance(node, ex.Scan):
+            done[id(node)] = _unrolled(node, operands, size)
+        elif isinstance(node, ex.ScanResult):
+            done[id(node)] = operands[0][node.position]
+        else:
+            done[id(node)] = _node(node, operands, tensors, size)
     return [done[id(output)] for output in outputs]
+
+
+def _unrolled(
+    node: ex.Scan, operands: Sequence[Tensor], size: Callable[[Any], int]
+) -> list[Tensor]:
+    """All results of a scan, its cell written out for every position."""
+    states, given = list(operands[: node.carried]), operands[node.carried :]
+    count = size(node.over.size)
+    collected: dict[int, list[Tensor]] = {k: [] for k in range(node.carried, len(node.body))}
+    for position in range(count)[:: -1 if node.reverse else 1]:
+        parts = [
+            tensor if axis is None else tensor.select(axis, position)
+            for tensor, axis in zip(given, node.sliced[node.carried :], strict=True)
+        ]
+        named = dict(zip((leaf.name for leaf in node.slots), (*states, *parts), strict=True))
+        made = _walk(node.body, named, size)
+        states = made[: node.carried]
+        for k, results in collected.items():
+            results.insert(0 if node.reverse else len(results), made[k])
+    for k, results in collected.items():
+        shape = [size(s) for s in node.body[k].shape]
+        stacked = torch.stack(results) if results else torch.zeros((0, *shape)).double()
+        states.append(stacked if node.joined[k] == 0 else stacked.sum(0))
+    return states
 
 
 def _node(
@@ -126,6 +183,12 @@ def _node(
             if kind == "f":
                 return _FUNCTIONS["real"](operands[0]).double()
             return operands[0].to(torch.complex128 if kind == "c" else getattr(torch, node.dtype))
+        case Arange():
+            return torch.arange(shape[0])
+        case Gather():
+            return oracle_positions.gather(node, *operands)
+        case Scatter():
+            return oracle_positions.scatter(node, *operands, shape[node.axis])
     raise TypeError(type(node).__name__)
 
 
@@ -332,7 +395,8 @@ class Runner:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.array(array)).to(self.device)
-        return tensor.to(torch.bfloat16) if self.dtype == "bfloat16" else tensor
+        low = self.dtype == "bfloat16" and tensor.is_floating_point()
+        return tensor.to(torch.bfloat16) if low else tensor
 
     def _module(
         self, arrays: Arrays, wrt: frozenset[str]

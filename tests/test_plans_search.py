@@ -2,6 +2,7 @@
 
 import concurrent.futures as futures
 import logging
+import math
 import re
 import subprocess
 import threading
@@ -17,11 +18,12 @@ import pytest
 
 import tncompiler as tnc
 from tests.oracle import exact
+from tncompiler import compiler, scheduling
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.expressions import Expr
 from tncompiler.planning import hyper, workers
 from tncompiler.planning.candidates import Network, tree_cost
-from tncompiler.planning.hyper import Trial, draw_trials, run_trial
+from tncompiler.planning.hyper import Trial, draw_trials, numbered_trials, run_trial
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.options import EXECUTORS
 from tncompiler.planning.order import check_order, spelled
@@ -131,6 +133,20 @@ def test_seeds_and_trials_matter() -> None:
     assert len({trial.settings["seed"] for trial in drawn[0]}) == len(drawn[0]) == 300
 
 
+def test_trials_are_drawn_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers stand for the trials that the seed draws, in whatever order they are asked for."""
+    network = network_of(*equation("reg", 0))
+    drawn = list(draw_trials(9, 3))
+    numbered = list(numbered_trials(9, 3))
+    ran: list[Trial] = []
+    note = lambda network, minimize, trial: ran.append(trial) or ()  # noqa: E731
+    for method in ("greedy", "labels"):
+        monkeypatch.setitem(hyper.METHODS, method, note)
+    for number in (4, 0, 8, 4):
+        assert not list(run_trial(network, "flops", numbered[number]))
+        assert ran[-1] == drawn[number]
+
+
 def test_kahypar_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {t.method for t in draw_trials(12, 0)} == {"greedy", "labels"}
     monkeypatch.setattr(hyper, "find_spec", lambda name: name == "kahypar")
@@ -230,6 +246,82 @@ def test_small_networks_start_no_process(monkeypatch: pytest.MonkeyPatch) -> Non
     assert started == []
 
 
+class Clock:
+    """Stands for time.monotonic: moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def slow(self, function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        """The function, taking so long."""
+
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            self.now += seconds
+            return function(*args, **kwargs)
+
+        return slowly
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time that budgets see."""
+    clock = Clock()
+    monkeypatch.setattr(workers, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("seconds", [5, 15])
+def test_the_time_of_a_plan_begins_with_the_call(
+    seconds: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lowering is counted in"""
+    monkeypatch.setattr(scheduling, "lower", clock.slow(scheduling.lower, 10))
+    for training in (False, True):
+        options = tnc.PlanOptions(max_seconds=seconds, training=training)
+        assert tnc.plan(regular(8), options=options).cut is (seconds < 10)
+
+
+@pytest.mark.parametrize("seconds", [15, 25])
+def test_plans_for_sizes_around_a_free_one_share_the_time(
+    seconds: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A size of 200 is planned for at 128 and at 256, in 10 seconds each."""
+    monkeypatch.setattr(scheduling, "decide", clock.slow(scheduling.decide, 10))
+    b, *bonds = tnc.indices("b i j k", i=8, j=8, k=8)
+    chain = zip((b, *bonds), (*bonds, tnc.Index("l", 8)), strict=True)
+    expr = tnc.contract(*(tnc.input(f"a{n}", *pair) for n, pair in enumerate(chain)))
+    compilation = compiler.Compilation(expr, None, {}, tnc.PlanOptions(max_seconds=seconds))
+    for _ in range(2):  # the second finds the searches of the first, and whether they were cut
+        assert compilation.plan({b.size: 200}).cut is (seconds < 20)
+
+
+def test_time_is_kept_for_what_comes_after_the_search(clock: Clock) -> None:
+    """scheduling is counted in"""
+    budget = Budget(deadline=10.0)
+    budget.keep(3.0)
+    budget.keep(2.0)
+    assert budget.left == 7.0
+    clock.now = 8.0
+    assert budget.spent()
+    short = Budget(deadline=9.0)
+    short.keep(100.0)
+    assert short.left == 0.5
+    endless = Budget()
+    endless.keep(100.0)
+    assert endless.left is None
+
+
+def test_more_is_kept_for_larger_networks(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    monkeypatch.setattr(Budget, "keep", lambda _, seconds: kept.append(seconds))
+    for count, training in ((8, False), (80, False), (80, True)):
+        tnc.plan(regular(count), options=tnc.PlanOptions(max_seconds=1, training=training))
+    assert 0 < kept[0] < kept[1] < kept[2]
+
+
 def test_what_was_found_before_the_cut_is_taken() -> None:
     """Orders stream in: the best of those that came in time."""
     network = network_of(*equation("reg", 3))
@@ -300,6 +392,43 @@ def test_never_more_flops_than_cotengra(kind: str, seed: int) -> None:
     options = tnc.PlanOptions(search="hyper", minimize="flops", trials=4)
     ours = find_orders(network, options)[0]
     assert flops_of(network, ours) <= default_flops(network, 4)
+
+
+@pytest.mark.parametrize("seed", [9, *(pytest.param(s, marks=pytest.mark.slow) for s in range(8))])
+def test_scalars_cost_no_more_than_in_cotengras_tree(seed: int) -> None:
+    """Scalar operands are tensors of its tree; ours have them in their smallest tensor."""
+    inputs, output, _, sizes = cotengra.utils.rand_equation(
+        9, 3, n_out=1, d_min=2, d_max=4, seed=seed
+    )
+    inputs += [(), ()]
+    indices = {name: tnc.Index(f"k{n}", size) for n, (name, size) in enumerate(sizes.items())}
+    leaves = [tnc.input(f"x{n}", *(indices[k] for k in term)) for n, term in enumerate(inputs)]
+    expr = tnc.contract(*leaves, out=tuple(indices[k] for k in output))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that kahypar is not installed
+        optimizer = cotengra.HyperOptimizer(
+            minimize="flops", max_repeats=8, parallel=False, progbar=False
+        )
+        tree = optimizer.search(inputs, output, sizes)
+    theirs = 0
+    for parent, left, right in tree.traverse():
+        joined = {*tree.get_legs(left), *tree.get_legs(right)}
+        is_sum = joined != {*tree.get_legs(parent)}
+        theirs += (1 + is_sum) * math.prod(sizes[k] for k in joined)
+    options = tnc.PlanOptions(minimize="flops", search="hyper", trials=8)
+    assert tnc.plan(expr, options=options).flops <= theirs
+
+
+def test_scalars_go_into_the_smallest_tensor() -> None:
+    """Here a result in the middle of the order, of two elements."""
+    i, j, k = tnc.indices("i j k", i=8, j=2, k=8)
+    s, a, b = tnc.input("s"), tnc.input("a", i), tnc.input("b", i, j)
+    expr = tnc.contract(s, s, a, b, tnc.input("c", j, k), out=(k,))
+    plan = tnc.plan(expr, options=tnc.PlanOptions(minimize="flops"))
+    assert plan.flops == 2 * 8 * 2 + 1 + 2 + 2 * 2 * 8
+    values = {leaf.name: np.full(leaf.shape, 2.0) for leaf in expr.leaves}
+    g = tnc.compile(expr, framework="numpy", dtype="float64")
+    assert np.array_equal(g(**values), np.full(8, 8 * 2 * 2.0**5))
 
 
 # bad input ----------------------------------------------------------------------------------------

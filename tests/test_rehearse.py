@@ -13,6 +13,7 @@ from tncompiler.planning.machine import load_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.rehearse import SHORTLIST, Rehearsal, best_rehearsed
 from tncompiler.planning.timing import program_us
+from tncompiler.planning.workers import Budget
 
 RATES = load_machine("reference").planning
 B, I1, I2, O1, O2, R = tnc.indices("b i1 i2 o1 o2 r", b=64, i1=12, i2=8, o1=16, o2=6, r=10)
@@ -72,16 +73,29 @@ def test_the_fastest_of_the_shortlist_is_taken() -> None:
     best = min(times, key=times.__getitem__)
     for costs in ((1.0, 1.5), (1.5, 1.0)):
         ranked = sorted(zip(costs, (STREAM, WEIGHT), strict=True))
-        assert best_rehearsed(look, ranked, RATES) == best
+        assert best_rehearsed(look, ranked, RATES, Budget()) == best
 
 
 def test_orders_far_behind_are_not_looked_at() -> None:
     look = rehearsal()
     slower = max((STREAM, WEIGHT), key=lambda pairs: look.time_us(pairs, RATES))
     faster = STREAM if slower == WEIGHT else WEIGHT
-    assert best_rehearsed(look, [(1.0, slower), (2.1, faster)], RATES) == slower
+    assert best_rehearsed(look, [(1.0, slower), (2.1, faster)], RATES, Budget()) == slower
     many = [(1.0, slower)] * SHORTLIST
-    assert best_rehearsed(look, [*many, (1.0, faster)], RATES) == slower
+    assert best_rehearsed(look, [*many, (1.0, faster)], RATES, Budget()) == slower
+
+
+def test_no_more_is_looked_at_than_there_is_time_for() -> None:
+    """max_seconds: candidate ranking is cut too"""
+    look = rehearsal()
+    slower = max((STREAM, WEIGHT), key=lambda pairs: look.time_us(pairs, RATES))
+    faster = STREAM if slower == WEIGHT else WEIGHT
+    over = Budget(deadline=0.0)
+    assert best_rehearsed(look, [(1.0, slower), (1.0, faster)], RATES, over) == slower
+    assert over.cut
+    enough = Budget(deadline=0.0)
+    assert best_rehearsed(look, [(1.0, slower)], RATES, enough) == slower
+    assert not enough.cut
 
 
 def test_a_copy_decides_between_orders_of_equal_flops() -> None:

@@ -279,15 +279,20 @@ def three(b: int = 4) -> tuple[tnc.Expr, dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
-def test_one_bad_sample_stays_alone(bad: float, backend: str) -> None:
-    """zeros and non-finite values left alone; each sample has a scale of its own"""
+@pytest.mark.parametrize("first", [None, (0, 1), (0, 2), (1, 2)])
+def test_one_bad_sample_stays_alone(
+    first: tuple[int, int] | None, bad: float, backend: str
+) -> None:
+    """zeros and non-finite values left alone; each sample has a scale of its own
+
+    In every order: x y alone is zero in float32.
+    """
     expr, arrays = three()
-    # x A first: the elementwise product x y is not divided, and is zero in float32
-    x_first = replace(STABLE, path=((0, 2), (0, 1)))
+    order = STABLE if first is None else replace(STABLE, path=(first, (0, 1)))
     arrays["x"] *= np.float32(1e-30)
     arrays["y"] *= np.float32(1e-30)
     arrays["x"][2] = bad
-    f = tnc.compile(expr, backend=backend, plan=x_first)
+    f = tnc.compile(expr, backend=backend, plan=order)
     f.load_state_dict({"A": torch.from_numpy(arrays["A"])})
     value, scale = f(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]))
     double = {name: array.astype(float) for name, array in arrays.items()}
@@ -558,12 +563,33 @@ def test_value_and_grad_of_a_pair() -> None:
 # ---------------------------------------------------------------------------- programs
 
 
-def test_two_tensors_have_nothing_to_gain() -> None:
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_two_tensors_may_have_a_product_that_no_float_holds(backend: str, factor: float) -> None:
+    """leaves are renormalised where they meet"""
+    expr, arrays = three()
+    x, A = expr.terms[0], expr.terms[2]
+    f = tnc.compile(x @ A, backend=backend, plan=STABLE)
+    scaled = arrays["A"] * np.float32(factor)
+    f.load_state_dict({"A": torch.from_numpy(scaled)})
+    given = torch.from_numpy(arrays["x"] * np.float32(factor)).requires_grad_()
+    value, scale = f(given)
+    shift = 2 * np.log10(factor)
+    got = value.detach().double().numpy() * 10.0 ** (scale.numpy() - shift)
+    np.testing.assert_allclose(got, arrays["x"].astype(float) @ arrays["A"], rtol=1e-5, atol=1e-6)
+    value.sum().backward()
+    expected = 10.0 ** -scale.numpy() @ scaled.astype(float).T  # of the value, its scale held fixed
+    np.testing.assert_allclose(given.grad.double().numpy(), expected, rtol=1e-4)
+
+
+def test_the_smaller_tensor_is_divided_once() -> None:
+    """A parameter that meets two inputs, here and there, has one scale."""
     expr, _ = three()
-    short = expr.terms[0] @ expr.terms[2] if hasattr(expr, "terms") else expr
-    g = tnc.compile(short, framework="numpy", plan=STABLE)
-    assert "power_of_two" not in g.program().to_text()
-    assert "power_of_two" in tnc.compile(expr, framework="numpy", plan=STABLE).program().to_text()
+    x, _, A = expr.terms
+    both = (x @ A, tnc.input("z", x.indices[0], A.indices[0]) @ A)
+    g = tnc.compile(both, framework="numpy", plan=STABLE)
+    assert g.program().to_text().count("power_of_two A") <= 1
+    assert g.program().to_text().count("= power_of_two") == 1
 
 
 def test_reports_still_work() -> None:

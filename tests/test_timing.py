@@ -14,6 +14,7 @@ from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.slicing import Cut, apply_cuts
 from tncompiler.planning.tiling import in_lanes
 from tncompiler.planning.timing import (
+    NARROW,
     SHARE,
     TURN_US,
     lanes_us,
@@ -153,9 +154,12 @@ def test_free_sizes_are_those_of_the_call() -> None:
 
 
 def test_a_library_shares_long_steps_out_among_its_threads() -> None:
-    program = scheduled(tnc.input("a", I, J) @ tnc.input("b", J, K))
+    i, j, k = tnc.indices("i j k", i=NARROW, j=3, k=NARROW)
+    wide = scheduled(tnc.input("a", i, j) @ tnc.input("b", j, k))
+    narrow = scheduled(tnc.input("a", i, j) @ tnc.input("b", j, K))
     short, long = Counting(step_us=20.0), Counting(step_us=10_000.0)
-    for rates, speedup in ((short, 1.0), (long, 3 * SHARE)):
+    cases = ((wide, short, 1.0), (wide, long, 3 * SHARE), (narrow, long, 1.0))
+    for program, rates, speedup in cases:
         alone, shared = (threaded_us(program, {}, rates, n) for n in (1, 3))  # type: ignore[arg-type]
         assert alone == program_us(program, {}, rates)  # type: ignore[arg-type]
         assert alone / shared == pytest.approx(speedup)

@@ -12,9 +12,21 @@ __version__ = "0.1.0"
 
 # public name → module that holds it, loaded on first use; all other names are those of dsl.py
 _PUBLIC: dict[str, str] = {
+    "attention": "tncompiler.blocks",
+    "batch_norm": "tncompiler.blocks",
+    "dropout": "tncompiler.blocks",
+    "moments": "tncompiler.blocks",
+    "rms_norm": "tncompiler.blocks",
+    "compress": "tncompiler.truncation",
     "compile": "tncompiler.api",
     "plan": "tncompiler.api",
     "plan_family": "tncompiler.api",
+    "scan": "tncompiler.recurrence",
+    "lstm_cell": "tncompiler.recurrence",
+    "gru_cell": "tncompiler.recurrence",
+    "propagate": "tncompiler.message_passing",
+    "normalized_weights": "tncompiler.message_passing",
+    "edge_softmax": "tncompiler.message_passing",
     "einsum": "tncompiler.drop_in.einsum",
     "einsum_expression": "tncompiler.drop_in.expression",
     "contract_path": "tncompiler.drop_in.paths",

@@ -20,6 +20,7 @@ from tncompiler.planning.cache import Recent, is_on
 from tncompiler.planning.family import PlanFamily
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.plan import ContractionPlan
+from tncompiler.planning.workers import Budget
 
 
 def compile(
@@ -111,8 +112,9 @@ def plan(
     known = None if key is None else _PLANS.get(key)
     if known is not None:
         return known
+    budget = Budget.of(options) if isinstance(options, PlanOptions) else None
     compilation = Compilation(expr, None, given, options, parameters_known=False)
-    made = compilation.plan(compilation.nominal({}))
+    made = compilation.plan(compilation.nominal({}), budget=budget)
     if key is not None and not made.cut and len(made.steps) <= _MOST_STEPS:
         _PLANS.put(key, made)
     return made

@@ -5,7 +5,7 @@ Shared by the torch module and the NumPy function: anything with `.shape` and `.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from tncompiler.ir.errors import (
     TncError,
 )
 from tncompiler.ir.expressions import Leaf
+from tncompiler.ir.names import SEED
 from tncompiler.ir.sizes import evaluate, render_size, solve_all, solve_for, substitute
 
 
@@ -38,9 +39,15 @@ class Call:
 
 
 def order_inputs(
-    compilation: Compilation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    compilation: Compilation,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    seed: Callable[[], Any],
 ) -> tuple[Any, ...]:
-    """Positional and named arguments in the order of the inputs. Raises ArgumentError."""
+    """Positional and named arguments in the order of the inputs. Raises ArgumentError.
+
+    ``seed`` makes the one of dropout where none is given.
+    """
     inputs = compilation.inputs
     names = [leaf.name for leaf in inputs]
     shown = ", ".join(names) or "no inputs"
@@ -64,6 +71,8 @@ def order_inputs(
                 f"the input {key!r} is given twice", where=compilation.place(), fix="give it once"
             )
         found[name] = value
+    if SEED in names and SEED not in found:
+        found[SEED] = seed()
     missing = [name for name in names if name not in found]
     if missing:
         raise ArgumentCountError(

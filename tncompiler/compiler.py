@@ -16,18 +16,19 @@ from tncompiler.backends.source import Loaded, Source, load
 from tncompiler.debug import show, watcher
 from tncompiler.ir.interchange.graphs import from_network
 from tncompiler.ir.network import TensorNetwork
-from tncompiler.ir.passes import run_passes
+from tncompiler.ir.passes import JOINING_PASSES, SINKING_PASSES, run_passes
 from tncompiler.ir.passes.adjoint import GradientOrder, adjoint
 from tncompiler.ir.passes.partition import TrainingPrograms
+from tncompiler.ir.passes.segments import keep_states, segment_scans, write_traced
 from tncompiler.ir.passes.tangent import tangent
-from tncompiler.ir.program import Program
+from tncompiler.ir.program import Program, Scan
 from tncompiler.planning.fit import UNLIMITED, FittedOrders, FittedStep, fastest, fit_step
 from tncompiler.planning.keeping import Kept, cut_kept
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.memory import step_peak
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.plan import ContractionPlan, make_plan
-from tncompiler.planning.replan import choose_gradients, joint_cost
+from tncompiler.planning.replan import choose_gradients, joint_cost, replannable
 from tncompiler.planning.reuse import reuse_orders
 from tncompiler.planning.schedule import schedule
 from tncompiler.planning.slicing import (
@@ -37,7 +38,8 @@ from tncompiler.planning.slicing import (
     largest_alive,
 )
 from tncompiler.planning.tiling import Tiled, tile_program
-from tncompiler.planning.timing import LANES_US, program_us, threaded_us
+from tncompiler.planning.timing import HOP_US, LANES_US, program_us, threaded_us
+from tncompiler.planning.workers import Budget
 from tncompiler.problem import Nominal
 from tncompiler.scheduling import Scheduling
 
@@ -86,7 +88,7 @@ class Compilation(Scheduling):
             twin.places_by_time, twin._cache = False, {}
             return twin
 
-        return self._once("twin", make)  # type: ignore[no-any-return]
+        return self._once(("twin",), make)  # type: ignore[no-any-return]
 
     def inference(
         self, dtypes: tuple[str, ...], nominal: Nominal, *, keeps: bool = False
@@ -109,7 +111,7 @@ class Compilation(Scheduling):
             best = fastest(found, limit)
             if best.fitted.peak > limit:
                 raise self._too_small(best.fitted.peak, best.fitted.program, nominal)
-            return best
+            return replace(best, cut=self._was_cut(dtypes, nominal))
 
         return self._once(  # type: ignore[no-any-return]
             ("inference", dtypes, tuple(nominal.items())), make
@@ -170,7 +172,7 @@ class Compilation(Scheduling):
                     key=lambda program: largest_alive(program, nominal)[1],
                 )
                 raise self._too_small(best.fitted.peak, tallest, nominal)
-            return best
+            return replace(best, cut=self._was_cut(dtypes, nominal))
 
         return self._once(  # type: ignore[no-any-return]
             ("training", dtypes, tuple(nominal.items()), wrt), make
@@ -188,16 +190,38 @@ class Compilation(Scheduling):
             count = len(program.outputs)  # values, then scales
             if not cuts and self.places_by_time:  # cuts name axes of the program as laid out
                 program = self._merged(dtypes, nominal, orders)
-            found.append((self._differentiated(program, wrt, nominal), orders, cuts, count))
+            for kept in self._keeping(program):
+                joint = self._differentiated(kept, wrt, nominal)
+                found.append((joint, orders, cuts, count))
             tried += [] if cuts else [orders]
-        alone = self.scheduled(dtypes, nominal)[1]  # for the value; gradients from other trees
-        for orders in [*tried, *([] if alone in tried else [alone])]:
-            if not self.stabilized:  # their trees are those of the network without exponents
+        if self._may_replan(dtypes, nominal, wrt):
+            alone = self.scheduled(dtypes, nominal)[1]  # best for the value
+            for orders in [*tried, *([] if alone in tried else [alone])]:
                 joints = self._replanned(dtypes, nominal, wrt, orders)
                 found += [(joint, orders, (), len(self.outputs)) for joint in joints]
-        if self.options.memory_limit is not None:
+        if self.options.memory_limit is not None or len(found) == 1:
             return found
         return [min(found, key=lambda one: joint_cost(one[0], nominal, self.options))]
+
+    def _may_replan(self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]) -> bool:
+        """Whether gradients from other trees may be cheaper, and there is time to look."""
+        if self.stabilized:  # their trees are those of the network without exponents
+            return False
+        logical, wanted = self.logical(dtypes), self._planned_for(wrt)
+        some = bool(replannable(logical, nominal, self.options, wanted))
+        with self._one_call() as budget:
+            return some and not budget.spent()
+
+    def _keeping(self, program: Program) -> list[Program]:
+        """The program; where asked for or under a limit also with scans that keep less."""
+        limited, recompute = self.options.memory_limit is not None, str(self.options.recompute)
+        if not any(isinstance(step.op, Scan) for step in program.steps):
+            return [program]
+        if recompute == "always":
+            return [keep_states(program)]
+        if not limited or recompute == "never":
+            return [program]
+        return [program, keep_states(program), segment_scans(program)]
 
     def _replanned(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...], orders: Any
@@ -223,6 +247,8 @@ class Compilation(Scheduling):
     ) -> Program:
         """A scheduled program with its gradients, scheduled again."""
         reverse = adjoint(program, wrt, seeded=len(self.outputs), orders=gradients)
+        sinking = JOINING_PASSES if self.spreads else SINKING_PASSES
+        reverse = run_passes(reverse, sinking, watcher=watcher())
         joint, _ = schedule(reverse, nominal, self.options)
         return self._finished(joint, nominal)
 
@@ -324,6 +350,8 @@ class Compilation(Scheduling):
             programs = (program or self.inference(dtypes, nominal).fitted.program,)
         rates = as_machine(self.options.machine).cpu.libraries[backend]
         entering = len(programs) * rates.call_us
+        if backend == "numpy" and self.library == "torch":
+            entering += HOP_US * sum(len(p.arguments) + len(p.outputs) for p in programs)
         if backend == "numpy" and self._tiles:
             return entering + sum(self._tiled(p, planned).time_us for p in programs)
         threads = self.lanes if backend == "torch" else 1
@@ -354,8 +382,10 @@ class Compilation(Scheduling):
         return self.executable(self.tiled(program, nominal, backend), backend, "forward")
 
     def flat_executable(self, dtypes: tuple[str, ...], nominal: Nominal) -> Executable:
-        """The whole program in aten operations, without loops, for torch to look into."""
-        return self.executable(self.scheduled(dtypes, nominal)[0], "torch", "forward")
+        """The whole program in aten operations, which change nothing, for torch to look into."""
+        program = self.scheduled(dtypes, nominal)[0]
+        traced = self._once(("traced", program), lambda: write_traced(program))
+        return self.executable(traced, "torch", "forward")
 
     def kept_executable(
         self, dtypes: tuple[str, ...], nominal: Nominal, backend: str
@@ -389,12 +419,19 @@ class Compilation(Scheduling):
         wrt: tuple[str, ...] | None = None,
         *,
         keeps: bool = False,
+        budget: Budget | None = None,
     ) -> ContractionPlan:
         """The plan that a call of these sizes runs; of a training step if `wrt` names leaves.
 
-        ``keeps`` as in `inference`.
+        ``keeps`` as in `inference`. ``budget``: the time it may take, if that runs already.
         """
-        dtypes = dtypes or self.default_dtypes("float32")
+        with self._one_call(budget):
+            dtypes = dtypes or self.default_dtypes("float32")
+            return self._plan(nominal, dtypes, wrt, keeps)
+
+    def _plan(
+        self, nominal: Nominal, dtypes: tuple[str, ...], wrt: tuple[str, ...] | None, keeps: bool
+    ) -> ContractionPlan:
         logical = self.logical(dtypes)
         wrt = self._planned_for(()) if wrt is None else wrt
         if wrt:
@@ -404,7 +441,7 @@ class Compilation(Scheduling):
             plan = make_plan(logical, joint, step.orders, nominal, self.options.minimize)
             return replace(
                 plan,
-                cut=self._budget(dtypes, self.planned_sizes(dtypes, nominal, wrt), wrt).cut,
+                cut=step.cut,
                 replanned=self._replanned_pairs,
                 peak_memory=step_peak(fitted.programs, nominal),
                 saved=fitted.programs.saved,
@@ -417,7 +454,7 @@ class Compilation(Scheduling):
         return replace(
             plan,
             sliced_indices=whole.fitted.sliced,
-            cut=self._budget(dtypes, self.planned_sizes(dtypes, nominal), ()).cut,
+            cut=whole.cut,
             replanned=self._replanned_pairs,
         )
 

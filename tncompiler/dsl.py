@@ -11,9 +11,12 @@ import numpy as np
 import sympy
 
 from tncompiler.ir import algebra
+from tncompiler.ir.arange import arange
 from tncompiler.ir.derivatives import environment, grad, jvp
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.expressions import INITIALIZERS, Expr, Initializer, Leaf
+from tncompiler.ir.functions.defined import elementwise
+from tncompiler.ir.gather_nodes import gather, scatter_add
 from tncompiler.ir.index import Index, indices
 from tncompiler.ir.names import check_leaf_name
 from tncompiler.ir.origin import call_site
@@ -24,17 +27,20 @@ from tncompiler.ir.windowing import window
 __all__ = [
     "Index",
     "abs",
+    "arange",
     "concat",
     "constant",
     "contract",
     "cos",
     "delta",
+    "elementwise",
     "environment",
     "equal",
     "erf",
     "exp",
     "expm1",
     "from_json",
+    "gather",
     "gelu",
     "grad",
     "greater",
@@ -57,6 +63,7 @@ __all__ = [
     "reciprocal",
     "relu",
     "rsqrt",
+    "scatter_add",
     "scope",
     "sigmoid",
     "sign",

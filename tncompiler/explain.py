@@ -29,6 +29,7 @@ from tncompiler.ir.program import (
     Merge,
     Permute,
     Program,
+    Scan,
     Split,
     Step,
     Value,
@@ -172,7 +173,7 @@ class _Report:
         work = quantity(flops, "FLOP") if flops else quantity(elements, "elem") if elements else ""
         shape = "×".join(str(evaluate(size, nominal)) for size in step.out.shape) or "scalar"
         bytes_text = "view" if is_view(step) else quantity(moved, "B")
-        if isinstance(step.op, Loop):
+        if isinstance(step.op, Loop | Scan):
             shape = f"{evaluate(step.op.count, nominal)} times"
         equation = "  " * len(flat.loops) + step_equation(flat.program, step)
         return [equation, shape, work, bytes_text]

@@ -43,6 +43,11 @@ class _Ready:
 _KEPT = 256  # combinations of shapes that a function remembers
 
 
+def _no_dropout() -> np.ndarray:
+    """The seed that switches dropout off."""
+    return np.asarray(-1)
+
+
 def _array(name: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
@@ -151,7 +156,7 @@ class NumpyFunction(Inspection):
     def _arrays(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Mapping[str, Any] | None
     ) -> list[np.ndarray]:
-        values = order_inputs(self.compilation, args, kwargs)
+        values = order_inputs(self.compilation, args, kwargs, _no_dropout)
         given = [
             _array(leaf.name, v) for leaf, v in zip(self.compilation.inputs, values, strict=True)
         ]
@@ -363,7 +368,9 @@ def parameter_stds(
 def example_arrays(compilation: Compilation, inputs: Any) -> dict[str, np.ndarray]:
     """Example inputs by name, given in order or by name. Raises ArgumentError."""
     named = isinstance(inputs, Mapping)
-    values = order_inputs(compilation, () if named else inputs, inputs if named else {})
+    values = order_inputs(
+        compilation, () if named else inputs, inputs if named else {}, _no_dropout
+    )
     leaves = compilation.inputs
     return {leaf.name: _array(leaf.name, v) for leaf, v in zip(leaves, values, strict=True)}
 

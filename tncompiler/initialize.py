@@ -13,6 +13,7 @@ import numpy as np
 
 from tncompiler.ir.expressions import Leaf
 from tncompiler.ir.functions import function
+from tncompiler.ir.gather import Gather
 from tncompiler.ir.program import (
     Contract,
     Convolve,
@@ -59,6 +60,7 @@ class _Moments:
     ) -> None:
         self.program, self.binding = program, binding
         self.log_std: dict[str, float] = {}
+        self.read_from: dict[str, str] = {}  # what is gathered, from which open parameter
         self.added: set[str] = set()
         self.open = {
             name for name, leaf in leaves.items() if leaf.kind == "param" and leaf.init is None
@@ -87,13 +89,21 @@ class _Moments:
             case Literal(value):
                 number = value if isinstance(value, int | float | complex) else self._size(value)
                 return 2 * math.log(abs(number)) if number else -math.inf
+            case Gather() if self._source(step.operands[0]) in self.open:
+                self.read_from[step.out.name] = self._source(step.operands[0])
+                return 0.0
             case _:
                 return max((self._of(name) for name in step.operands), default=0.0)
+
+    def _source(self, name: str) -> str:
+        """The parameter that a value holds rows of, or the value itself."""
+        return self.read_from.get(name, name)
 
     def _size(self, size: Size) -> int:
         return max(evaluate(size, self.binding), 1)
 
     def _of(self, name: str) -> float:
+        name = self._source(name)
         if name in self.open:
             return 2 * self.log_std[name] if name in self.log_std else -math.inf
         return self.log_moment[name]
@@ -108,8 +118,9 @@ class _Moments:
             strided = relation.labels[0] in op.output
             total -= math.log(min(relation.geometry.stride, taps)) if strided else 0.0
         total += sum(math.log(self._size(sizes[label])) for label in summed)
-        free = [n for n in step.operands if n in self.open and n not in self.log_std]
-        total += sum(self._of(name) for name in step.operands if name not in free)
+        sources = [self._source(name) for name in step.operands]
+        free = [n for n in sources if n in self.open and n not in self.log_std]
+        total += sum(self._of(name) for name in sources if name not in free)
         if free and math.isfinite(total):
             share = -total / (2 * len(free))
             for name in free:

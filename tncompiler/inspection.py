@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sympy
 
+from tncompiler.backends import emitter_of
 from tncompiler.compiler import Compilation
 from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import ArgumentError
@@ -177,6 +178,7 @@ class Inspection:
         chosen = self.backend if backend is None else backend
         if isinstance(chosen, str) and chosen == "auto":
             chosen = "torch"  # which every call can run; what is faster depends on its sizes
+        emitter_of(chosen)  # raises BackendError
         cut = self.kept(sizes) if part == "forward" else None
         if cut is not None:
             programs = [(cut.prepare, "prepare"), (cut.rest, part)]

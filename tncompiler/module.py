@@ -198,7 +198,7 @@ class CompiledModule(Inspection, nn.Module):
         given = (
             args
             if not kwargs and len(args) == len(self.compilation.inputs)
-            else order_inputs(self.compilation, args, kwargs)
+            else order_inputs(self.compilation, args, kwargs, self._dropout_seed)
         )
         tensors = [*given, *self._held()]
         if any(not isinstance(tensor, Tensor) for tensor in given):
@@ -213,6 +213,13 @@ class CompiledModule(Inspection, nn.Module):
         tensors = _autocast(self.compilation.ordered, tensors, device)
         with torch.autocast(device, enabled=False):  # the programs cast for themselves
             return self._run(tensors, cast=True)
+
+    def _dropout_seed(self) -> Tensor:
+        """Another one a call in training, from torch's generator; in evaluation none is dropped."""
+        device = next((tensor.device for tensor in self._held()), None)
+        if not self.training:
+            return torch.full((), -1, dtype=torch.int64, device=device)
+        return torch.randint(2**31, (), device=device)
 
     def run_aten(self, *inputs: Tensor) -> Any:
         """The outputs by flat aten code, where the backend's own cannot run: on a CPU, say."""

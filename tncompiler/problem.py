@@ -23,9 +23,18 @@ from tncompiler.ir.errors import (
     UnboundSize,
     UnknownIndex,
 )
-from tncompiler.ir.expressions import Expr, Leaf, Reduce, Slice, equations_of, walk
+from tncompiler.ir.expressions import (
+    Expr,
+    Leaf,
+    Reduce,
+    Scan,
+    Slice,
+    equations_of,
+    walk_within,
+)
 from tncompiler.ir.index import Index
 from tncompiler.ir.lower import collect_leaves
+from tncompiler.ir.names import SEED
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.sizes import (
     Equation,
@@ -68,8 +77,8 @@ class Problem:
 
     def _input_order(self, wanted: Sequence[Any] | None) -> tuple[Leaf, ...]:
         own = tuple(leaf for leaf in self.all_leaves if leaf.kind == "input")
-        if wanted is None:
-            return own
+        if wanted is None:  # what need not be given comes last
+            return tuple(sorted(own, key=lambda leaf: leaf.name == SEED))
         if not isinstance(wanted, list | tuple):
             raise ArgumentError(
                 f"inputs= is {wanted!r:.40}",
@@ -90,8 +99,10 @@ class Problem:
     def indices(self) -> tuple[Index, ...]:
         """Every index of every node, for looking sizes up by name."""
         found: dict[Index, None] = {}
-        for node in walk(*self.outputs):
+        for node in walk_within(*self.outputs):
             found.update(dict.fromkeys(node.indices))
+            if isinstance(node, Scan):
+                found[node.over] = None
         return tuple(found)
 
     def symbol_of(self, key: Any) -> tuple[Size, str]:
@@ -185,7 +196,7 @@ class Problem:
         """Slices whose bounds can only be checked once sizes are known."""
         return [
             node
-            for node in walk(*self.outputs)
+            for node in walk_within(*self.outputs)
             if isinstance(node, Slice)
             and any(symbols_of(s) for s in (node.source.shape[node.axis], node.start, node.stop))
         ]
@@ -193,7 +204,7 @@ class Problem:
     @cached_property
     def reductions(self) -> list[Reduce]:
         """Maxima and minima, which have no value over an index of size 0."""
-        return [node for node in walk(*self.outputs) if isinstance(node, Reduce)]
+        return [node for node in walk_within(*self.outputs) if isinstance(node, Reduce)]
 
     @cached_property
     def free_symbols(self) -> tuple[sympy.Symbol, ...]:

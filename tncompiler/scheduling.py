@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,14 +20,17 @@ from tncompiler.ir.passes import (
     LAYOUT_PASSES,
     LOGICAL_PASSES,
     MERGING_PASSES,
-    SCHEDULED_PASSES,
+    SPREADING_PASSES,
     STABILIZING_PASSES,
     run_passes,
 )
+from tncompiler.ir.passes.apart import sum_apart, summed_axes
+from tncompiler.ir.passes.scans import hoist_invariants
 from tncompiler.ir.passes.stabilize import scaled_outputs
 from tncompiler.ir.program import Networks, Program, operand_values
+from tncompiler.ir.scans.steps import change_bodies, steps_within
 from tncompiler.ir.validate import validate
-from tncompiler.planning.decide import decide
+from tncompiler.planning.decide import Decisions, decide
 from tncompiler.planning.digest import program_digest
 from tncompiler.planning.fit import UNLIMITED
 from tncompiler.planning.layout import lay_out
@@ -44,6 +48,7 @@ from tncompiler.planning.sliced_network import slice_program
 from tncompiler.planning.slicing import (
     Cut,
     apply_cuts,
+    fit_program,
     largest_alive,
 )
 from tncompiler.planning.timing import program_us
@@ -51,7 +56,15 @@ from tncompiler.planning.ways import Ways
 from tncompiler.planning.workers import Budget
 from tncompiler.problem import Nominal, Problem
 
+MOST_SUMMED_APART = 4  # indices of a network that carries exponents that are cut though summed
 LAYOUT_FROM_US = 50.0  # predicted time from which a search for the best layout pays
+# about what it takes, for each tensor, to schedule a forward pass, and a training step
+PREPARED_S, STEP_PREPARED_S = 0.001, 0.004
+
+
+def _lay_out_body(body: Program) -> Program:
+    """The body of a scan by one look at each value: a position of it takes little time."""
+    return run_passes(body, LAYOUT_PASSES, scheduled=True, watcher=watcher())
 
 
 class Scheduling(Problem):
@@ -80,20 +93,33 @@ class Scheduling(Problem):
         if parameters_known:
             self.check_parameters()
         self.places_by_time = True  # axes and copies; False for kernels, which read any order
-        self._cache: dict[object, Any] = {}
+        self._cache: dict[tuple[object, ...], Any] = {}
         self._lock = threading.RLock()
         self._paired = (False,) * len(self.outputs)  # which outputs come with a scale
+        self._budget: Budget | None = None  # of the call that is being answered
 
     def default_dtypes(self, default: str) -> tuple[str, ...]:
         """The dtypes of a call in which undecided leaves have `default`."""
         own = (default if leaf.dtype == "default" else leaf.dtype for leaf in self.ordered)
         return (default, *own)
 
-    def _once(self, key: object, make: Callable[[], Any]) -> Any:
+    def _once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
         with self._lock:
             if key not in self._cache:
-                self._cache[key] = make()
+                with self._one_call():
+                    self._cache[key] = make()
             return self._cache[key]
+
+    @contextmanager
+    def _one_call(self, budget: Budget | None = None) -> Iterator[Budget]:
+        """All that is made inside shares the time of one plan, which the outermost begins."""
+        with self._lock:
+            outer = self._budget
+            self._budget = outer or budget or Budget.of(self.options)
+            try:
+                yield self._budget
+            finally:
+                self._budget = outer
 
     def logical(self, dtypes: tuple[str, ...]) -> Program:
         """The simplified program; `dtypes` is the default, then one for each of `ordered`."""
@@ -110,6 +136,8 @@ class Scheduling(Problem):
                 library=self.library,
             )
             program = run_passes(program, LOGICAL_PASSES, watcher=watcher())
+            if self.spreads:
+                program = run_passes(program, SPREADING_PASSES, watcher=watcher())
             if self.stabilized:  # here, as torch.compile can trace no lock when results are packed
                 self._paired = scaled_outputs(program)
             return program
@@ -144,7 +172,7 @@ class Scheduling(Problem):
             logical = self.logical(dtypes)
             orders = self._orders(logical)
             if orders is None:
-                orders = self._chosen(dtypes, nominal, wrt, options, cached)
+                orders = self._chosen(dtypes, nominal, wrt, options, cached).orders
             program, orders = schedule(logical, nominal, options, orders)
             finished = self._finished(program, nominal, self._passes())
             show(1, "orders", "\n".join(f"{name}: {pairs}" for name, pairs in orders.items()))
@@ -165,6 +193,7 @@ class Scheduling(Problem):
 
         def make() -> Program:
             merged = run_passes(program, passes, scheduled=True, watcher=watcher())
+            merged = hoist_invariants(change_bodies(merged, _lay_out_body))
             plain = run_passes(merged, LAYOUT_PASSES, scheduled=True, watcher=watcher())
             usual = self.nominal({})  # one layout for all sizes that are free
             time = program_us(plain, usual, self._rates) if self.places_by_time else 0.0
@@ -177,11 +206,16 @@ class Scheduling(Problem):
 
     @property
     def _ways(self) -> Ways:
-        return self._once("ways", lambda: Ways(self._rates))  # type: ignore[no-any-return]
+        return self._once(("ways",), lambda: Ways(self._rates))  # type: ignore[no-any-return]
 
     def _passes(self) -> tuple[str, ...]:
         before = STABILIZING_PASSES if self.stabilized else ()
         return (*before, *MERGING_PASSES)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether what a scan makes may be held for all positions, where that saves time."""
+        return self.options.memory_limit is None and self.options.minimize != "memory"
 
     @property
     def stabilized(self) -> bool:
@@ -209,10 +243,11 @@ class Scheduling(Problem):
             def cost(orders: Mapping[str, tuple[Pair, ...]], at: Nominal) -> float:
                 return orders_cost(program, orders, at, self.options, wanted)
 
-            return Picker(lambda at: self._chosen(dtypes, at, wrt, self.options), cost)
+            return Picker(lambda at: self._chosen(dtypes, at, wrt, self.options).orders, cost)
 
-        picker: Picker = self._once(("picker", dtypes, wrt), make)
-        return picker.pick(sizes)
+        with self._one_call():
+            picker: Picker = self._once(("picker", dtypes, wrt), make)
+            return picker.pick(sizes)
 
     def _chosen(
         self,
@@ -221,13 +256,15 @@ class Scheduling(Problem):
         wrt: tuple[str, ...],
         options: PlanOptions,
         cached: bool = False,
-    ) -> Mapping[str, tuple[Pair, ...]]:
+    ) -> Decisions:
         """The best orders at these very sizes."""
 
-        def make() -> Mapping[str, tuple[Pair, ...]]:
-            wanted, budget = self._planned_for(wrt), self._budget(dtypes, nominal, wrt)
-            logical = self.logical(dtypes)
-            return decide(logical, nominal, options, wanted, cached=cached, budget=budget).orders
+        def make() -> Decisions:
+            wanted, logical = self._planned_for(wrt), self.logical(dtypes)
+            with self._one_call() as budget:
+                tensors = sum(len(s.operands) for s in logical.steps if isinstance(s.op, Networks))
+                budget.keep(tensors * (STEP_PREPARED_S if wanted else PREPARED_S))
+                return decide(logical, nominal, options, wanted, cached=cached, budget=budget)
 
         return self._once(  # type: ignore[no-any-return]
             ("chosen", dtypes, tuple(nominal.items()), wrt, options.minimize, cached), make
@@ -242,10 +279,14 @@ class Scheduling(Problem):
         leaves = (*self.inputs, *self.params)
         return wrt or tuple(leaf.name for leaf in leaves if is_differentiable(leaf.dtype))
 
-    def _budget(self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]) -> Budget:
-        """The time that all searches for one plan have, from the first of them on."""
-        key = ("budget", dtypes, tuple(nominal.items()), wrt)
-        return self._once(key, lambda: Budget.of(self.options))  # type: ignore[no-any-return]
+    def _was_cut(self, dtypes: tuple[str, ...], nominal: Nominal) -> bool:
+        """Whether this call, or a search for these sizes in an earlier one, ran out of time."""
+        asked = (dtypes, tuple(nominal.items()))
+        made = [
+            m for key, m in self._cache.items() if isinstance(m, Decisions) and asked == key[1:3]
+        ]
+        now = self._budget is not None and self._budget.cut
+        return now or any(decisions.cut for decisions in made)
 
     def _orders(self, logical: Program) -> Any:
         if self.reused is not None:
@@ -260,7 +301,9 @@ class Scheduling(Problem):
                 where=self.place(),
                 fix="make one with tnc.plan(expr, sizes=…)",
             )
-        steps = [s.out.name for s in logical.steps if isinstance(s.op, Networks) and s.operands]
+        steps = [
+            s.out.name for s in steps_within(logical) if isinstance(s.op, Networks) and s.operands
+        ]
         networks = self.fixed_plan.networks
         if len(steps) != len(networks):
             raise PlanError(
@@ -313,16 +356,22 @@ class Scheduling(Problem):
         order for it sliced is the only one.
         """
         program, orders = self.scheduled(dtypes, nominal, wrt)
-        fits = not wrt and peak_bytes(program, nominal) <= self._limit
-        if self.options.memory_limit is None or self._is_given or fits:
+        if self.options.memory_limit is None or self._is_given:
             yield program, orders, ()
             return
-        # blocks of a sum that carries exponents would have to be aligned
+        if not wrt and peak_bytes(program, nominal) <= self._limit:
+            yield program, orders, ()
+            return
         networks = [] if self.stabilized else list(self._sliced_networks(dtypes, nominal, orders))
         yield from networks
         if networks:
             return
         yield program, orders, ()
+        if (
+            self.stabilized
+            and fit_program(program, nominal, self._limit, self._rates).peak > self._limit
+        ):
+            yield from self._summed_apart(dtypes, nominal, orders)
         seen = [orders]
         for minimize in ("memory", "flops"):
             options = replace(self.options, minimize=minimize)
@@ -342,10 +391,39 @@ class Scheduling(Problem):
             if sliced is None:
                 return
             program, made = schedule(logical, nominal, self.options, sliced.orders)
-            program = run_passes(program, SCHEDULED_PASSES, scheduled=True, watcher=watcher())
+            program = self._laid_out(program)
             if peak_bytes(apply_cuts(program, sliced.cuts), nominal) <= self._limit or share == 64:
                 yield program, made, sliced.cuts
                 return
+
+    def _summed_apart(
+        self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any
+    ) -> Iterator[tuple[Program, Any, tuple[Cut, ...]]]:
+        """The program cut along indices that are summed, one more of them until it fits.
+
+        A value has one exponent for all positions of such an index; here blocks have their own.
+        """
+        program, _ = schedule(self.logical(dtypes), nominal, self.options, orders)
+        axes, least = summed_axes(program), math.inf
+        cuts: tuple[Cut, ...] = ()
+        while least > self._limit and len(cuts) < MOST_SUMMED_APART:
+            tried = []
+            for axis in axes:
+                apart, more = sum_apart(program, axis), (*cuts, Cut(*axis, 1, sink=True))
+                laid_out = self._laid_out(apart)
+                peak = peak_bytes(apply_cuts(laid_out, more), nominal)
+                tried.append((peak, axis, apart, laid_out, more))
+            best = min(tried, key=lambda one: one[0], default=None)
+            if best is None or best[0] >= least:
+                return
+            least, axis, program, laid_out, cuts = best
+            axes.remove(axis)
+            yield laid_out, orders, cuts
+
+    def _laid_out(self, program: Program) -> Program:
+        """A scheduled program after all passes, axes placed by one look at each value."""
+        passes = (*self._passes(), *LAYOUT_PASSES)
+        return run_passes(program, passes, scheduled=True, watcher=watcher())
 
     def _too_small(self, least: int, program: Program, nominal: Nominal) -> PlanError:
         name, size = largest_alive(program, nominal)

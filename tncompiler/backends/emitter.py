@@ -13,13 +13,22 @@ from typing import Self
 
 import sympy
 
+from tncompiler.backends.attending import write_attention
+from tncompiler.backends.gathering import write_gather
 from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
+from tncompiler.backends.pairing import write_pairs
+from tncompiler.backends.scans import write_scan
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
 from tncompiler.backends.windows import HELPERS, write_window_step
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
 from tncompiler.ir.errors import InvalidProgram
+from tncompiler.ir.function_body import expand_functions
+from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.matmul import MatmulForm, is_matmul, matmul_form
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -36,6 +45,7 @@ from tncompiler.ir.program import (
     Pick,
     Program,
     Reduce,
+    Scan,
     Slice,
     Split,
     Step,
@@ -50,7 +60,7 @@ from tncompiler.ir.sizes import Size, render_size, symbols_of
 
 # functions whose template is a plain operator: numbers can stand in them as they are
 _OPERATORS = {"add", "sub", "div", "neg", "less", "less_equal", "greater", "greater_equal"}
-_OPERATORS |= {"equal", "not_equal"}
+_OPERATORS |= {"equal", "not_equal", "floordiv", "mod"}
 _NOMINAL = 128
 
 
@@ -72,14 +82,14 @@ class Emitter(ABC):
     terms one after the other; for positive terms that leaves the agreed error bound.
     """
 
+    library: str  # the backend whose runtime the code calls
     long_sum: int
-    library: str  # whose folder under `backends` has helpers
     helpers: tuple[str, ...]  # what the runtime module offers: no variable is called so
     decorators: tuple[str, ...] = ()  # lines above the function
     lanes = False  # whether the blocks of a loop can be given to threads
 
     def __init__(self, program: Program, entry: str) -> None:
-        self.program, self.entry = program, entry
+        self.program, self.entry = expand_functions(program), entry
         self.names = Names()
         self.names.reserve((*self.helpers, *HELPERS))
         self.symbols: dict[sympy.Symbol, str] = {}
@@ -87,8 +97,10 @@ class Emitter(ABC):
         self.imports: set[str] = set()
         self.extra: set[str] = set()  # further lines of the prelude
         self.lines: list[str] = []
+        self.scope = ""  # of which scan this is the body
+        self.aliases: dict[str, str] = {}  # values that are called as they are outside the body
         self.literals = {
-            step.out.name: step for step in program.steps if isinstance(step.op, Literal)
+            step.out.name: step for step in self.program.steps if isinstance(step.op, Literal)
         }
         self.written: set[str] = set()
 
@@ -112,7 +124,7 @@ class Emitter(ABC):
     def nested(self, body: Program) -> Self:
         """An emitter for the body of a loop: names, sizes and imports are those of the whole."""
         inner = type(self)(body, self.entry)
-        for shared in ("names", "symbols", "bound", "imports", "extra"):
+        for shared in ("names", "symbols", "bound", "imports", "extra", "scope", "aliases"):
             setattr(inner, shared, getattr(self, shared))
         return inner
 
@@ -180,8 +192,18 @@ class Emitter(ABC):
                 self.assign(step, self.concat(parts, axis), self._tuple(step.out))
             case Convolve() | Unfold() | Fold() | Window():
                 write_window_step(self, step, operands)
+            case Positions():
+                self.assign(step, self.arange(self.size(step.out.shape[0])), self._tuple(step.out))
+            case Attention():
+                write_attention(self, step)
+            case Pairs() | PairsAdjoint():
+                write_pairs(self, step)
+            case Gather() | Scatter():
+                write_gather(self, step)
             case Loop():
                 write_loop(self, step, step.op)
+            case Scan():
+                write_scan(self, step, step.op)
             case Pick():
                 """The loop has put it in place."""
             case Cast():
@@ -195,7 +217,8 @@ class Emitter(ABC):
     # ------------------------------------------------------------------ names and sizes
 
     def name(self, value: Value) -> str:
-        return self.names(("value", value.name), value.name, "v")
+        alias = self.aliases.get(value.name)
+        return alias or self.names(("value", self.scope, value.name), value.name, "v")
 
     def ref(self, value: Value) -> str:
         """The variable that holds a value; a literal is written where it is first needed."""
@@ -386,8 +409,11 @@ class Emitter(ABC):
 
     def _swapped(self, text: str, batched: bool) -> str:
         """The transposed matrix; twice transposed is as it was."""
-        suffix = self.swap("", batched)
-        return text.removesuffix(suffix) if text.endswith(suffix) else text + suffix
+        suffixes = [self.swap("", batched), *([self.permute("", (0, 2, 1))] if batched else [])]
+        for suffix in suffixes:
+            if text.endswith(suffix):
+                return text.removesuffix(suffix)
+        return text + suffixes[0]
 
     def _block(
         self,
@@ -495,6 +521,9 @@ class Emitter(ABC):
     @abstractmethod
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str: ...
 
+    @abstractmethod
+    def arange(self, size: str) -> str: ...
+
     def ones(self, value: Value) -> str:
         return self.ones_of(value.shape, value.dtype)
 
@@ -513,6 +542,9 @@ class Emitter(ABC):
 
     @abstractmethod
     def concat(self, parts: str, axis: int) -> str: ...
+
+    @abstractmethod
+    def stack(self, parts: str) -> str: ...
 
     @abstractmethod
     def cast(self, text: str, dtype: str) -> str: ...

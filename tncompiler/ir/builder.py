@@ -36,24 +36,29 @@ from tncompiler.ir.windows import Geometry
 
 
 class Builder:
-    """Collects steps. Every method returns the Value that its step makes."""
+    """Collects steps. Every method returns the Value that its step makes.
 
-    def __init__(self, default_dtype: str = DEFAULT, like: Program | None = None) -> None:
-        self.default_dtype = default_dtype
+    ``prefix`` is how names of new values begin; ``taken`` are the names in use.
+    """
+
+    def __init__(
+        self, default_dtype: str = DEFAULT, like: Program | None = None, prefix: str = "t"
+    ) -> None:
+        self.default_dtype, self.prefix = default_dtype, prefix
         self.arguments: list[Argument] = []
         self.steps: list[Step] = []
         self.equations: list[Equation] = []
-        self._taken: set[str] = set()
+        self.taken: set[str] = set()
         self._windows: set[str] = set()  # values that are zeros and ones, whatever their dtype
         self._number = 0
         if like is not None:
             self.arguments = list(like.arguments)
             self.equations = list(like.equations)
-            self._taken = set(like.values)
+            self.taken = set(like.values)
 
     def argument(self, value: Value, kind: str) -> Value:
         self.arguments.append(Argument(value, kind))
-        self._taken.add(value.name)
+        self.taken.add(value.name)
         return value
 
     def program(self, outputs: Iterable[Value]) -> Program:
@@ -73,15 +78,15 @@ class Builder:
         axes: Sequence[str],
     ) -> Value:
         """Append a step as it is."""
-        while f"t{self._number}" in self._taken:
+        while f"{self.prefix}{self._number}" in self.taken:
             self._number += 1
-        out = Value(f"t{self._number}", tuple(map(plain, shape)), dtype, tuple(axes))
+        out = Value(f"{self.prefix}{self._number}", tuple(map(plain, shape)), dtype, tuple(axes))
         self._number += 1
         return self.copy(Step(out, op, ()), operands)
 
     def copy(self, step: Step, operands: Sequence[Value]) -> Value:
         """Append a step of another program under its own name."""
-        self._taken.add(step.out.name)
+        self.taken.add(step.out.name)
         if isinstance(step.op, Window):
             self._windows.add(step.out.name)
         self.steps.append(Step(step.out, step.op, tuple(value.name for value in operands)))

@@ -135,6 +135,14 @@ class FormatError(TncError):
     """Shapes, ranks or weights do not fit a format."""
 
 
+class ScanError(TncError):
+    """The cell of a scan does not fit its states or inputs, or leaks what is inside it."""
+
+
+class StateMismatch(ScanError, ShapeError):
+    """A cell gives a state back with other indices, or in another container, than it got it."""
+
+
 class PlanError(TncError):
     """Plan options or a plan do not fit."""
 

@@ -51,6 +51,15 @@ class Expr(Operators):
         """The nodes this one is computed from."""
         return ()
 
+    def replaced(self, operands: tuple[Expr, ...]) -> dict[str, Any]:
+        """The fields that hold the operands, with others in their place."""
+        return dict(zip(("source",), operands, strict=True))
+
+    @property
+    def inner(self) -> tuple[Expr, ...]:
+        """Expressions with leaves of their own, which a node computes many times over."""
+        return ()
+
     @property
     def shape(self) -> tuple[Size, ...]:
         """The sizes of the free indices."""
@@ -163,8 +172,11 @@ class Contract(Expr):
     def operands(self) -> tuple[Expr, ...]:
         return self.terms
 
+    def replaced(self, operands: tuple[Expr, ...]) -> dict[str, Any]:
+        return {"terms": operands}
+
     def _positional(self) -> tuple[object, ...]:
-        return _wiring(self.terms, self.indices)
+        return wiring(self.terms, self.indices)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -178,8 +190,11 @@ class Map(Expr):
     def operands(self) -> tuple[Expr, ...]:
         return self.arguments
 
+    def replaced(self, operands: tuple[Expr, ...]) -> dict[str, Any]:
+        return {"arguments": operands}
+
     def _positional(self) -> tuple[object, ...]:
-        return (self.function, *_wiring(self.arguments, self.indices))
+        return (self.function, *wiring(self.arguments, self.indices))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -196,7 +211,7 @@ class Reduce(Expr):
 
     def _positional(self) -> tuple[object, ...]:
         axes = tuple(self.source.indices.index(index) for index in self.over)
-        return (self.function, axes, *_wiring((self.source,), self.indices))
+        return (self.function, axes, *wiring((self.source,), self.indices))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -302,6 +317,9 @@ class Concat(Expr):
     def operands(self) -> tuple[Expr, ...]:
         return self.parts
 
+    def replaced(self, operands: tuple[Expr, ...]) -> dict[str, Any]:
+        return {"parts": operands}
+
     def _positional(self) -> tuple[object, ...]:
         return (self.axis, *(part.digest for part in self.parts))
 
@@ -321,13 +339,67 @@ class Cast(Expr):
         return (self.dtype, self.source.digest)
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Scan(Expr):
+    """A cell applied at every position of `over` in turn; `ScanResult` takes a result out.
+
+    ``body``: of one position, the states after it and then its results, as expressions of the
+    leaves `slots`; these stand for the `arguments`. The first `carried` of both are states.
+    ``sliced``: the axis of each argument of which a slot is one position, None if it is all of it.
+    ``joined``: for each of the body 0 where positions are put side by side along a new first axis,
+    None for states and where they are added. ``reverse``: the last position comes first. It is no
+    tensor itself, and has no indices.
+    """
+
+    over: Index
+    arguments: tuple[Expr, ...]
+    slots: tuple[Leaf, ...]
+    body: tuple[Expr, ...]
+    carried: int
+    sliced: tuple[int | None, ...]
+    joined: tuple[int | None, ...]
+    reverse: bool
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return self.arguments
+
+    def replaced(self, operands: tuple[Expr, ...]) -> dict[str, Any]:
+        return {"arguments": operands}
+
+    @property
+    def inner(self) -> tuple[Expr, ...]:
+        return self.body
+
+    def _positional(self) -> tuple[object, ...]:
+        content = (self.arguments, self.slots, self.body)
+        digests = tuple(tuple(expr.digest for expr in group) for group in content)
+        places = (self.carried, self.sliced, self.joined, self.reverse)
+        return (size_text(self.over.size), *digests, *places)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ScanResult(Expr):
+    """The last states of a scan, and then its results, by position."""
+
+    source: Expr
+    position: int
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.source,)
+
+    def _positional(self) -> tuple[object, ...]:
+        return (self.position, self.source.digest)
+
+
 def equations_of(*roots: Expr) -> list[Equation]:
     """What splits, merges and windows say about sizes."""
-    nodes = walk(*roots)
+    nodes = walk_within(*roots)
     return [node.equation for node in nodes if isinstance(node, Split | Merge | Window)]
 
 
-def _wiring(terms: tuple[Expr, ...], out: tuple[Index, ...]) -> tuple[object, ...]:
+def wiring(terms: tuple[Expr, ...], out: tuple[Index, ...]) -> tuple[object, ...]:
     """Operand digests and indices as numbers in order of first appearance."""
     numbers: dict[Index, int] = {}
     wires = tuple(
@@ -350,25 +422,22 @@ def walk(*roots: Expr) -> Iterator[Expr]:
             stack.extend((operand, False) for operand in reversed(node.operands))
 
 
+def walk_within(*roots: Expr) -> Iterator[Expr]:
+    """Every node as `walk` gives it, each after those of the expressions inside it."""
+    for node in walk(*roots):
+        if node.inner:
+            yield from walk_within(*node.inner)
+        yield node
+
+
 def rebuild(node: Expr, operands: tuple[Expr, ...]) -> Expr:
     """The node with other operands of the same indices, or the node itself if they are the same."""
     if all(new is old for new, old in zip(operands, node.operands, strict=True)):
         return node
     fields: dict[str, Any] = {
-        name: getattr(node, name)
-        for name in node.__dataclass_fields__
-        if name not in ("digest", "terms", "arguments", "source", "parts")
-        or (name == "parts" and isinstance(node, Split))
+        name: getattr(node, name) for name in node.__dataclass_fields__ if name != "digest"
     }
-    match node:
-        case Contract():
-            fields["terms"] = operands
-        case Map():
-            fields["arguments"] = operands
-        case Concat():
-            fields["parts"] = operands
-        case _:
-            (fields["source"],) = operands
+    fields.update(node.replaced(operands))
     return type(node)(**fields)
 
 

@@ -6,8 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tncompiler.ir import algebra
 from tncompiler.ir import expressions as ex
+from tncompiler.ir.arange import Arange, Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.expressions import Expr
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import lift as lift_gather
 from tncompiler.ir.index import Index
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
+from tncompiler.ir.pairs_rules import lift as lift_pairs
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -17,8 +24,10 @@ from tncompiler.ir.program import (
     Merge,
     Pad,
     Permute,
+    Pick,
     Program,
     Reduce,
+    Scan,
     Slice,
     Split,
     Step,
@@ -29,6 +38,7 @@ from tncompiler.ir.program import (
     label_sizes,
     operand_values,
 )
+from tncompiler.ir.scans.lift import lift_pick, lift_scan
 
 
 def lift(program: Program, leaves: Mapping[str, Expr]) -> tuple[Expr, ...]:
@@ -159,6 +169,16 @@ def _cast(step: Step, operands: Sequence[Expr], values: Sequence[Value]) -> Expr
     return ex.Cast(operands[0].indices, operands[0], step.out.dtype)
 
 
+def _positions(step: Step, operands: Sequence[Expr], values: Sequence[Value]) -> Expr:
+    return Arange(_indices(step.out))
+
+
+def _attention(step: Step, operands: Sequence[Expr], values: Sequence[Value]) -> Expr:
+    body = body_of(step, values)
+    names = [argument.value.name for argument in body.arguments]
+    return lift(body, dict(zip(names, operands, strict=True)))[0]
+
+
 _RULES: dict[type, Callable[[Step, Sequence[Expr], Sequence[Value]], Expr]] = {
     Contract: _contract,
     Window: _window,
@@ -172,4 +192,12 @@ _RULES: dict[type, Callable[[Step, Sequence[Expr], Sequence[Value]], Expr]] = {
     Concat: _concat,
     Literal: _literal,
     Cast: _cast,
+    Pairs: lift_pairs,
+    PairsAdjoint: lift_pairs,
+    Positions: _positions,
+    Attention: _attention,
+    Gather: lift_gather,
+    Scatter: lift_gather,
+    Scan: lift_scan,
+    Pick: lift_pick,
 }

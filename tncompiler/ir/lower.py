@@ -11,12 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 import sympy
 
 from tncompiler.ir import expressions as ex
+from tncompiler.ir.arange import Arange, Positions
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import DEFAULT, kind, promote, promote_as_numpy
-from tncompiler.ir.errors import NameClash, TncError
+from tncompiler.ir.errors import NameClash, ScanError, TncError
 from tncompiler.ir.expressions import Expr, Leaf
 from tncompiler.ir.functions import function as rule_of
+from tncompiler.ir.gather_nodes import Gather, Scatter
+from tncompiler.ir.gather_rules import lower_gather, lower_scatter
+from tncompiler.ir.pairs import Leading, LeadingAdjoint
+from tncompiler.ir.pairs_rules import lower_leading
 from tncompiler.ir.program import Labels, Program, Value
+from tncompiler.ir.scans.lower import lower_scan, lower_scan_result
+from tncompiler.ir.scans.make import SLOT
 from tncompiler.ir.sizes import Size, render_size, substitute
 
 Binding = Mapping[sympy.Symbol, Size]
@@ -46,23 +53,28 @@ def lower(
     lowering = _Lowering(default_dtype, binding or {}, dtypes or {}, library)
     for leaf in leaves if leaves is not None else collect_leaves(outputs):
         lowering.declare(leaf)
-    for node in ex.walk(*outputs):
-        lowering.node(node)
+    lowering.nodes(outputs)
     return lowering.builder.program([lowering.operand(output) for output in outputs])
 
 
 def collect_leaves(outputs: Sequence[Expr]) -> tuple[Leaf, ...]:
-    """Every leaf name once, in order of first appearance. Raises NameClash on two identities."""
+    """Every leaf name once, in order of first appearance.
+
+    Raises: NameClash on two identities; ScanError on a state or slice outside of its cell.
+    """
     found: dict[str, Leaf] = {}
     for node in ex.walk(*outputs):
         if isinstance(node, Leaf):
+            if node.kind == SLOT:
+                raise _leaked(node)
             first = found.setdefault(node.name, node)
             if first.digest != node.digest:
-                raise _clash(first, node)
+                raise name_clash(first, node)
     return tuple(found.values())
 
 
-def _clash(first: Leaf, second: Leaf) -> NameClash:
+def name_clash(first: Leaf, second: Leaf) -> NameClash:
+    """The error about one name for two tensors."""
     described = []
     for leaf in (first, second):
         shape = ", ".join(render_size(size) for size in leaf.shape)
@@ -74,11 +86,27 @@ def _clash(first: Leaf, second: Leaf) -> NameClash:
     )
 
 
+def _leaked(leaf: Leaf) -> ScanError:
+    return ScanError(
+        f"{leaf.name!r}, which has a value only inside the cell of a scan, is used outside of it",
+        where=f"the scan at {leaf.origin}",
+        fix="return what is needed outside as an output of the cell",
+    )
+
+
 class _Lowering:
+    """Expressions on their way into one program; a scan's cell is lowered into its own, within."""
+
     def __init__(
-        self, default: str, binding: Binding, dtypes: Mapping[str, str], library: str
+        self,
+        default: str,
+        binding: Binding,
+        dtypes: Mapping[str, str],
+        library: str,
+        prefix: str = "t",
     ) -> None:
-        self.builder = Builder(default)
+        self.builder = Builder(default, prefix=prefix)
+        self.scans = 0
         self.binding, self.dtypes, self.library = binding, dtypes, library
         self.done: dict[int, Value] = {}
         self.leaf_values: dict[str, Value] = {}
@@ -92,6 +120,22 @@ class _Lowering:
         shape = tuple(map(self.size, leaf.shape))
         value = Value(leaf.name, shape, dtype, tuple(index.name for index in leaf.indices))
         self.leaf_values[leaf.name] = self.builder.argument(value, leaf.kind)
+
+    def declare_as(self, leaf: Leaf, value: Value) -> None:
+        """An argument that stands for a leaf of a cell."""
+        self.leaf_values[leaf.name] = self.builder.argument(value, "input")
+
+    def within(self) -> _Lowering:
+        """A lowering for the cell of a scan; no value of it has the name of one elsewhere."""
+        self.scans += 1
+        prefix = f"{self.builder.prefix.removesuffix('t')}s{self.scans}_t"
+        default = self.builder.default_dtype
+        return _Lowering(default, self.binding, {}, self.library, prefix)
+
+    def nodes(self, outputs: Sequence[Expr]) -> None:
+        """Every node that the outputs need, once."""
+        for node in ex.walk(*outputs):
+            self.node(node)
 
     def node(self, node: Expr) -> None:
         if isinstance(node, _WEAK):  # those are made where they meet their operands
@@ -220,6 +264,10 @@ def _cast(low: _Lowering, node: ex.Cast) -> Value:
     return low.builder.cast(low.operand(node.source), node.dtype)
 
 
+def _arange(low: _Lowering, node: Arange) -> Value:
+    return low.builder.emit(Positions(), (), low.shape(node), "int64", _axes(node))
+
+
 _RULES: dict[type[Expr], Callable[..., Value]] = {
     Leaf: _leaf,
     ex.Contract: _contract,
@@ -232,4 +280,11 @@ _RULES: dict[type[Expr], Callable[..., Value]] = {
     ex.Pad: _pad,
     ex.Concat: _concat,
     ex.Cast: _cast,
+    Leading: lower_leading,
+    LeadingAdjoint: lower_leading,
+    Arange: _arange,
+    Gather: lower_gather,
+    Scatter: lower_scatter,
+    ex.Scan: lower_scan,
+    ex.ScanResult: lower_scan_result,
 }

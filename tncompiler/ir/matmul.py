@@ -124,7 +124,7 @@ def _form(op: Contract, batch: Labels, m: Labels, n: Labels, k: Labels) -> Matmu
 def copied_elements(form: MatmulForm, op: Contract, sizes: Mapping[int, int]) -> int:
     """How many elements the form copies; further products count as what takes as long."""
     a, b = op.inputs
-    copied = form.a_copied * _count(a, sizes) + form.b_copied * _count(b, sizes)
+    copied = (_count(a, sizes) if form.a_copied else 0) + (_count(b, sizes) if form.b_copied else 0)
     return copied + (_PRODUCT * _count(form.outer, sizes) if form.outer else 0)
 
 

@@ -8,6 +8,7 @@ import re
 from tncompiler.ir.errors import BadName, ReservedName
 from tncompiler.ir.origin import call_site
 
+SEED = "dropout_seed"  # the input that a compiled network fills in by itself
 _MAX_LENGTH = 1000  # characters of a name
 _MAX_PARTS = 100  # nested modules that torch can walk
 

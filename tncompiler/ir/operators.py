@@ -57,6 +57,12 @@ class Operators:
     def __pow__(self: Any, exponent: Any) -> Expr:
         return algebra.power(self, exponent)
 
+    def __floordiv__(self: Any, other: Any) -> Expr:
+        return algebra.elementwise("floordiv", self, other)
+
+    def __mod__(self: Any, other: Any) -> Expr:
+        return algebra.elementwise("mod", self, other)
+
     def __neg__(self: Any) -> Expr:
         return algebra.elementwise("neg", self)
 
@@ -157,6 +163,18 @@ class Operators:
             dilation=dilation,
             padding=padding,
         )
+
+    def gather(self: Any, over: Any, ids: Any) -> Expr:
+        """The tensor at integer positions of an index: see `tnc.gather`."""
+        from tncompiler.ir.gather_nodes import gather
+
+        return gather(self, over, ids)
+
+    def scatter_add(self: Any, ids: Any, into: Index, over: Any = None) -> Expr:
+        """Sums by integer position, the adjoint of `gather`: see `tnc.scatter_add`."""
+        from tncompiler.ir.gather_nodes import scatter_add
+
+        return scatter_add(self, ids, into, over)
 
     def conj(self: Any) -> Expr:
         """Complex conjugate."""

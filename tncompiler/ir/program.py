@@ -11,9 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import sympy
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.sizes import Equation, Size, Terms, render_size
 from tncompiler.ir.windows import Geometry
 
@@ -275,8 +280,45 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
+class Scan:
+    """`body` once for every position of an index, each from the states that the last one left.
+
+    ``index`` is what the index is called, ``size`` its extent. The body's first `carried`
+    arguments are the states before a position, its first `carried` outputs those after it; the
+    operands begin with the states before the first. ``sliced``: the axis of each operand of which
+    the body reads one position, and does not have; None for states and where it reads all.
+    ``joined``: for each output 0 where positions stand side by side along a new first axis; None
+    for states, of which the last is a result, and where positions are added. ``reverse``: the last
+    position comes first. ``keeps``: what the backward pass is given: "values" are all it needs of a
+    position, "states" only those before it. ``recomputed``: what the body makes again of another
+    scan. ``traced``: positions are collected in lists, for a library to differentiate.
+    """
+
+    body: Program
+    index: str
+    size: Size
+    carried: int
+    sliced: tuple[int | None, ...]
+    joined: tuple[int | None, ...]
+    reverse: bool = False
+    keeps: str = "values"
+    recomputed: tuple[str, ...] = ()
+    traced: bool = False
+
+    @property
+    def count(self) -> Size:
+        """How many times the body runs."""
+        return self.size
+
+    def text(self) -> str:
+        body = self.body.to_text().replace("\n", "\n    ")
+        order = ", last first" if self.reverse else ""
+        return f"scan[{self.index}{order}, {self.carried} states]\n    {body}\n "
+
+
+@dataclass(frozen=True, slots=True)
 class Pick:
-    """One result of a loop."""
+    """One result of a loop or scan."""
 
     position: int
 
@@ -300,7 +342,14 @@ Op = (
     | Concat
     | Literal
     | Cast
+    | Gather
+    | Scatter
+    | Positions
+    | Attention
+    | Pairs
+    | PairsAdjoint
     | Loop
+    | Scan
     | Pick
 )
 Networks = Contract | Convolve  # what is ordered
@@ -377,11 +426,11 @@ def label_sizes(op: Networks, operands: Iterable[Value], out: Value) -> dict[int
     """The size of each label of a contraction."""
     sizes: dict[int, Size] = {}
     for labels, value in zip((*op.inputs, op.output), (*operands, out), strict=True):
-        for label, size in zip(labels, value.shape, strict=True):
-            sizes.setdefault(label, size)
+        own = dict(zip(labels, value.shape, strict=True))
+        if not own.keys() <= sizes.keys():
+            sizes = {**sizes, **own, **sizes}
     for relation in relations_of(op):
-        for label, size in zip(relation.labels, relation.sizes, strict=True):
-            sizes.setdefault(label, size)
+        sizes = {**dict(zip(relation.labels, relation.sizes, strict=True)), **sizes}
     return sizes
 
 
@@ -424,27 +473,24 @@ def fresh_name(wanted: str, taken: Iterable[str]) -> str:
 
 def canonical(op: Contract) -> Contract:
     """Labels renumbered in order of first appearance."""
-    return Contract(*_renumbered(op, {}))
-
-
-def _renumbered(op: Networks, numbers: dict[int, int]) -> tuple[tuple[Labels, ...], Labels]:
-    """The wires with new numbers, which are noted."""
-    wires = [
-        tuple([numbers.setdefault(label, len(numbers)) for label in labels])
-        for labels in (*op.inputs, op.output)
-    ]
-    return tuple(wires[:-1]), wires[-1]
+    seen = dict.fromkeys(chain(*op.inputs, op.output))
+    numbers = {label: number for number, label in enumerate(seen)}
+    number_of = numbers.__getitem__
+    inputs = tuple([tuple(map(number_of, labels)) for labels in op.inputs])
+    return Contract(inputs, tuple(map(number_of, op.output)))
 
 
 def canonical_convolve(op: Convolve) -> Convolve:
     """Labels renumbered in order of first appearance, those of relations last."""
-    numbers: dict[int, int] = {}
-    inputs, output = _renumbered(op, numbers)
+    related = chain.from_iterable(relation.labels for relation in op.relations)
+    seen = dict.fromkeys(chain(*op.inputs, op.output, related))
+    numbers = {label: number for number, label in enumerate(seen)}
+    inputs = tuple(tuple(numbers[label] for label in labels) for labels in op.inputs)
     relations = []
     for relation in op.relations:
-        a, b, c = (numbers.setdefault(label, len(numbers)) for label in relation.labels)
+        a, b, c = (numbers[label] for label in relation.labels)
         relations.append(replace(relation, labels=(a, b, c)))
-    return Convolve(inputs, output, tuple(relations))
+    return Convolve(inputs, tuple(numbers[label] for label in op.output), tuple(relations))
 
 
 def with_output(step: Step, out: Value, output: Labels) -> Step:

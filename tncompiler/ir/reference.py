@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,26 @@ import sympy
 
 from tncompiler.ir import expressions as ex
 from tncompiler.ir import sizes as sz
+from tncompiler.ir.arange import Arange
 from tncompiler.ir.errors import ShapeError, SizeEquationError, TncError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.functions import function
+from tncompiler.ir.gather_nodes import Gather, Scatter
 from tncompiler.ir.index import Index
+from tncompiler.ir.pairs import Leading, LeadingAdjoint
+from tncompiler.ir.pairs_numbers import Spectrum
+from tncompiler.ir.reference_moves import move_gather, move_scatter
+from tncompiler.ir.scans.make import SLOT
 
 SINGLE = float(np.finfo(np.float32).eps)
 _SLACK = 1.01  # pays for the terms of second order
 _UNDECIDED = 1.0  # what a comparison may be off by where its operands may be equal
 # piecewise linear with slopes of at most 1: an error passes, wherever the corners are
-_PASSING = ("relu", "abs", "conj", "real", "imag", "project", "stop", "maximum", "minimum")
+_PASSING = (
+    *("relu", "abs", "conj", "real", "imag", "project", "stop", "maximum", "minimum"),
+    *("floordiv", "mod", "scramble"),  # of whole numbers, which are exact
+    *("floordiv", "mod"),  # of whole numbers, which are exact
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +110,18 @@ class _Interpreter:
         self.complex = np.clongdouble if extended else np.complex128
         self.binding = bind_sizes(exprs, arrays, sizes)
         self.done: dict[int, _Tensor] = {}
+        self.given: Mapping[str, _Tensor] = {}  # leaves of the cell that is evaluated
+        self.scans: dict[int, tuple[_Tensor, ...]] = {}  # results by the id of a scan's node
 
     def node(self, node: Expr) -> None:
         operands = [self.done[id(operand)] for operand in node.operands]
         self.done[id(node)] = _RULES[type(node)](self, node, *operands)
+
+    def within(self, given: Mapping[str, _Tensor]) -> _Interpreter:
+        """An interpreter for the cell of a scan, whose leaves are worth what is given."""
+        inner = copy(self)
+        inner.given, inner.done, inner.scans = given, {}, {}
+        return inner
 
     def size(self, size: sz.Size) -> int:
         return sz.evaluate(size, self.binding)
@@ -132,13 +151,18 @@ def bind_sizes(
     binding: dict[sympy.Symbol, int] = {}
     for key, number in sizes.items():
         sz.solve_for(key.size if isinstance(key, Index) else key, int(number), binding, "sizes=")
+    nodes = list(ex.walk_within(*exprs))
     equations = ex.equations_of(*exprs)
-    leaves = [node for node in ex.walk(*exprs) if isinstance(node, ex.Leaf) and node.value is None]
+    leaves = [node for node in nodes if isinstance(node, ex.Leaf) and _comes_as_array(node)]
     for _ in range(2):  # an equation may need an array's size and the other way round
         for leaf in leaves:
             _bind_leaf(leaf, np.shape(arrays[leaf.name]), binding)
         sz.solve_all(equations, binding)
     return binding
+
+
+def _comes_as_array(leaf: ex.Leaf) -> bool:
+    return leaf.value is None and leaf.kind != SLOT
 
 
 def _bind_leaf(leaf: ex.Leaf, shape: tuple[int, ...], binding: dict[sympy.Symbol, int]) -> None:
@@ -159,6 +183,8 @@ def _bind_leaf(leaf: ex.Leaf, shape: tuple[int, ...], binding: dict[sympy.Symbol
 
 
 def _leaf(run: _Interpreter, node: ex.Leaf) -> _Tensor:
+    if node.name in run.given:
+        return run.given[node.name]
     return _Tensor(run.precise(node.value if node.value is not None else run.arrays[node.name]))
 
 
@@ -189,6 +215,10 @@ def _window(run: _Interpreter, node: ex.Window) -> _Tensor:
     return _Tensor(value)
 
 
+def _arange(run: _Interpreter, node: Arange) -> _Tensor:
+    return _Tensor(np.arange(run.size(node.indices[0].size)))
+
+
 def _reindex(run: _Interpreter, node: ex.Reindex, source: _Tensor) -> _Tensor:
     return _moved(source, lambda array: array.transpose(node.axes))
 
@@ -212,6 +242,34 @@ def _pad(run: _Interpreter, node: ex.Pad, source: _Tensor) -> _Tensor:
 def _concat(run: _Interpreter, node: ex.Concat, *parts: _Tensor) -> _Tensor:
     value = np.concatenate([part.value for part in parts], node.axis)
     return _Tensor(value, np.concatenate([part.errors for part in parts], node.axis))
+
+
+def _gather(run: _Interpreter, node: Gather, source: _Tensor, ids: _Tensor) -> _Tensor:
+    return _moved(source, move_gather(node, ids.value.astype(np.int64), run.shape(node)))
+
+
+def _scatter(run: _Interpreter, node: Scatter, source: _Tensor, ids: _Tensor) -> _Tensor:
+    """A sum, of at most so many terms as there are ids."""
+    add = move_scatter(node, ids.value.astype(np.int64), run.shape(node))
+    length = math.prod(ids.value.shape[axis] for axis in node.summed)
+    own = (8.0 + math.sqrt(length) / 16) * run.eps * add(np.abs(source.value)) + run.tiny
+    return _Tensor(add(source.value), own + _SLACK * add(source.errors))
+
+
+def _leading(run: _Interpreter, node: Leading, left: _Tensor, right: _Tensor) -> _Tensor:
+    """Without a bound: directions of nearly equal singular values turn freely."""
+    count = run.size(node.indices[-1].size)
+    value = Spectrum(np, left.value, right.value, count, node.cutoff).value
+    return _Tensor(value, np.full(value.shape, np.inf))
+
+
+def _leading_adjoint(
+    run: _Interpreter, node: LeadingAdjoint, left: _Tensor, right: _Tensor, cotangent: _Tensor
+) -> _Tensor:
+    count = cotangent.value.shape[-1]
+    spectrum = Spectrum(np, left.value, right.value, count, node.cutoff)
+    value = np.stack(spectrum.gradients(np, cotangent.value), -3)
+    return _Tensor(value, np.full(value.shape, np.inf))
 
 
 def _moved(source: _Tensor, move: Callable[[np.ndarray], np.ndarray]) -> _Tensor:
@@ -445,6 +503,50 @@ def _reduce(run: _Interpreter, node: ex.Reduce, source: _Tensor) -> _Tensor:
     return _Tensor(value, None if source.error is None else np.max(source.error, axis=axes))
 
 
+# ---------------------------------------------------------------------------- scans
+
+
+def _scan(run: _Interpreter, node: ex.Scan, *arguments: _Tensor) -> _Tensor:
+    """Position by position, in order; what is kept are the results."""
+    states, rest = list(arguments[: node.carried]), arguments[node.carried :]
+    made: list[list[_Tensor]] = [[] for _ in node.body[node.carried :]]
+    positions = range(run.size(node.over.size))
+    for position in reversed(positions) if node.reverse else positions:
+        read = [
+            tensor if axis is None else _moved(tensor, lambda a, k=axis: a.take(position, k))  # type: ignore[misc] # noqa: B023
+            for tensor, axis in zip(rest, node.sliced[node.carried :], strict=True)
+        ]
+        names = (own.name for own in node.slots)
+        inner = run.within(dict(zip(names, (*states, *read), strict=True)))
+        for one in ex.walk(*node.body):
+            inner.node(one)
+        states = [inner.done[id(state)] for state in node.body[: node.carried]]
+        for parts, result in zip(made, node.body[node.carried :], strict=True):
+            parts.append(inner.done[id(result)])
+    results = zip(node.body[node.carried :], node.joined[node.carried :], made, strict=True)
+    joined = [_together(run, node, expr, axis, parts) for expr, axis, parts in results]
+    run.scans[id(node)] = (*states, *joined)
+    return _Tensor(np.zeros(()))
+
+
+def _together(
+    run: _Interpreter, node: ex.Scan, result: Expr, axis: int | None, parts: list[_Tensor]
+) -> _Tensor:
+    """The positions of a result side by side, or added."""
+    parts = parts[::-1] if node.reverse else parts
+    shape = (len(parts), *run.shape(result))
+    value = np.stack([p.value for p in parts]) if parts else np.zeros(shape, run.real)
+    errors = np.stack([p.errors for p in parts]) if parts else np.zeros(shape)
+    if axis is not None:
+        return _Tensor(value, errors)
+    own = len(parts) * run.eps * np.abs(value).sum(0) + run.tiny
+    return _Tensor(value.sum(0), errors.sum(0) + own)
+
+
+def _scan_result(run: _Interpreter, node: ex.ScanResult, source: _Tensor) -> _Tensor:
+    return run.scans[id(node.source)][node.position]
+
+
 _RULES: dict[type[Expr], Callable[..., _Tensor]] = {
     ex.Leaf: _leaf,
     ex.Literal: _literal,
@@ -461,4 +563,11 @@ _RULES: dict[type[Expr], Callable[..., _Tensor]] = {
     ex.Pad: _pad,
     ex.Concat: _concat,
     ex.Cast: _cast,
+    Leading: _leading,
+    LeadingAdjoint: _leading_adjoint,
+    Arange: _arange,
+    Gather: _gather,
+    Scatter: _scatter,
+    ex.Scan: _scan,
+    ex.ScanResult: _scan_result,
 }

@@ -14,11 +14,21 @@ import numpy as np
 
 from tncompiler.ir import algebra
 from tncompiler.ir import expressions as ex
+from tncompiler.ir.arange import arange
 from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.errors import FileFormatError, TncError
 from tncompiler.ir.expressions import INITIALIZERS, Expr, Leaf, walk
+from tncompiler.ir.gather_nodes import Gather, Scatter
+from tncompiler.ir.gather_rules import fields as gather_fields
+from tncompiler.ir.gather_rules import read_gather, read_scatter
 from tncompiler.ir.index import Index
+from tncompiler.ir.names import check_index_name
 from tncompiler.ir.origin import call_site
+from tncompiler.ir.pairs import Leading, LeadingAdjoint
+from tncompiler.ir.pairs_rules import fields as leading_fields
+from tncompiler.ir.pairs_rules import read_adjoint, read_leading
+from tncompiler.ir.scans.make import SLOT, slot
+from tncompiler.ir.scans.serialize import read_scan, read_scan_result, scan_data
 from tncompiler.ir.sizes import parse_size, size_text
 from tncompiler.ir.windowing import window
 
@@ -88,6 +98,16 @@ def _fields(node: Expr) -> dict[str, Any]:
             return {"steps": [geometry.stride, geometry.dilation], "padding": padding}
         case ex.Cast():
             return {"dtype": node.dtype}
+        case Leading() | LeadingAdjoint():
+            return leading_fields(node)
+        case Gather() | Scatter():
+            return gather_fields(node)
+        case Gather() | Scatter():
+            return gather_fields(node)
+        case ex.Scan():
+            return scan_data(node)
+        case ex.ScanResult():
+            return {"position": node.position}
     return {}
 
 
@@ -230,6 +250,8 @@ def _node_from(data: Any, nodes: list[Expr]) -> Expr:
 
 
 def _read_leaf(data: Any, indices: tuple[Index, ...], operands: tuple[Expr, ...]) -> Expr:
+    if data["leaf"] == SLOT:
+        return slot(check_index_name(data["name"]), indices)
     if data["leaf"] not in ("input", "param", "constant"):
         raise ValueError(f"{data['leaf']!r} is no kind of leaf")
     init = data["init"]
@@ -307,5 +329,12 @@ _READERS: dict[str, Callable[[Any, tuple[Index, ...], tuple[Expr, ...]], Expr]] 
     "Concat": lambda data, indices, operands: algebra.concat(
         operands, indices[_natural(data["axis"])]
     ),
+    "Scan": read_scan,
+    "ScanResult": read_scan_result,
     "Cast": lambda data, indices, operands: algebra.cast(operands[0], data["dtype"]),
+    "Arange": lambda data, indices, operands: arange(*indices),
+    "Leading": read_leading,
+    "LeadingAdjoint": read_adjoint,
+    "Gather": read_gather,
+    "Scatter": read_scatter,
 }

@@ -362,6 +362,11 @@ def solve_equation(equation: SizeEquation, binding: dict[sympy.Symbol, int]) -> 
     return solve_for(unknown[0], total // known, binding, where)
 
 
+def volume(shape: Iterable[Size], binding: Binding) -> int:
+    """The number of elements of a shape under a binding."""
+    return math.prod([n if isinstance(n, int) else evaluate(n, binding) for n in shape])
+
+
 def solve_all(equations: Iterable[Equation], binding: dict[sympy.Symbol, int]) -> None:
     """Solve equations, in order and again while one brings news, in place."""
     pending = list(equations)
@@ -381,13 +386,11 @@ class Terms:
     @classmethod
     def of(cls, coefficient: int, factors: Iterable[Size]) -> Terms:
         """One term; integer factors are folded into the coefficient."""
-        symbolic = []
-        for factor in factors:
-            if isinstance(factor, int):
-                coefficient *= factor
-            else:
-                symbolic.append(factor)
-        return cls(((coefficient, tuple(symbolic)),) if coefficient else ())
+        every = tuple(factors)
+        symbolic = tuple([factor for factor in every if not isinstance(factor, int)])
+        numbers = [f for f in every if isinstance(f, int)] if symbolic else every
+        coefficient *= math.prod(numbers)
+        return cls(((coefficient, symbolic),) if coefficient else ())
 
     @classmethod
     def total(cls, costs: Iterable[Terms]) -> Terms:

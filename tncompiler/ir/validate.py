@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import sympy
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention import fits as fits_attention
 from tncompiler.ir.convolution import convolution_form
 from tncompiler.ir.dtypes import DEFAULT, DTYPES, real_part
 from tncompiler.ir.errors import InvalidProgram
-from tncompiler.ir.functions import FUNCTIONS, function
+from tncompiler.ir.functions import function, is_function
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import expected_shape
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
+from tncompiler.ir.pairs_rules import expected_shape as shape_of_pairs
 from tncompiler.ir.program import (
     Cast,
     Concat,
@@ -23,6 +30,7 @@ from tncompiler.ir.program import (
     Pick,
     Program,
     Reduce,
+    Scan,
     Slice,
     Split,
     Step,
@@ -34,6 +42,7 @@ from tncompiler.ir.program import (
     label_sizes,
     operand_values,
 )
+from tncompiler.ir.scans.steps import result_value
 from tncompiler.ir.sizes import Size, product, resized
 
 
@@ -52,6 +61,8 @@ def validate(program: Program, *, scheduled: bool = False) -> Program:
         _define(step.out, defined)
         if isinstance(step.op, Loop):
             _check_loop(step, step.op, operand_values(program, step))
+        elif isinstance(step.op, Scan):
+            _check_scan(step, step.op, operand_values(program, step), scheduled)
         elif isinstance(step.op, Pick):
             _check_pick(program, step, step.op)
         else:
@@ -101,6 +112,18 @@ def _check_step(step: Step, operands: tuple[Value, ...]) -> None:
             return
         case Concat(axis):
             _check_concat(step, axis, operands)
+        case Positions() if operands or len(step.out.shape) != 1 or step.out.dtype != "int64":
+            _fail(step, "makes something else than the positions of one axis")
+        case Positions():
+            return
+        case Attention():
+            if not fits_attention(step.op, [v.shape for v in operands], step.out.shape):
+                _fail(step, "has labels or sizes that do not make an attention")
+        case Pairs() | PairsAdjoint():
+            if shape_of_pairs(step, operands) != step.out.shape:
+                _fail(step, "does not fit its operands")
+        case Gather() | Scatter():
+            _check_gather(step, operands)
         case _ if len(operands) != 1:
             _fail(step, f"takes one operand, not {len(operands)}")
         case _:
@@ -129,15 +152,42 @@ def _check_loop(step: Step, op: Loop, operands: tuple[Value, ...]) -> None:
             _fail(step, f"gives its body {value.name!r} in another shape")
 
 
+def _check_scan(step: Step, op: Scan, operands: tuple[Value, ...], scheduled: bool) -> None:
+    validate(op.body, scheduled=scheduled)
+    if not len(op.sliced) == len(op.body.arguments) == len(operands) >= op.carried:
+        _fail(step, "has another number of operands than its body")
+    if len(op.joined) != len(op.body.outputs) or len(op.joined) < op.carried:
+        _fail(step, "has another number of results than its body")
+    for axis, argument, value in zip(op.sliced, op.body.arguments, operands, strict=True):
+        shape = list(value.shape)
+        if axis is not None and (axis >= len(shape) or not _agree(shape.pop(axis), op.size)):
+            _fail(step, f"reads no positions of {value.name!r}")
+        if not (_same(tuple(shape), argument.value.shape) and _like(value, argument.value)):
+            _fail(step, f"gives its body {value.name!r} in another shape or dtype")
+    for argument, name in zip(op.body.arguments[: op.carried], op.body.outputs, strict=False):
+        before, after = argument.value, op.body.values[name]
+        if not (_same(before.shape, after.shape) and _like(before, after)):
+            _fail(step, f"changes the shape or dtype of its state {before.name!r}")
+
+
+def _like(a: Value, b: Value) -> bool:
+    """Whether two values are of one dtype, as far as it is decided."""
+    return a.dtype == b.dtype or DEFAULT in (a.dtype, b.dtype)
+
+
 def _check_pick(program: Program, step: Step, op: Pick) -> None:
     producer = program.producers.get(step.operands[0]) if len(step.operands) == 1 else None
-    if producer is None or not isinstance(producer.op, Loop):
+    if producer is None or not isinstance(producer.op, Loop | Scan):
         _fail(step, "picks from something that is no loop")
         return
     loop = producer.op
     if op.position not in range(len(loop.joined)):
         _fail(step, "picks a result that its loop does not have")
     made = loop.body.values[loop.body.outputs[op.position]]
+    if isinstance(loop, Scan):
+        if not _same(step.out.shape, result_value(loop, op.position, "").shape):
+            _fail(step, "picks a result of another shape")
+        return
     if not _same(step.out.shape, resized(made.shape, loop.joined[op.position], loop.size)):
         _fail(step, "picks a result of another shape")
 
@@ -147,12 +197,16 @@ def _check_contract(step: Step, op: Contract, operands: tuple[Value, ...]) -> No
         _fail(step, "labels another number of operands than it has")
     if op != canonical(op):
         _fail(step, "does not number its labels by first appearance")
-    sizes: dict[int, Size] = {}
-    for labels, value in zip((*op.inputs, op.output), (*operands, step.out), strict=True):
+    wires = tuple(zip((*op.inputs, op.output), (*operands, step.out), strict=True))
+    for labels, value in wires:
         if len(labels) != len(value.shape):
             _fail(step, f"gives {len(labels)} labels to {value.name!r} of {len(value.shape)} axes")
+    sizes = label_sizes(op, operands, step.out)
+    for labels, value in wires:
+        if tuple([sizes[label] for label in labels]) == value.shape:
+            continue  # as almost always; what follows takes its time
         for label, size in zip(labels, value.shape, strict=True):
-            if not _agree(sizes.setdefault(label, size), size):
+            if not _agree(sizes[label], size):
                 _fail(step, f"has label {label} with sizes {sizes[label]} and {size}")
 
 
@@ -180,7 +234,7 @@ def _check_dtypes(step: Step, operands: tuple[Value, ...]) -> None:
 
 
 def _check_map(step: Step, op: Map, operands: tuple[Value, ...]) -> None:
-    if op.function not in FUNCTIONS:
+    if not is_function(op.function):
         _fail(step, "has an unknown function")
     if any(label not in range(len(step.out.shape)) for labels in op.inputs for label in labels):
         _fail(step, "wires an axis that its value does not have")
@@ -211,6 +265,14 @@ def _check_concat(step: Step, axis: int, operands: tuple[Value, ...]) -> None:
         expected = (*value.shape[:axis], total, *value.shape[axis + 1 :])
         if not _same(expected, step.out.shape):
             _fail(step, f"joins {value.name!r} of another shape")
+
+
+def _check_gather(step: Step, operands: tuple[Value, ...]) -> None:
+    expected = expected_shape(step, operands)
+    if expected is None:
+        _fail(step, "does not fit its operands, or has ids that are no int64")
+    elif not _same(expected, (step.out if isinstance(step.op, Gather) else operands[0]).shape):
+        _fail(step, f"should have shape {expected} where what is gathered is")
 
 
 def _view_shape(step: Step, source: Value) -> tuple[Size, ...]:

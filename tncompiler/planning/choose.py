@@ -6,17 +6,26 @@ for. Out: SSA pairs by the name of each network's value.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from dataclasses import replace
 
 from tncompiler.ir.passes.adjoint import reachable_from
-from tncompiler.ir.program import Networks, Program, Step, label_sizes, operand_values, relations_of
+from tncompiler.ir.program import (
+    Networks,
+    Program,
+    Scan,
+    Step,
+    label_sizes,
+    operand_values,
+    relations_of,
+)
+from tncompiler.ir.scans.steps import active_arguments, reached_values
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.candidates import Network, tree_cost
 from tncompiler.planning.exchange import neighbours, shape_of
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
-from tncompiler.planning.rates import Rates
 from tncompiler.planning.rehearse import REHEARSED_UP_TO, Rehearsal, best_rehearsed
 from tncompiler.planning.search import find_orders
 from tncompiler.planning.workers import Budget
@@ -33,16 +42,51 @@ def choose_orders(
 ) -> dict[str, tuple[Pair, ...]]:
     """The best order of each network; those that have one order only are left out.
 
+    Networks that are the same but for names are planned once, so that a stack of equal layers takes
+    no longer to plan than one.
+
     ``wrt``: arguments whose gradients the same call computes. ``cached``: products of parameters
     are made once for many calls, and cost nothing here. ``budget``: the time all searches have.
     """
     budget = budget or Budget.of(options)
-    chosen = {}
+    chosen: dict[str, tuple[Pair, ...]] = {}
+    planned: dict[object, tuple[Pair, ...]] = {}
     for name, network in networks_of(program, nominal, wrt, cached=cached).items():
         if len(network.terms) > 2:
-            rehearsal = _rehearsal(program, name, network, nominal, options)
-            chosen[name] = best_order(network, options, budget, rehearsal)
+            problem = _problem(program, program.producers[name], network)
+            if problem not in planned:
+                rehearsal = _rehearsal(program, name, network, nominal, options)
+                planned[problem] = best_order(network, options, budget, rehearsal)
+            chosen[name] = planned[problem]
+    active = reached_values(program, tuple(wrt))
+    for step in program.steps:
+        if isinstance(step.op, Scan):
+            operands = operand_values(program, step)
+            inner = active_arguments(step.op, operands, active)
+            body = _read_whole(step.op)
+            chosen.update(choose_orders(body, nominal, options, inner, cached=True, budget=budget))
     return chosen
+
+
+def _problem(program: Program, step: Step, network: Network) -> object:
+    """What the order follows from: the same for the same layer wherever it stands."""
+    numbers: dict[str, int] = {}
+    operands = tuple(
+        (numbers.setdefault(value.name, len(numbers)), value.shape, value.dtype)
+        for value in operand_values(program, step)
+    )
+    roles = (network.active, network.fixed, network.cached)
+    return (step.op, operands, step.out.shape, step.out.dtype, *roles)
+
+
+def _read_whole(op: Scan) -> Program:
+    """A scan's body; what it reads whole is fixed: products of it are made once, before."""
+    whole = [k >= op.carried and axis is None for k, axis in enumerate(op.sliced)]
+    arguments = tuple(
+        replace(argument, kind="constant" if fixed else "input")
+        for argument, fixed in zip(op.body.arguments, whole, strict=True)
+    )
+    return replace(op.body, arguments=arguments)
 
 
 def networks_of(
@@ -72,17 +116,10 @@ def best_order(
     if rehearsal is None or budget.spent():
         return orders[0]
     rates, count = as_machine(options.machine).planning, len(network.terms)
-    near = _ranked(network, neighbours(orders[0], count), rates)
-    ranked = [*near, *_ranked(network, orders, rates)]
-    different = {shape_of(pairs, count): (cost, pairs) for cost, pairs in ranked}
-    return best_rehearsed(rehearsal, sorted(different.values()), rates)
-
-
-def _ranked(
-    network: Network, orders: Iterable[tuple[Pair, ...]], rates: Rates
-) -> list[tuple[float, tuple[Pair, ...]]]:
-    """Orders with their predicted times."""
-    return [(tree_cost(network, pairs, "time", rates), pairs) for pairs in orders]
+    candidates = (*neighbours(orders[0], count), *orders)
+    different = {shape_of(pairs, count): pairs for pairs in candidates}
+    times = [(tree_cost(network, pairs, "time", rates), pairs) for pairs in different.values()]
+    return best_rehearsed(rehearsal, sorted(times), rates, budget)
 
 
 def _rehearsal(

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import sympy
 
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import body_of
+from tncompiler.ir.gather import Scatter
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.program import (
     Fold,
     Loop,
@@ -14,13 +18,16 @@ from tncompiler.ir.program import (
     Networks,
     Program,
     Reduce,
+    Scan,
     Step,
     contract_flops,
     element_count,
     operand_values,
 )
 from tncompiler.ir.sizes import Binding, Terms, evaluate
-from tncompiler.planning.memory import is_view, made_bytes, nbytes, peak_bytes
+from tncompiler.planning.memory import is_view, made_bytes, nbytes, peak_bytes, read_values
+
+EIGEN = 60  # flops by r³ of two symmetric eigenproblems with vectors, and products
 
 
 @dataclass(frozen=True)
@@ -53,32 +60,41 @@ class Cost:
 
 def step_flops(program: Program, step: Step) -> Terms:
     """Flops of a contraction, or of all in a loop; none for other steps."""
-    if isinstance(step.op, Loop):
+    if isinstance(step.op, Loop | Scan):
         return _repeated(step.op, (step_flops(step.op.body, inner) for inner in step.op.body.steps))
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        return Terms.total(step_flops(body, inner) for inner in body.steps)
+    if isinstance(step.op, Pairs | PairsAdjoint):  # two eigenproblems and some products
+        matrix = operand_values(program, step)[0].shape
+        return Terms.of(EIGEN, (*matrix, matrix[-1]))
     if isinstance(step.op, Networks):
         return contract_flops(step.op, operand_values(program, step), step.out)
     return Terms()
 
 
 def step_elementwise(step: Step, program: Program) -> Terms:
-    """Results of a map; elements read by a reduction, or summed out of windows."""
-    if isinstance(step.op, Loop):
+    """Results of a map; elements read by a reduction, or summed by position or out of windows."""
+    if isinstance(step.op, Loop | Scan):
         body = step.op.body
         return _repeated(step.op, (step_elementwise(inner, body) for inner in body.steps))
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        return Terms.total(step_elementwise(inner, body) for inner in body.steps)
     if isinstance(step.op, Map):
         return element_count(step.out)
-    if isinstance(step.op, Reduce | Fold):
+    if isinstance(step.op, Reduce | Scatter | Fold):
         return element_count(operand_values(program, step)[0])
     return Terms()
 
 
-def _repeated(loop: Loop, costs: Iterable[Terms]) -> Terms:
-    """The cost of all blocks together, from those of the body's steps for one block.
+def _repeated(loop: Loop | Scan, costs: Iterable[Terms]) -> Terms:
+    """The cost of all blocks or positions together, from those of the body's steps for one.
 
     Exact: the size of a block is a factor once or not at all, and blocks add up to the size.
     """
     total = Terms.total(costs)
-    if isinstance(loop.block, int):
+    if isinstance(loop, Scan) or isinstance(loop.block, int):
         return Terms.total(Terms.of(c, (loop.count, *f)) for c, f in total.terms)
     terms = []
     for coefficient, factors in total.terms:
@@ -92,14 +108,24 @@ def step_bytes(program: Program, step: Step) -> tuple[Terms, Terms]:
     """Bytes read and written; a loop writes its results block by block, beside its body's steps."""
     if is_view(step):
         return Terms(), Terms()
-    if isinstance(step.op, Loop):
+    if isinstance(step.op, Loop | Scan):
         body = step.op.body
         inner = [step_bytes(body, one) for one in body.steps]
-        results = Terms.total(nbytes(body.values[name]) for name in body.outputs)
+        results = _put_in_place(step.op)
         read = _repeated(step.op, (*(r for r, _ in inner), results))
         return read, _repeated(step.op, (*(w for _, w in inner), results))
-    read = Terms.total(nbytes(value) for value in operand_values(program, step))
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        inner = [step_bytes(body, one) for one in body.steps]
+        return Terms.total(r for r, _ in inner), Terms.total(w for _, w in inner)
+    read = Terms.total(nbytes(v) for v in read_values(step, operand_values(program, step)))
     return read, made_bytes(program, step)
+
+
+def _put_in_place(op: Loop | Scan) -> Terms:
+    """Bytes of the results of one block or position; states stay where they are."""
+    first = op.carried if isinstance(op, Scan) else 0
+    return Terms.total(nbytes(op.body.values[name]) for name in op.body.outputs[first:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +138,13 @@ class FlatStep:
 
     program: Program
     step: Step
-    loops: tuple[Loop, ...]
+    loops: tuple[Loop | Scan, ...]
     flops: Terms
     elementwise: Terms
     bytes_read: Terms
     bytes_written: Terms
 
-    def within(self, loop: Loop) -> FlatStep:
+    def within(self, loop: Loop | Scan) -> FlatStep:
         """The step as one of the body of a loop."""
         return FlatStep(
             self.program,
@@ -134,10 +160,9 @@ class FlatStep:
 def flat_steps(program: Program) -> Iterator[FlatStep]:
     """All steps in order, those of loops after their loop; their costs add up to the program's."""
     for step in program.steps:
-        if isinstance(step.op, Loop):
+        if isinstance(step.op, Loop | Scan):
             body = step.op.body
-            moved = Terms.total(nbytes(body.values[name]) for name in body.outputs)
-            moved = _repeated(step.op, (moved,))
+            moved = _repeated(step.op, (_put_in_place(step.op),))
             yield FlatStep(program, step, (), Terms(), Terms(), moved, moved)
             for inner in flat_steps(body):
                 yield inner.within(step.op)

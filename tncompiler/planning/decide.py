@@ -16,6 +16,7 @@ from typing import Any
 
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.program import Program, operand_values
+from tncompiler.ir.scans.steps import programs_within, steps_within
 from tncompiler.ir.sizes import Binding
 from tncompiler.planning.cache import PLANS
 from tncompiler.planning.choose import choose_orders
@@ -90,16 +91,17 @@ def _version(package: str) -> str:
 
 def _orders_data(orders: Mapping[str, Order], program: Program) -> list[Any]:
     """Orders by the position of their step: the names of values are not part of the key."""
-    place = {step.out.name: position for position, step in enumerate(program.steps)}
+    place = {step.out.name: position for position, step in enumerate(steps_within(program))}
     return [[place[name], order] for name, order in orders.items()]
 
 
 def _orders_from(data: Any, program: Program) -> dict[str, Order]:
     """The orders that a cache holds. Raises: PlanError, or what data of another form raises."""
     orders = {}
+    steps = [(inner, step) for inner in programs_within(program) for step in inner.steps]
     for position, pairs in data:
-        step = program.steps[position]
-        tensors = sum(1 for value in operand_values(program, step) if value.shape)
+        inner, step = steps[position]
+        tensors = sum(1 for value in operand_values(inner, step) if value.shape)
         if tensors < 3 or step.out.name in orders:
             raise PlanError(f"step {position} has no order of its own")
         orders[step.out.name] = check_order(order_from(pairs), tensors)

@@ -42,10 +42,11 @@ class FittedStep:
 
 @dataclass(frozen=True, slots=True)
 class FittedOrders(Generic[T]):
-    """What was fitted, and the order of each network in it."""
+    """What was fitted, the order of each network in it, whether a search for it was cut."""
 
     orders: Mapping[str, tuple[Pair, ...]]
     fitted: T
+    cut: bool = False
 
 
 def fastest(found: Sequence[FittedOrders[T]], limit: int) -> FittedOrders[T]:
@@ -83,7 +84,7 @@ def _choices(
 ) -> Iterator[TrainingPrograms]:
     """The step with the values kept that are best without loops; and with all, and with none."""
     outputs = frozenset(joint.outputs[:count])
-    if recompute != "auto":
+    if recompute != "auto" or limit == UNLIMITED:
         yield partition(joint, count, outputs if recompute == "always" else None)
         return
     kept = choose_kept(joint, count, nominal, limit, rates)

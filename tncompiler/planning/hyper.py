@@ -8,9 +8,12 @@ that neither the number of workers nor which of them is done first changes a pla
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -60,6 +63,32 @@ def draw_trials(count: int, seed: int) -> Iterator[Trial]:
         yield from (Trial(*sampler.ask()) for _ in range(drawn))
 
 
+def numbered_trials(count: int, seed: int) -> Iterator[Trial]:
+    """The trials that `draw_trials` draws, each drawn where it runs.
+
+    Drawing imports cotengra, which takes a second that nothing can cut short.
+    """
+    for number in range(count):
+        yield Trial("drawn", {"of": count, "seed": seed, "number": number})
+
+
+class _Draws:
+    """The trials of one search, drawn as far as somebody asked; for threads too."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.known: list[Trial] = []
+        self.following = draw_trials(count, seed)
+        self.lock = threading.Lock()
+
+    def at(self, number: int) -> Trial:
+        with self.lock:
+            self.known += islice(self.following, max(number + 1 - len(self.known), 0))
+            return self.known[number]
+
+
+_draws_of = lru_cache(maxsize=2)(_Draws)
+
+
 def refining(orders: Sequence[Order]) -> list[Trial]:
     """Trials that go on from orders that were found."""
     return [Trial("refine", {"subtree": _LARGER_SUBTREE}, order) for order in orders]
@@ -106,6 +135,12 @@ def _exact(network: Network, minimize: str, trial: Trial) -> Iterator[Order]:
 
 def _candidates(network: Network, minimize: str, trial: Trial) -> Iterator[Order]:
     yield from candidate_orders(network, trial.settings["trials"], trial.settings["seed"])
+
+
+def _numbered(network: Network, minimize: str, trial: Trial) -> Iterator[Order]:
+    settings = trial.settings
+    drawn = _draws_of(settings["of"], settings["seed"]).at(settings["number"])
+    yield from run_trial(network, minimize, drawn)
 
 
 def _drawn(network: Network, minimize: str, trial: Trial) -> Iterator[Order]:
@@ -178,6 +213,7 @@ METHODS: dict[str, Callable[[Network, str, Trial], Iterator[Order]]] = {
     "random greedy": _random_greedy,
     "exact": _exact,
     "candidates": _candidates,
+    "drawn": _numbered,
     "refine": _refine,
     **dict.fromkeys(_TREES, _drawn),
 }

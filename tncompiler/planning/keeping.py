@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.passes.partition import step_symbols
-from tncompiler.ir.program import Argument, Literal, Loop, Program
+from tncompiler.ir.program import Argument, Literal, Loop, Program, Scan
 from tncompiler.planning.memory import is_view, nbytes
 
 LARGEST_KEPT = 2**28  # bytes of all kept values together; beyond, every call makes its own
@@ -70,7 +70,7 @@ def _fixed(program: Program) -> set[str]:
     """Every computed value that depends on parameters, constants and known sizes alone."""
     moving = {a.value.name for a in program.arguments if a.kind not in ("param", "constant")}
     for step in program.steps:
-        loops = isinstance(step.op, Loop)  # its block may be of a size that a call brings
+        loops = isinstance(step.op, Loop | Scan)  # a size in it may be one that a call brings
         if loops or moving.intersection(step.operands) or step_symbols(step):
             moving.add(step.out.name)
     return set(program.producers) - moving

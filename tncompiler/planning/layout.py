@@ -190,8 +190,18 @@ class _Copying:
         for side, order in enumerate((chosen.a, chosen.b)):
             if order != wires[side]:
                 given[side] = self._copied(operands[side], op.inputs[side], order)
-        read = canonical(Contract((chosen.a, chosen.b), op.output))
-        self.builder.copy(Step(step.out, read, ()), tuple(given))
+        self._emit(step, op.output, Contract((chosen.a, chosen.b), chosen.out), tuple(given))
+
+    def _emit(self, step: Step, wanted: Labels, op: Contract, operands: tuple[Value, ...]) -> None:
+        """The product as it comes out, and if its axes are wanted otherwise a view of it."""
+        if op.output == wanted:
+            self.builder.copy(Step(step.out, canonical(op), ()), operands)
+            return
+        place = {label: axis for axis, label in enumerate(wanted)}
+        made = permuted(step.out, tuple([place[label] for label in op.output]))
+        product = self.builder.emit(canonical(op), operands, made.shape, made.dtype, made.axes)
+        view = canonical(Contract((op.output,), wanted))
+        self.builder.copy(Step(step.out, view, ()), (product,))
 
     def _readings(self, value: Value, labels: Labels) -> dict[Labels, Value]:
         """The operand and its copies that exist already, by the labels of their axes."""

@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 
 import sympy
 
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.dtypes import ITEM_BYTES
+from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.program import (
     Contract,
@@ -20,10 +23,12 @@ from tncompiler.ir.program import (
     Merge,
     Pick,
     Program,
+    Scan,
     Split,
     Step,
     Unfold,
     Value,
+    operand_values,
 )
 from tncompiler.ir.sizes import Binding, Terms, evaluate, plain, resized
 
@@ -56,6 +61,16 @@ def is_view(step: Step) -> bool:
     return isinstance(op, Split | Merge | Literal | Pick)
 
 
+def read_values(step: Step, operands: tuple[Value, ...]) -> tuple[Value, ...]:
+    """What a step reads from memory: its operands, but of a table only what is gathered."""
+    return (step.out, *operands[1:]) if isinstance(step.op, Gather) else operands
+
+
+def is_token(step: Step) -> bool:
+    """Whether a step makes no value itself: its Picks take out what it makes."""
+    return isinstance(step.op, Loop | Scan)
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """One step: the values whose memory it takes, and those whose memory is free after it."""
@@ -82,7 +97,9 @@ def moments(program: Program) -> Iterator[Moment]:
         if name not in kept:
             freed.setdefault(position, []).append(name)
     for position, step in enumerate(program.steps):
-        own = owner.get(step.out.name) == step.out.name and not isinstance(step.op, Loop | Pick)
+        own = owner.get(step.out.name) == step.out.name and not (
+            is_token(step) or isinstance(step.op, Pick)
+        )
         made = (*((step.out.name,) if own else ()), *results.get(step.out.name, ()))
         yield Moment(step, made, tuple(freed.get(position, ())))
 
@@ -111,31 +128,52 @@ def live_bytes(program: Program, binding: Binding) -> Iterator[tuple[Moment, int
     live = 0
     for moment in moments(program):
         live += sum(sizes[name] for name in moment.made)
-        op = moment.step.op
-        yield moment, live + (_loop_bytes(op, binding) if isinstance(op, Loop) else 0)
+        yield moment, live + _scratch_bytes(program, moment.step, binding)
         live -= sum(sizes[name] for name in moment.freed)
 
 
-def within(loop: Loop, binding: Binding) -> Binding:
-    """The binding in the loop's body, for a whole block."""
-    if isinstance(loop.block, int):
+def within(loop: Loop | Scan, binding: Binding) -> Binding:
+    """The binding in the body, for a whole block."""
+    if isinstance(loop, Scan) or isinstance(loop.block, int):
         return binding
     width = min(loop.width, evaluate(loop.size, binding))
     return {**binding, loop.block: width}
 
 
-def _loop_bytes(loop: Loop, binding: Binding) -> int:
-    """What a loop takes beside its results."""
-    inner = within(loop, binding)
+def _scratch_bytes(program: Program, step: Step, binding: Binding) -> int:
+    """What a step takes beside its value while it runs."""
+    if isinstance(step.op, Loop | Scan):
+        return repeated_bytes(step.op, binding)
+    if isinstance(step.op, Attention):
+        body = body_of(step, operand_values(program, step))
+        return peak_bytes(body, binding) - nbytes(step.out).evaluate(binding)
+    if isinstance(step.op, Scatter) and step.out.dtype in ("float32", "complex64"):
+        return 2 * nbytes(step.out).evaluate(binding)  # sums in double precision
+    return 0
+
+
+def repeated_bytes(op: Loop | Scan, binding: Binding) -> int:
+    """What a loop or scan takes beside its results."""
+    inner = within(op, binding)
     levels, room = 1, SUM_RADIX
-    while room < evaluate(loop.count, binding):
+    while room < evaluate(op.count, binding):
         levels, room = levels + 1, SUM_RADIX * (room + 1)
-    sums = (
-        nbytes(loop.body.values[name]).evaluate(inner)
-        for name, axis in zip(loop.body.outputs, loop.joined, strict=True)
-        if axis is None
-    )
-    return peak_bytes(loop.body, inner) + (levels - 1) * sum(sums)
+    sums = sum(nbytes(op.body.values[name]).evaluate(inner) for name in added(op))
+    states = sum(nbytes(value).evaluate(inner) for value in states_before(op))
+    return peak_bytes(op.body, inner) + (levels - 1) * sums + states
+
+
+def added(op: Loop | Scan) -> tuple[str, ...]:
+    """The results of a body that are added up."""
+    first = op.carried if isinstance(op, Scan) else 0
+    results = zip(op.body.outputs[first:], op.joined[first:], strict=True)
+    return tuple(name for name, axis in results if axis is None)
+
+
+def states_before(op: Loop | Scan) -> tuple[Value, ...]:
+    """The states that are held while the body makes the next."""
+    carried = op.carried if isinstance(op, Scan) else 0
+    return tuple(argument.value for argument in op.body.arguments[:carried])
 
 
 def peak_expression(alive: Iterable[Terms]) -> sympy.Expr:
@@ -156,6 +194,10 @@ def live_terms(program: Program) -> Iterator[Terms]:
         if isinstance(op, Loop):
             for inner in live_terms(op.body):
                 yield total + inner.replaced(op.block, op.width)
+        if isinstance(op, Scan):
+            states = Terms.total(map(nbytes, states_before(op)))
+            for inner in live_terms(op.body):
+                yield total + states + inner
         for name in moment.freed:
             del alive[name]
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from tncompiler.ir.errors import PlanError
 from tncompiler.planning.options import PlanOptions
 
 Pair = tuple[int, int]
+Label = TypeVar("Label", bound=Hashable)
 
 
 def spelled(
@@ -156,10 +157,10 @@ def ssa_to_linear(pairs: Sequence[Pair], count: int) -> tuple[tuple[int, ...], .
 
 
 def intermediate_labels(
-    inputs: Sequence[tuple[Hashable, ...]], output: Iterable[Hashable], pairs: Sequence[Pair]
-) -> dict[int, tuple[Hashable, ...]]:
+    inputs: Sequence[tuple[Label, ...]], output: Iterable[Label], pairs: Sequence[Pair]
+) -> dict[int, tuple[Label, ...]]:
     """The labels of every operand and of every pair's result, by SSA number."""
-    terms: dict[int, tuple[Hashable, ...]] = dict(enumerate(inputs))
+    terms: dict[int, tuple[Label, ...]] = dict(enumerate(inputs))
     uses = Counter(label for term in inputs for label in set(term))
     uses.update(set(output))
     for made, (a, b) in enumerate(pairs, start=len(inputs)):

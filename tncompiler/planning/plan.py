@@ -18,6 +18,7 @@ from tncompiler.ir.program import (
     Loop,
     Networks,
     Program,
+    Scan,
     Step,
     element_count,
     label_names,
@@ -25,6 +26,7 @@ from tncompiler.ir.program import (
     operand_values,
     relations_of,
 )
+from tncompiler.ir.scans.steps import programs_within
 from tncompiler.ir.sizes import Binding, Terms, evaluate, parse_size, render_size, size_text
 from tncompiler.planning.cost import flat_steps
 from tncompiler.planning.digest import program_digest
@@ -339,6 +341,8 @@ def step_equation(program: Program, step: Step) -> str:
         out = ", ".join(names[label] for label in step.op.output)
         equation = f"{step.out.name}({out}) = {' * '.join(terms) or '1'}"
         return ", ".join((equation, *(r.text(names) for r in relations_of(step.op))))
+    if isinstance(step.op, Scan):
+        return f"scan over {step.op.index}, {step.op.carried} states"
     if isinstance(step.op, Loop):
         return f"loop over {step.op.index}, {step.op.width} at a time"
     if not operands:
@@ -360,9 +364,10 @@ def make_plan(
 ) -> ContractionPlan:
     """The plan of a scheduled program; ``cut`` and ``replanned`` as ContractionPlan has them."""
     networks = tuple(
-        NetworkOrder.of(logical, name, nominal, pairs)
-        for name, pairs in orders.items()
-        if name in logical.producers
+        NetworkOrder.of(inner, name, nominal, orders[name])
+        for inner in programs_within(logical)
+        for name in orders
+        if name in inner.producers
     )
     sizes = [element_count(step.out).evaluate(nominal) for step in scheduled.steps]
     largest = max(sizes, default=0)

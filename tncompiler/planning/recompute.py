@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
-from tncompiler.ir.passes.partition import partition
-from tncompiler.ir.program import Literal, Permute, Program
+from tncompiler.ir.passes.partition import inputs_of, partition
+from tncompiler.ir.program import Literal, Permute, Pick, Program, Step
 from tncompiler.ir.sizes import Binding
-from tncompiler.planning.memory import is_view, nbytes, step_peak
+from tncompiler.planning.memory import is_token, is_view, nbytes, step_peak
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.timing import step_us
 
@@ -41,7 +41,7 @@ class _Forward:
         self.candidates = [
             step.out.name
             for step in forward.steps
-            if not (step.out.name in self.outputs or step.out.name in free or is_view(step))
+            if not (step.out.name in self.outputs or step.out.name in free or _is_no_memory(step))
         ]
 
     def peak(self, kept: Kept) -> int:
@@ -59,9 +59,14 @@ class _Forward:
         return math.fsum(self.time_us[name] for name in pending)
 
 
+def _is_no_memory(step: Step) -> bool:
+    """Whether keeping the step's value would keep nothing: scans are kept by their results."""
+    return is_token(step) or (is_view(step) and not isinstance(step.op, Pick))
+
+
 def _made_anyway(forward: Program) -> set[str]:
-    """Numbers and copies of arguments, which both programs make."""
-    given = {argument.value.name for argument in forward.arguments}
+    """Numbers and copies of inputs, which both programs make."""
+    given = inputs_of(forward)
     return {
         step.out.name
         for step in forward.steps

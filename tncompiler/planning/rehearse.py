@@ -20,6 +20,7 @@ from tncompiler.planning.order import Pair
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.schedule import schedule
 from tncompiler.planning.timing import step_us
+from tncompiler.planning.workers import Budget
 
 REHEARSED_UP_TO = 32  # tensors; scheduling more takes longer than the choice gains
 SHORTLIST = 3  # orders of a forward pass, which must be planned in 10 ms
@@ -88,12 +89,23 @@ class Rehearsal:
 
 
 def best_rehearsed(
-    rehearsal: Rehearsal, ranked: list[tuple[float, tuple[Pair, ...]]], rates: Rates
+    rehearsal: Rehearsal,
+    ranked: list[tuple[float, tuple[Pair, ...]]],
+    rates: Rates,
+    budget: Budget,
 ) -> tuple[Pair, ...]:
-    """The fastest of the first few, which come with their costs, the least first."""
+    """The fastest of the first few, which come with their costs, the least first.
+
+    Of those that there is time for; at least of one.
+    """
     count = STEP_SHORTLIST if rehearsal.wrt else SHORTLIST
     within = [pairs for cost, pairs in ranked if cost <= _WITHIN * ranked[0][0]]
-    return min(within[:count], key=lambda pairs: rehearsal.time_us(pairs, rates))
+    times: dict[tuple[Pair, ...], float] = {}
+    for pairs in within[:count]:
+        if times and budget.spent():
+            break
+        times[pairs] = rehearsal.time_us(pairs, rates)
+    return min(times, key=times.__getitem__)
 
 
 def _laid_out(program: Program) -> Program:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from tncompiler.ir.passes.adjoint import GradientOrder
 from tncompiler.ir.program import Program
 from tncompiler.ir.sizes import Binding
-from tncompiler.planning.candidates import candidate_orders, tree_cost
+from tncompiler.planning.candidates import Network, candidate_orders, tree_cost
 from tncompiler.planning.choose import networks_of
 from tncompiler.planning.cost import step_flops
 from tncompiler.planning.gradients import Sets, best_gradients, may_replan
@@ -44,25 +44,35 @@ def choose_gradients(
     options: PlanOptions,
     wrt: Collection[str],
 ) -> dict[str, GradientOrder]:
-    """For networks in these orders, the gradients that are cheaper than the order reversed.
-
-    Networks with scalar factors are left out: a factor is applied to one of the operands, so that
-    their products are not what the forward pass makes.
-    """
+    """For networks in these orders, the gradients that are cheaper than the order reversed."""
     rates = as_machine(options.machine).planning
     found = {}
-    for name, network in networks_of(program, nominal, wrt).items():
-        step = program.producers[name]
-        if name not in orders or not may_replan(network, options):
-            continue
-        if len(network.terms) < len(step.operands):
+    for name, network in replannable(program, nominal, options, wrt).items():
+        if name not in orders:
             continue
         others = candidate_orders(network, options.trials, options.seed)
         sets = Sets(network, options.minimize, rates)
         best = best_gradients(sets, orders[name], others, options)
         if not best.reverses:
+            step = program.producers[name]
             found[name] = GradientOrder(step, best.pairs, best.results)
     return found
+
+
+def replannable(
+    program: Program, nominal: Binding, options: PlanOptions, wrt: Collection[str]
+) -> dict[str, Network]:
+    """The networks whose gradients may be cheaper on trees of their own.
+
+    Networks with scalar factors are left out: a factor is applied to one of the operands, so that
+    their products are not what the forward pass makes.
+    """
+    return {
+        name: network
+        for name, network in networks_of(program, nominal, wrt).items()
+        if may_replan(network, options)
+        and len(network.terms) == len(program.producers[name].operands)
+    }
 
 
 def joint_cost(program: Program, nominal: Binding, options: PlanOptions) -> float:

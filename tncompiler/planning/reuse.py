@@ -313,5 +313,5 @@ def _terms(tree: _Tree, network: Network, plain: Order) -> dict[int, frozenset[i
     numbers = (node for node in tree.ascending(tree.root, {}) if node in tree.children)
     found = dict(enumerate(network.terms))
     for made, node in enumerate(numbers, tree.count):
-        found[node] = frozenset(labels[made])  # type: ignore[arg-type]
+        found[node] = frozenset(labels[made])
     return found

@@ -7,6 +7,7 @@ plan). Out: the scheduled program and the order of each network.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.errors import PlanError
@@ -15,6 +16,7 @@ from tncompiler.ir.program import (
     Labels,
     Networks,
     Program,
+    Scan,
     Step,
     Value,
     canonical,
@@ -26,7 +28,7 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.options import PlanOptions
-from tncompiler.planning.order import Pair
+from tncompiler.planning.order import Pair, intermediate_labels
 from tncompiler.planning.search import contraction_order
 from tncompiler.planning.windowed_steps import Term, Windowing
 from tncompiler.planning.windows import is_ready
@@ -40,11 +42,18 @@ def schedule(
     options: PlanOptions,
     orders: Orders | None = None,
 ) -> tuple[Program, dict[str, tuple[Pair, ...]]]:
-    """The scheduled program, and the SSA pairs of each network by the name of its value."""
+    """The scheduled program, and the SSA pairs of each network by the name of its value.
+
+    The networks inside scans are among them.
+    """
     builder = Builder(like=program)
     chosen: dict[str, tuple[Pair, ...]] = {}
     for step in program.steps:
         operands = operand_values(program, step)
+        if isinstance(step.op, Scan):
+            body, inner = schedule(step.op.body, nominal, options, orders)
+            step = replace(step, op=replace(step.op, body=body))
+            chosen.update(inner)
         if not isinstance(step.op, Networks) or not operands:
             builder.copy(step, operands)
             continue
@@ -92,9 +101,13 @@ class _Network:
                 f"the plan contracts {len(pairs) + 1} tensors where the network has {len(wires)}",
                 fix="plan this expression anew",
             )
-        self._apply_scalars(pairs)
-        for left, right in pairs:
+        at = self._scaled_term(pairs) if self.scalars and self.terms else None
+        if at is not None and at < len(wires):
+            self._scale(at)
+        for made, (left, right) in enumerate(pairs, len(wires)):
             self._contract_pair(left, right, uses)
+            if made == at and made < len(wires) + len(pairs) - 1:  # else `_finish` does
+                self._scale(at)
         last = self.terms[-1] if self.terms else self._product_of_scalars()
         for relation in self.windows:
             last = self.windowing.alone(relation, last, self.op.output)
@@ -112,20 +125,17 @@ class _Network:
             uses[label] -= label not in kept
         return term if kept == term.labels else self._emit([term], kept)
 
-    def _apply_scalars(self, pairs: tuple[Pair, ...]) -> None:
-        """Multiply scalar factors into the smallest tensor of the network."""
-        if not self.scalars or not self.terms:
-            return
-        scale = self._product_of_scalars()
+    def _scaled_term(self, pairs: tuple[Pair, ...]) -> int:
+        """The tensor that scalar factors go into: the smallest of operands and results."""
+        wires = [term.labels for term in self.terms]
+        labels = intermediate_labels(wires, dict.fromkeys(self.op.output), pairs)
+        return min(labels, key=lambda number: (self._count(labels[number]), number))
+
+    def _scale(self, at: int) -> None:
+        """Multiply the scalar factors into a tensor."""
+        term, scale = self.terms[at], self._product_of_scalars()
         self.scalars = []
-        sizes = [self._count(term.labels) for term in self.terms]
-        smallest = min(range(len(sizes)), key=sizes.__getitem__)
-        output = self._count(tuple(dict.fromkeys(self.op.output)))
-        if pairs and output < sizes[smallest]:
-            self.scalars = [scale]  # the result is smaller than every operand
-            return
-        term = self.terms[smallest]
-        self.terms[smallest] = self._emit([scale, term], term.labels)
+        self.terms[at] = self._emit([scale, term], term.labels)
 
     def _product_of_scalars(self) -> Term:
         product, *rest = self.scalars
@@ -162,7 +172,7 @@ class _Network:
     def _finish(self, term: Term) -> None:
         """The last term under the network's own name, in the declared axis order."""
         if self.scalars and self.terms:
-            term = self._emit([self.scalars[0], term], term.labels)
+            term = self._emit([self._product_of_scalars(), term], term.labels)
         is_new = len(self.builder.steps) > self.start
         last = self.builder.steps[-1] if is_new else self.step
         out = self.step.out

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tncompiler.ir.program import Labels, Relation
 from tncompiler.planning.candidates import POOL_UP_TO, Network, is_exact, tree_cost
-from tncompiler.planning.hyper import Order, Trial, draw_trials, greedy_order, refining
+from tncompiler.planning.hyper import Order, Trial, greedy_order, numbered_trials, refining
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import asked_order, order_as_written
@@ -86,7 +86,7 @@ class _Search:
         refined = is_hyper * min(_REFINED, 1 + options.trials // _REFINED)
         first = self._trials()
         total = len(first) + is_hyper * options.trials
-        drawn = draw_trials(options.trials, options.seed) if is_hyper else ()
+        drawn = numbered_trials(options.trials, options.seed) if is_hyper else ()
         shown = tqdm(
             total=total + refined, desc="trials", disable=not options.progress, leave=False
         )
@@ -115,6 +115,8 @@ class _Search:
         for number, order in results:
             place = number + offset
             self.found[order] = min(self.found.get(order, place), place)
+            if len(self.found) > 1:  # now, while the search runs, not when it must be over
+                self.cost(order)
             if not bar.disable:
                 bar.set_postfix_str(f"best {self.cost(self.best(1)[0]):.3g}", refresh=False)
                 bar.update(max(place + 1 - bar.n, 0))

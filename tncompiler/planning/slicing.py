@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 
 from tncompiler.ir.passes.slicing import Axis, linked_axes, names_within, slice_index
-from tncompiler.ir.program import Convolve, Loop, Op, Pick, Program, Step, Value
+from tncompiler.ir.program import Convolve, Loop, Op, Pick, Program, Scan, Step, Value
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.memory import (
     SUM_RADIX,
@@ -143,9 +143,12 @@ def fit_program(
     ``avoid``: names that are in use around the program. ``start``: cuts that are made before any
     other, if the program does not fit without.
     """
+    peak = peak_bytes(program, nominal)
+    if peak <= limit:
+        return Fitted(program, (), (), peak, program_us(program, nominal, rates))
     numbers = numeric(program, nominal)
-    search = _Search(numbers, limit, rates, frozenset(avoid))
-    cuts = search.cuts(start) if peak_bytes(numbers, {}) > limit else ()
+    own = tuple(cut for cut in start if cut.value in program.values)
+    cuts = _Search(numbers, limit, rates, frozenset(avoid)).cuts(own)
     fitted = apply_cuts(numbers, cuts, avoid)
     return Fitted(
         apply_cuts(program, cuts, avoid),
@@ -164,13 +167,15 @@ def numeric(program: Program, nominal: Binding) -> Program:
 
     arguments = tuple(replace(a, value=at(a.value)) for a in program.arguments)
     steps = tuple(
-        replace(step, op=_numeric_op(step.op, nominal), out=at(step.out)) for step in program.steps
+        replace(step, out=at(step.out), op=_numeric_op(step.op, nominal)) for step in program.steps
     )
     return replace(program, arguments=arguments, steps=steps)
 
 
 def _numeric_op(op: Op, nominal: Binding) -> Op:
-    """The operation with numbers for the sizes that windows are related by."""
+    """The operation with numbers for the sizes that it holds."""
+    if isinstance(op, Scan):
+        return replace(op, size=evaluate(op.size, nominal), body=numeric(op.body, nominal))
     if not isinstance(op, Convolve):
         return op
     related = []

@@ -7,6 +7,8 @@ from collections.abc import ItemsView, Mapping
 
 import sympy
 
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.convolution import form_of
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import is_matmul, matmul_form
@@ -18,14 +20,15 @@ from tncompiler.ir.program import (
     Networks,
     Permute,
     Program,
+    Scan,
     Step,
     Unfold,
     Value,
     label_sizes,
     operand_values,
 )
-from tncompiler.ir.sizes import Size, evaluate
-from tncompiler.planning.memory import is_view, made_bytes, within
+from tncompiler.ir.sizes import Size, evaluate, volume
+from tncompiler.planning.memory import is_view, made_bytes, read_values, within
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.windows import convolution_us
 
@@ -35,7 +38,7 @@ Sizes = Mapping[sympy.Symbol, int]
 _AT_MEMORY_SPEED = frozenset(
     (
         *("add", "sub", "div", "neg", "reciprocal", "stop", "conj", "real", "imag", "abs"),
-        *("project", "relu", "relu_gate", "maximum", "minimum", "where"),
+        *("floordiv", "mod", "project", "relu", "relu_gate", "maximum", "minimum", "where"),
         *("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"),
         *("power_of_two", "exponent", "shift_exponent", "decimal_exponent"),
     )
@@ -46,8 +49,12 @@ TINY_US = 40.0
 # of what is shared out, by a library or by us, is divided by this share of the threads
 LONG_US = 50.0
 SHARE = 0.7
+# rows or columns of a product from which on a library's threads share it
+NARROW = 32
 # what a step takes longer where two threads take turns at the interpreter's lock
 TURN_US = 6.0
+# to make NumPy's array of a tensor, or a tensor of an array
+HOP_US = 1.0
 # to hand blocks to other threads, and to wait for them: torch's, and our own, whose cores OpenBLAS
 # keeps busy for milliseconds after each of its products
 LANES_US = {"torch": 100.0, "numpy": 1_000.0}
@@ -87,8 +94,8 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
     """Predicted microseconds of one step: its start, its work, and memory for what it makes."""
     if is_view(step):
         return 0.0
-    if isinstance(step.op, Loop):
-        return _loop_us(step.op, sizes, rates)
+    if isinstance(step.op, Loop | Scan):
+        return _repeated_us(step.op, sizes, rates)
     operands = operand_values(program, step)
     if isinstance(step.op, Unfold):
         made = made_bytes(program, step).evaluate(sizes)
@@ -96,6 +103,8 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
     if isinstance(step.op, Convolve):
         numbers = {k: evaluate(s, sizes) for k, s in _labels(step.op, operands, step.out)}
         return convolution_us(form_of(step.op), numbers, step.out.dtype, rates)
+    if isinstance(step.op, Attention):
+        return program_us(body_of(step, operands), sizes, rates)
     work = _work_us(step, operands, sizes, rates)
     return rates.step_us + work + rates.fresh_us(_bytes(step.out, sizes))
 
@@ -103,7 +112,8 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
 def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates) -> float:
     """The larger of arithmetic and traffic."""
     op = step.op
-    moved = float(sum(_bytes(value, sizes) for value in (*operands, step.out)))
+    read = read_values(step, operands)
+    moved = float(sum(_bytes(value, sizes) for value in (*read, step.out)))
     traffic = rates.pass_us(moved)
     if isinstance(op, Contract) and is_matmul(op):
         return max(traffic, _product_us(op, operands, step.out, sizes, rates))
@@ -118,15 +128,16 @@ def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates
     return traffic
 
 
-def _loop_us(loop: Loop, sizes: Sizes, rates: Rates) -> float:
-    """All blocks: the body, and writing its results where they belong."""
+def _repeated_us(loop: Loop | Scan, sizes: Sizes, rates: Rates) -> float:
+    """All blocks or positions: the body, and writing its results where they belong."""
     inner = within(loop, sizes)
+    first = loop.carried if isinstance(loop, Scan) else 0
     block = math.fsum(step_us(loop.body, step, inner, rates) for step in loop.body.steps)
-    for name, axis in zip(loop.body.outputs, loop.joined, strict=True):
+    for name, axis in zip(loop.body.outputs[first:], loop.joined[first:], strict=True):
         value = loop.body.values[name]
         moved = 2.0 * _bytes(value, inner)
         if axis:  # rows of the block lie apart in the whole
-            run = math.prod(evaluate(size, inner) for size in value.shape[axis:])
+            run = volume(value.shape[axis:], inner)
             block += rates.step_us + rates.permute_us(moved, run, True)
         else:
             block += rates.step_us + rates.pass_us(moved)
@@ -166,7 +177,7 @@ def _sweep(op: Contract, numbers: Mapping[int, int]) -> int:
 
 
 def _bytes(value: Value, sizes: Sizes) -> int:
-    return ITEM_BYTES[value.dtype] * math.prod(evaluate(size, sizes) for size in value.shape)
+    return ITEM_BYTES[value.dtype] * volume(value.shape, sizes)
 
 
 def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool]:
@@ -175,16 +186,34 @@ def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool]:
     first = len(axes) - 1
     while first and axes[first - 1] == axes[first] - 1:
         first -= 1
-    inner = math.prod(evaluate(source.shape[axis], sizes) for axis in axes[first:])
+    inner = volume([source.shape[axis] for axis in axes[first:]], sizes)
     return inner, axes[-1] == len(axes) - 1
 
 
 def threaded_us(program: Program, sizes: Sizes, rates: Rates, threads: int) -> float:
-    """Predicted microseconds where a library shares long steps out among threads of its own."""
-    if threads < 2:
-        return program_us(program, sizes, rates)
+    """Predicted microseconds where a library shares long steps out among threads of its own.
+
+    Narrow products it leaves to one.
+    """
+
+    def one(step: Step) -> float:
+        alone = step_us(program, step, sizes, rates)
+        shared = alone > LONG_US and not _is_narrow(program, step, sizes)
+        return alone / max(SHARE * threads, 1.0) if shared else alone
+
     try:
-        times = [step_us(program, step, sizes, rates) for step in program.steps]
+        return math.fsum(map(one, program.steps))
     except OverflowError:
         return math.inf
-    return math.fsum(t if t < LONG_US else t / (SHARE * threads) for t in times)
+
+
+def _is_narrow(program: Program, step: Step, sizes: Sizes) -> bool:
+    op = step.op
+    if not isinstance(op, Contract) or not is_matmul(op):
+        return False
+    numbers = {
+        k: evaluate(s, sizes) for k, s in _labels(op, operand_values(program, step), step.out)
+    }
+    form = matmul_form(op, numbers, stacks=True)
+    sides = (math.prod(numbers[label] for label in group) for group in (form.m, form.n))
+    return min(sides) < NARROW

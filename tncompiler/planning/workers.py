@@ -42,10 +42,14 @@ _AHEAD = 2  # trials under way for each worker
 
 @dataclass
 class Budget:
-    """When the searches of one plan must end; ``cut`` once one of them was stopped."""
+    """When the searches of one plan must end; ``cut`` once one of them was stopped.
+
+    ``spare``: seconds that are kept for what comes after the searches.
+    """
 
     deadline: float | None = None
     cut: bool = False
+    spare: float = 0.0
 
     @staticmethod
     def of(options: PlanOptions) -> Budget:
@@ -54,8 +58,16 @@ class Budget:
 
     @property
     def left(self) -> float | None:
-        """Seconds; None for no end."""
-        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
+        """Seconds that searches still have; None for no end."""
+        if self.deadline is None:
+            return None
+        return max(self.deadline - self.spare - time.monotonic(), 0.0)
+
+    def keep(self, seconds: float) -> None:
+        """Keep so much for later, at most half of what is left; what is kept already counts."""
+        if self.deadline is not None and seconds > self.spare:
+            whole = self.deadline - time.monotonic()
+            self.spare = max(min(seconds, whole / 2), self.spare)
 
     def spent(self) -> bool:
         """Whether there is no time left for more; then something is being cut."""

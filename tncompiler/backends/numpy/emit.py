@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import Self
 
 from tncompiler.backends.emitter import Emitter
+from tncompiler.backends.gathering import HELPERS as POSITIONS
+from tncompiler.backends.pairing import HELPERS as PAIRS
 from tncompiler.backends.source import Source
+from tncompiler.ir.attention_body import expand_attention
 from tncompiler.ir.errors import BackendError
 from tncompiler.ir.functions import function
 from tncompiler.ir.program import Labels, Loop, Program, Value
@@ -35,10 +38,12 @@ def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
 class NumpyEmitter(Emitter):
     """NumPy's spelling of each operation."""
 
+    library = "numpy"
     long_sum = LONG_SUM
     lanes = True
-    library = "numpy"
     helpers = (
+        *PAIRS,
+        *POSITIONS,
         *("embed_diagonal", "exponent", "gate", "gelu", "long_matmul", "long_sum", "power_of_two"),
         *(
             "copied",
@@ -47,13 +52,14 @@ class NumpyEmitter(Emitter):
             "product",
             "rsqrt",
             "run_blocks",
+            "scramble",
             "shift_exponent",
             "take_diagonal",
         ),
     )
 
     def __init__(self, program: Program, entry: str) -> None:
-        super().__init__(program, entry)
+        super().__init__(expand_attention(program), entry)
         self.special: set[str] = set()  # functions of scipy.special
         loops = (step.op for step in program.steps if isinstance(step.op, Loop))
         self.reuses = any(loop.lanes > 1 for loop in loops)  # memory that earlier arrays have left
@@ -152,6 +158,9 @@ class NumpyEmitter(Emitter):
         dims = self.dims([(s,) for s in sizes])
         return f"np.ones(({dims and f'{dims},'}), dtype={self.dtype(dtype)})"
 
+    def arange(self, size: str) -> str:
+        return f"np.arange({size}, dtype=np.int64)"
+
     def filled(self, value: Value, zeros: bool) -> str:
         dims = self.shape(value)
         shape = f"({dims},)" if dims else "()"
@@ -175,6 +184,9 @@ class NumpyEmitter(Emitter):
 
     def concat(self, parts: str, axis: int) -> str:
         return f"np.concatenate(({parts},), axis={axis})"
+
+    def stack(self, parts: str) -> str:
+        return f"np.stack({parts})"
 
     def cast(self, text: str, dtype: str) -> str:
         return f"{text}.astype({self.dtype(dtype)})"

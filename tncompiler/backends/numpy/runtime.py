@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tncompiler.backends.numpy.emit import LONG_SUM, SMALL_PRODUCT
+from tncompiler.ir.functions.random import scramble as scramble  # for generated code
 
 _MOST_AXES = 64  # NumPy's limit, so that no axis can be split
 _SHORT, _BLOCKS, _BLOCK = 256, 16, 4096  # blocks of so many terms; of a long sum 16, then of 4096

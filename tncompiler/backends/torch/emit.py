@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tncompiler.backends.attending import HELPERS as ATTENTION
 from tncompiler.backends.emitter import Emitter
+from tncompiler.backends.gathering import HELPERS as POSITIONS
+from tncompiler.backends.pairing import HELPERS as PAIRS
 from tncompiler.backends.source import Source
 from tncompiler.ir.functions import function
 from tncompiler.ir.program import Labels, Program, Value
@@ -24,11 +27,14 @@ def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
 class TorchEmitter(Emitter):
     """Torch's spelling of each operation."""
 
-    long_sum = LONG_SUM
     library = "torch"
+    long_sum = LONG_SUM
     helpers: tuple[str, ...] = (
+        *ATTENTION,
+        *PAIRS,
+        *POSITIONS,
         *("embed_diagonal", "long_bmm", "long_mm", "long_sum", "take_diagonal"),
-        *("exponent", "power_of_two", "shift_exponent"),
+        *("exponent", "power_of_two", "scramble", "shift_exponent"),
     )
 
     def prelude(self) -> list[str]:
@@ -99,6 +105,9 @@ class TorchEmitter(Emitter):
         dims = self.dims([(s,) for s in sizes])
         return f"torch.ones(({dims and f'{dims},'}), dtype=torch.{dtype}{self.device})"
 
+    def arange(self, size: str) -> str:
+        return f"torch.arange({size}{self.device})"
+
     def filled(self, value: Value, zeros: bool) -> str:
         dims = self.shape(value)
         shape = f"({dims},)" if dims else "()"
@@ -119,6 +128,9 @@ class TorchEmitter(Emitter):
 
     def concat(self, parts: str, axis: int) -> str:
         return f"torch.cat(({parts},), dim={axis})"
+
+    def stack(self, parts: str) -> str:
+        return f"torch.stack({parts})"
 
     def cast(self, text: str, dtype: str) -> str:
         return f"{text}.to(torch.{dtype})"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tncompiler.backends.torch.emit import LONG_SUM, NARROW
+from tncompiler.ir.functions.random import scramble as scramble  # for generated code
 
 _PADDED = 2**13  # up to here a narrow side is repeated, which takes half the time of blocks
 _BLOCKS, _BLOCK = 16, 4096  # at least so many blocks, and of about so many terms

@@ -52,7 +52,7 @@ class TritonEmitter(TorchEmitter):
         self.kernels: list[KernelSource] = []
         self.tables: list[str] = []  # candidates of kernels that have several
         self.alive: list[str] = []  # what the last action still reads
-        self.values = dict(program.values)
+        self.values = dict(self.program.values)
         self.dense: set[str] = set()  # values whose memory is in the order of their axes
 
     def prelude(self) -> list[str]:
@@ -140,7 +140,9 @@ class TritonEmitter(TorchEmitter):
         self.dense.add(pairwise.out.name)
 
     def _kernel_name(self, value: Value) -> str:
-        return self.names(("kernel", value.name), f"{self.name(value)}_kernel", "kernel")
+        return self.names(
+            ("kernel", self.scope, value.name), f"{self.name(value)}_kernel", "kernel"
+        )
 
     def _wide(self, kernel: KernelSource) -> str:
         """Source of whether offsets into a kernel's arrays take 64 bits."""

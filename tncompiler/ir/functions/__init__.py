@@ -18,6 +18,9 @@ FUNCTIONS: dict[str, str] = {
     "neg": "arithmetic:NEG",
     "pow": "arithmetic:POW",
     "reciprocal": "arithmetic:RECIPROCAL",
+    "scramble": "random:SCRAMBLE",
+    "floordiv": "whole:FLOORDIV",
+    "mod": "whole:MOD",
     "maximum": "arithmetic:MAXIMUM",
     "minimum": "arithmetic:MINIMUM",
     "exp": "transcendental:EXP",
@@ -58,6 +61,16 @@ FUNCTIONS: dict[str, str] = {
 }
 
 _LOADED: dict[str, Elementwise] = {}
+
+
+def add_function(rule: Elementwise) -> Elementwise:
+    """The rule that is known by a rule's name: the rule itself, if its name is new."""
+    return _LOADED.setdefault(rule.name, rule)
+
+
+def is_function(name: str) -> bool:
+    """Whether a function has the name: one of the table, or one that a user defined."""
+    return name in FUNCTIONS or name in _LOADED
 
 
 def function(name: str) -> Elementwise:

@@ -28,6 +28,8 @@ class Elementwise:
     ``helper`` and ``torch_helper`` what it needs from the runtime of the NumPy or torch backend.
     ``result`` is "same" (operands promoted), "real" or "bool"; ``domain`` is the kinds of numbers
     it takes; ``jumps`` says that it is discontinuous where its operands are equal (or zero).
+    ``recipe(call, *operands)`` and ``slopes`` are what a user's function and its derivatives are in
+    terms of others, instead of templates.
     """
 
     name: str
@@ -44,3 +46,5 @@ class Elementwise:
     jumps: bool = False
     helper: str = ""
     torch_helper: str = ""
+    recipe: Callable[..., Value] | None = None
+    slopes: tuple[object, ...] = ()

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 
 from tncompiler.ir.program import Program
+from tncompiler.ir.scans.steps import at_all_depths
 from tncompiler.ir.validate import validate
 
 Watcher = Callable[[str, Program, Program], None]
 
 PASSES: dict[str, str] = {
+    "fuse_attention": "attention:fuse_attention",
     "flatten_contractions": "flatten:flatten_contractions",
     "absorb_relabelings": "simplify:absorb_relabelings",
     "bind_windows": "bind_windows:bind_windows",
@@ -25,25 +27,54 @@ PASSES: dict[str, str] = {
     "widen_low_precision": "widen:widen_low_precision",
     "sum_booleans": "booleans:sum_booleans",
     "carry_exponents": "stabilize:carry_exponents",
+    "trim_scans": "scans:trim_scans",
+    "hoist_invariants": "scans:hoist_invariants",
+    "hoist_from_scans": "scans:hoist_from_scans",
+    "share_results": "results:share_results",
+    "sink_sums": "sink:sink_sums",
+    "sink_all_sums": "sink:sink_all_sums",
 }
 
 # before planning: networks as large as they can be, each value once
 LOGICAL_PASSES = (
     "widen_low_precision",
+    "fuse_attention",
     "flatten_contractions",
     "absorb_relabelings",
     "bind_windows",
     "sum_booleans",
     "merge_common_steps",
     "drop_dead_steps",
+    "trim_scans",
 )
+# before planning, where memory is no matter
+SPREADING_PASSES = (
+    "hoist_from_scans",
+    "flatten_contractions",
+    "absorb_relabelings",
+    "merge_common_steps",
+    "drop_dead_steps",
+    "trim_scans",
+)
+# after differentiating, before it is planned again; where memory is no matter, and else
+JOINING_PASSES = ("sink_all_sums", "share_results", "trim_scans")
+SINKING_PASSES = ("sink_sums", "share_results", "trim_scans")
 # after planning: each value once, axes as they come
-MERGING_PASSES = ("absorb_relabelings", "merge_common_steps", "drop_dead_steps")
+MERGING_PASSES = (
+    "absorb_relabelings",
+    "hoist_invariants",
+    "merge_common_steps",
+    "share_results",
+    "drop_dead_steps",
+    "trim_scans",
+)
 # after planning, if the plan's options say so; before differentiating
 STABILIZING_PASSES = ("carry_exponents",)
 # after planning, and after differentiating a planned program
-LAYOUT_PASSES = ("order_axes", "copy_operands")
+LAYOUT_PASSES = ("order_axes", "copy_operands", "hoist_invariants")
 SCHEDULED_PASSES = (*MERGING_PASSES, *LAYOUT_PASSES)
+# these look into scans themselves, or leave them as they are; all others run in each body too
+SHALLOW_PASSES = ("widen_low_precision", "carry_exponents", "trim_scans")
 
 
 def load_pass(name: str) -> Callable[[Program], Program]:
@@ -63,7 +94,8 @@ def run_passes(
     """Run passes in order, validating after each; `watcher(name, before, after)` sees changes."""
     validate(program, scheduled=scheduled)
     for name in names:
-        after = load_pass(name)(program)
+        change = load_pass(name)
+        after = (change if name in SHALLOW_PASSES else at_all_depths(change))(program)
         if after is not program:
             validate(after, scheduled=scheduled)
             if watcher is not None:

@@ -10,9 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import adjoint_attention
 from tncompiler.ir.builder import Builder
-from tncompiler.ir.dtypes import is_differentiable, real_part
+from tncompiler.ir.dtypes import real_part
 from tncompiler.ir.functions import function
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import adjoint_gather, adjoint_scatter
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
+from tncompiler.ir.pairs_rules import adjoint as adjoint_pairs
+from tncompiler.ir.pairs_rules import adjoint_again
 from tncompiler.ir.passes.window_rules import (
     convolve_adjoint,
     fold_adjoint,
@@ -31,8 +39,10 @@ from tncompiler.ir.program import (
     Merge,
     Pad,
     Permute,
+    Pick,
     Program,
     Reduce,
+    Scan,
     Slice,
     Split,
     Step,
@@ -44,6 +54,8 @@ from tncompiler.ir.program import (
     label_sizes,
     operand_values,
 )
+from tncompiler.ir.scans.adjoint import ScanAdjoint
+from tncompiler.ir.scans.steps import active_arguments, reached_values
 from tncompiler.ir.trace import Traced, Tracer
 
 
@@ -92,11 +104,7 @@ def adjoint(
 
 def reachable_from(program: Program, names: Sequence[str]) -> set[str]:
     """Every differentiable value that depends on one of the named arguments."""
-    reached = {name for name in names if is_differentiable(program.values[name].dtype)}
-    for step in program.steps:
-        if is_differentiable(step.out.dtype) and reached.intersection(step.operands):
-            reached.add(step.out.name)
-    return reached
+    return reached_values(program, names)
 
 
 class _Reverse:
@@ -111,6 +119,7 @@ class _Reverse:
         self.builder = Builder(like=program)
         self.active = reachable_from(program, wrt)
         self.pending: dict[str, list[Value]] = {}
+        self.results: dict[str, dict[int, Value]] = {}  # cotangents of what scans give
         for step in program.steps:
             self.builder.copy(step, operand_values(program, step))
         for position, name in enumerate(seeded):
@@ -138,12 +147,26 @@ class _Reverse:
         return self.builder.add(contributions) if contributions else None
 
     def step(self, step: Step) -> None:
+        if isinstance(step.op, Scan):
+            self._scan(step, step.op)
+            return
         cotangent = self.received(step.out.name)
         if cotangent is not None and step.out.name in self.orders:
             _Ordered(self, self.orders[step.out.name], cotangent).give_all()
         elif cotangent is not None:
             operands = operand_values(self.program, step)
             ADJOINT_RULES[type(step.op)](self, step, operands, cotangent)
+
+    def _scan(self, step: Step, op: Scan) -> None:
+        received = self.results.get(step.out.name)
+        if not received:
+            return
+        operands = operand_values(self.program, step)
+        active = active_arguments(op, operands, self.active)
+        reverse = ScanAdjoint(self.builder, step.out, op, operands, received, active)
+        gradients = reverse.gradients(adjoint)
+        for argument, operand in zip(op.body.arguments, operands, strict=True):
+            self.give(operand, gradients.get(argument.value.name))
 
     def gradient(self, name: str) -> Value:
         target = self.program.values[name]
@@ -323,6 +346,13 @@ def _cast(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Val
     rev.give(operands[0], cotangent)
 
 
+def _pick(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
+    op: Pick = step.op  # type: ignore[assignment]
+    received = rev.results.setdefault(operands[0].name, {})
+    known = received.get(op.position)
+    received[op.position] = cotangent if known is None else rev.builder.add([known, cotangent])
+
+
 def _literal(rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value) -> None:
     """A number receives nothing."""
 
@@ -343,4 +373,11 @@ ADJOINT_RULES: dict[type, Callable[..., None]] = {
     Unfold: unfold_adjoint,
     Fold: fold_adjoint,
     Window: window_adjoint,
+    Pairs: adjoint_pairs,
+    PairsAdjoint: adjoint_again,
+    Positions: _literal,
+    Attention: adjoint_attention,
+    Gather: adjoint_gather,
+    Scatter: adjoint_scatter,
+    Pick: _pick,
 }

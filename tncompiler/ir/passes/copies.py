@@ -66,10 +66,10 @@ class _Copies:
         self, op: Contract, operands: tuple[Value, ...], numbers: dict[int, int]
     ) -> tuple[Reading, Reading]:
         """Each operand, or a copy of it that exists already where that saves copying."""
-        pairs = choices(
-            self._alternatives(operands[0], op.inputs[0]),
-            self._alternatives(operands[1], op.inputs[1]),
-        )
+        first, second = map(self._alternatives, operands, op.inputs)
+        if len(first) == len(second) == 1:
+            return first[0], second[0]
+        pairs = choices(first, second)
         return min(pairs, key=lambda pair: _copying(pair, op.output, numbers))
 
     def _alternatives(self, value: Value, labels: Labels) -> list[Reading]:

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from tncompiler.ir.passes.dead import drop_dead_steps
+from tncompiler.ir.passes.scans import trim_scans
 from tncompiler.ir.program import (
     Argument,
     Convolve,
@@ -20,7 +21,9 @@ from tncompiler.ir.program import (
     Literal,
     Pad,
     Permute,
+    Pick,
     Program,
+    Scan,
     Slice,
     Step,
     Unfold,
@@ -29,6 +32,8 @@ from tncompiler.ir.program import (
     fresh_name,
 )
 from tncompiler.ir.sizes import Size, symbols_of
+
+_LATER = ("cotangent", "tangent")  # kinds of arguments that only the second program gets
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def partition(
     ``kept``: the computed values that may be saved; None: whatever the backward program needs.
     """
     primal, gradients = joint.outputs[:output_count], joint.outputs[output_count:]
-    forward = drop_dead_steps(replace(joint, outputs=primal))
+    forward = _with_results(joint, drop_dead_steps(replace(joint, outputs=primal)))
     backward = _Backward(joint, forward, kept)
     steps = backward.write(gradients)
     needed = {name for step in steps for name in step.operands} | set(backward.outputs)
@@ -63,16 +68,28 @@ def partition(
         for step in forward.steps
         if step.out.name in needed and step.out.name not in made
     )
-    primals = tuple(a for a in joint.arguments if a.kind != "cotangent")
+    primals = tuple(a for a in joint.arguments if a.kind not in _LATER)
     needed |= _size_carriers(joint, steps, needed)
     read = tuple(a for a in primals if a.value.name in needed)
     arguments = tuple(Argument(joint.values[name], "saved") for name in saved)
-    cotangents = tuple(a for a in joint.arguments if a.kind == "cotangent")
+    later = tuple(a for a in joint.arguments if a.kind in _LATER)
+    inside = (name for s in steps if isinstance(s.op, Scan) for name in s.op.recomputed)
+    before = Program(primals, forward.steps, (*primal, *saved), joint.equations)
     return TrainingPrograms(
-        Program(primals, forward.steps, (*primal, *saved), joint.equations),
-        Program((*read, *arguments, *cotangents), steps, backward.outputs, joint.equations),
+        trim_scans(drop_dead_steps(before)),
+        Program((*read, *arguments, *later), steps, backward.outputs, joint.equations),
         saved,
-        tuple(backward.recomputed),
+        (*backward.recomputed, *inside),
+    )
+
+
+def _with_results(joint: Program, forward: Program) -> Program:
+    """The forward steps, and what else is taken out of their scans."""
+    made = {step.out.name for step in forward.steps}
+    return forward.with_steps(
+        step
+        for step in joint.steps
+        if step.out.name in made or (isinstance(step.op, Pick) and step.operands[0] in made)
     )
 
 
@@ -82,7 +99,7 @@ class _Backward:
     def __init__(self, joint: Program, forward: Program, kept: Collection[str] | None) -> None:
         self.joint, self.kept = joint, kept
         self.forward = {step.out.name: step for step in forward.steps}
-        self.given = {argument.value.name for argument in joint.arguments}
+        self.given = inputs_of(joint)
         self.taken = set(joint.values)
         self.again: dict[str, str] = {}  # as the forward program calls it → as made again
         self.steps: list[Step] = []
@@ -131,14 +148,19 @@ class _Backward:
         self.again[name] = called
 
     def _is_saved(self, step: Step) -> bool:
-        if self._is_free(step):
+        if self._is_free(step) or isinstance(step.op, Scan):
             return False
         return self.kept is None or step.out.name in self.kept
 
     def _is_free(self, step: Step) -> bool:
-        """Numbers, copies of arguments, and what is seen through windows, which would be large."""
+        """Numbers, copies of inputs, and what is seen through windows, which would be large."""
         copies = isinstance(step.op, Permute) and self.given.issuperset(step.operands)
         return copies or isinstance(step.op, Literal | Window | Unfold)
+
+
+def inputs_of(joint: Program) -> set[str]:
+    """Arguments whose copies both programs make: those of a parameter are small, and are kept."""
+    return {a.value.name for a in joint.arguments if a.kind not in ("param", "constant")}
 
 
 def _live(steps: list[Step], outputs: tuple[str, ...]) -> tuple[Step, ...]:
@@ -154,13 +176,13 @@ def _size_carriers(joint: Program, steps: tuple[Step, ...], read: set[str]) -> s
     """Primal arguments that the steps need only for the sizes on their axes."""
     wanted = {symbol for step in steps for symbol in step_symbols(step)}
     for argument in joint.arguments:
-        if argument.value.name in read or argument.kind == "cotangent":
+        if argument.value.name in read or argument.kind in _LATER:
             wanted -= _on_axes(argument.value)
     if any(wanted & symbols_of(s) for e in joint.equations for s in e.sizes):
         wanted |= {k for e in joint.equations for s in e.sizes for k in symbols_of(s)}
     carriers = set()
     for argument in joint.arguments:
-        if argument.kind != "cotangent" and wanted & _on_axes(argument.value):
+        if argument.kind not in _LATER and wanted & _on_axes(argument.value):
             carriers.add(argument.value.name)
             wanted -= _on_axes(argument.value)
     return carriers

@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention import places as attention_places
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import places as gather_places
 from tncompiler.ir.program import (
     Argument,
     Cast,
@@ -118,6 +122,10 @@ def _places(op: object, operands: tuple[Value, ...]) -> list[tuple[int | None, .
             return [_shifted(ranks[0], axis, count, 1)]
         case Slice(axis) | Pad(axis) | Concat(axis):
             return [_shifted(rank, axis, 1, 1) for rank in ranks]
+        case Attention():
+            return attention_places(op)
+        case Gather() | Scatter():
+            return gather_places(op, ranks)
     return [(None,) * rank for rank in ranks]
 
 

@@ -2,13 +2,16 @@
 
 In: a scheduled program. Out: the same program in which every product that another contraction reads
 is divided by a power of two, a scale of its own for each position of the axes that reach the end of
-the network, whose exponents add up beside it. A logarithm takes them in, other functions of single
-networks pass them on, anything else multiplies them back. An output that is such a pair is returned
-as its value, with log10 of its scale as a further output after all values.
+the network, whose exponents add up beside it. Where two tensors meet of which neither was divided,
+the smaller one is first: what is left of their product is in range if both tensors are. A logarithm
+takes exponents in, other functions of single networks pass them on, anything else multiplies them
+back. An output that is such a pair is returned as its value, with log10 of its scale as a further
+output after all values.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -38,6 +41,7 @@ from tncompiler.ir.scaled import (
 )
 
 _UNARY = ("neg", "conj", "real", "imag", "abs")  # the scale of the result is that of the operand
+_NOMINAL = 128  # stands for a symbolic size when two operands are compared
 _MADE_HERE = ("power_of_two", "decimal_exponent")
 
 
@@ -58,11 +62,15 @@ def networks_of(program: Program) -> frozenset[str]:
     The same for a logical program and for its schedule.
     """
     found: set[str] = set()
-    numbers = {step.out.name for step in program.steps if isinstance(step.op, Literal)}
+    numbers = _numbers(program)
     for step in program.steps:
         if kind(step.out.dtype) != "bool" and _is_network(step, found, numbers):
             found.add(step.out.name)
     return frozenset(found)
+
+
+def _numbers(program: Program) -> set[str]:
+    return {step.out.name for step in program.steps if isinstance(step.op, Literal)}
 
 
 def scaled_outputs(program: Program) -> tuple[bool, ...]:
@@ -90,8 +98,10 @@ class _Carrier:
         self.program, self.networks = program, networks
         self.builder = Builder(like=program)
         self.apart = _axes_apart(program)
+        self.numbers = _numbers(program)
         self.scaled = {a.value.name: Scaled(a.value) for a in program.arguments}
         self.worth: dict[str, Value] = {}  # pairs multiplied back
+        self.divided: dict[str, Scaled] = {}  # operands of networks that were no products
 
     def run(self) -> Program:
         for step in self.program.steps:
@@ -128,7 +138,7 @@ class _Carrier:
     def _contract(self, step: Step, op: Contract, own: Sequence[Scaled]) -> Scaled:
         terms = [
             align(self.builder, term, _surviving(labels, op.output))
-            for term, labels in zip(own, op.inputs, strict=True)
+            for term, labels in zip(self._in_range(step, own), op.inputs, strict=True)
         ]
         made = self.builder.copy(step, [term.value for term in terms])
         moved = [
@@ -140,6 +150,21 @@ class _Carrier:
         if apart is None or len(step.operands) < 2:
             return product
         return normalise(self.builder, align(self.builder, product, apart), apart)
+
+    def _in_range(self, step: Step, own: Sequence[Scaled]) -> list[Scaled]:
+        """The operands, the smaller one divided if none is: numbers of people are left alone."""
+        terms = list(own)
+        whole = [k for k, name in enumerate(step.operands) if name not in self.numbers]
+        if len(whole) == 2 and all(term.exponent is None for term in terms):
+            small = min(whole, key=lambda k: _elements(terms[k].value))
+            terms[small] = self._divided(step.operands[small])
+        return terms
+
+    def _divided(self, name: str) -> Scaled:
+        """An operand divided, once for all who read it."""
+        if name not in self.divided:
+            self.divided[name] = normalise(self.builder, self.scaled[name], self.apart[name])
+        return self.divided[name]
 
     def _function(self, step: Step, own: Sequence[Scaled]) -> Scaled:
         if isinstance(step.op, Cast):
@@ -160,6 +185,11 @@ class _Carrier:
         return Scaled(value, term.exponent, tuple(wires[axis] for axis in term.axes))
 
 
+def _elements(value: Value) -> int:
+    """How large a value is; a size that only calls make known counts as that of a batch."""
+    return math.prod([size if isinstance(size, int) else _NOMINAL for size in value.shape])
+
+
 def _surviving(labels: Labels, output: Labels) -> Labels:
     """The axes of an operand that are axes of the result, diagonals left out."""
     return tuple(k for k, x in enumerate(labels) if x in output and labels.count(x) == 1)
@@ -167,7 +197,7 @@ def _surviving(labels: Labels, output: Labels) -> Labels:
 
 def _axes_apart(program: Program) -> dict[str, Labels]:
     """For each value that a contraction reads: the axes along which every network that reads it
-    keeps its positions apart to the end."""
+    keeps its positions apart, to the end or to a sum of one operand, which aligns them."""
     apart: dict[str, Labels] = {}
     for step in reversed(program.steps):
         if not isinstance(step.op, Contract):
@@ -176,6 +206,8 @@ def _axes_apart(program: Program) -> dict[str, Labels]:
         open_labels = {step.op.output[axis] for axis in apart.get(step.out.name, every)}
         for name, labels in zip(step.operands, step.op.inputs, strict=True):
             kept = {k for k in _surviving(labels, step.op.output) if labels[k] in open_labels}
+            if len(step.operands) == 1:
+                kept.update(k for k, x in enumerate(labels) if x not in step.op.output)
             before = apart.get(name, tuple(range(len(labels))))
             apart[name] = tuple(axis for axis in before if axis in kept)
     return apart

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tncompiler.ir.arange import Positions
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import tangent_attention
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import real_part
 from tncompiler.ir.functions import function
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.gather_rules import tangent as tangent_of_gather
+from tncompiler.ir.pairs import Pairs, PairsAdjoint
+from tncompiler.ir.pairs_rules import tangent as tangent_of_pairs
 from tncompiler.ir.passes.adjoint import reachable_from, tie_shares
 from tncompiler.ir.passes.window_rules import convolve_tangent, window_tangent
 from tncompiler.ir.program import (
@@ -24,8 +31,10 @@ from tncompiler.ir.program import (
     Merge,
     Pad,
     Permute,
+    Pick,
     Program,
     Reduce,
+    Scan,
     Slice,
     Split,
     Step,
@@ -35,6 +44,8 @@ from tncompiler.ir.program import (
     fresh_name,
     operand_values,
 )
+from tncompiler.ir.scans.steps import active_arguments
+from tncompiler.ir.scans.tangent import scan_tangents
 from tncompiler.ir.trace import Traced, Tracer
 
 
@@ -54,6 +65,7 @@ class _Forward:
         self.builder = Builder(like=program)
         self.active = reachable_from(program, wrt)
         self.tangents: dict[str, Value] = {}
+        self.results: dict[str, dict[int, Value]] = {}  # tangents of what scans give
         for name in wrt:
             leaf = program.values[name]
             moved = Value(
@@ -67,10 +79,24 @@ class _Forward:
     def step(self, step: Step) -> None:
         operands = operand_values(self.program, step)
         self.builder.copy(step, operands)
+        if isinstance(step.op, Scan):
+            self._scan(step, step.op, operands)
         if step.out.name in self.active:
             moved = TANGENT_RULES[type(step.op)](self, step, operands)
             if moved is not None:
                 self.tangents[step.out.name] = moved
+
+    def _scan(self, step: Step, op: Scan, operands: tuple[Value, ...]) -> None:
+        active = active_arguments(op, operands, self.active)
+        if active:
+            given = zip(op.body.arguments, operands, strict=True)
+            value_of = {argument.value.name: operand for argument, operand in given}
+            moved = {name: self._moved(value_of[name]) for name in active}
+            made = scan_tangents(self.builder, step.out, op, operands, moved, _tangents)
+            self.results[step.out.name] = made
+
+    def _moved(self, value: Value) -> Value:
+        return self.of(value) or self.builder.zeros(value)
 
     def of(self, value: Value) -> Value | None:
         return self.tangents.get(value.name)
@@ -139,6 +165,15 @@ def _linear(fwd: _Forward, step: Step, operands: tuple[Value, ...]) -> Value | N
     return fwd.builder.emit(step.op, values, step.out.shape, step.out.dtype, step.out.axes)
 
 
+def _tangents(program: Program, wrt: Sequence[str]) -> Program:
+    return tangent(program, wrt)
+
+
+def _pick(fwd: _Forward, step: Step, operands: tuple[Value, ...]) -> Value | None:
+    op: Pick = step.op  # type: ignore[assignment]
+    return fwd.results.get(operands[0].name, {}).get(op.position)
+
+
 def _literal(fwd: _Forward, step: Step, operands: tuple[Value, ...]) -> Value | None:
     return None
 
@@ -159,4 +194,11 @@ TANGENT_RULES: dict[type, Callable[..., Value | None]] = {
     Unfold: _linear,
     Fold: _linear,
     Window: window_tangent,
+    Pairs: tangent_of_pairs,
+    PairsAdjoint: tangent_of_pairs,
+    Positions: _literal,
+    Attention: tangent_attention,
+    Gather: tangent_of_gather,
+    Scatter: tangent_of_gather,
+    Pick: _pick,
 }

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.dtypes import LOW_PRECISION
-from tncompiler.ir.program import Cast, Program, Step, Value, operand_values
+from tncompiler.ir.program import Cast, Program, Scan, Step, Value, operand_values
 
 
 def widen_low_precision(program: Program) -> Program:
@@ -26,9 +26,27 @@ def widen_low_precision(program: Program) -> Program:
     for step in program.steps:
         dtype = "float32" if step.out.dtype in LOW_PRECISION else step.out.dtype
         widened = replace(step, out=replace(step.out, dtype=dtype))
+        if isinstance(step.op, Scan):
+            widened = replace(widened, op=replace(step.op, body=_all_wide(step.op.body)))
         wide[step.out.name] = builder.copy(widened, [wide[name] for name in step.operands])
     outputs = [builder.cast(wide[n], program.values[n].dtype) for n in program.outputs]
     return program.with_steps(builder.steps, tuple(value.name for value in outputs))
+
+
+def _all_wide(body: Program) -> Program:
+    """The body of a scan with float32 in place of low precision, states and results included."""
+    arguments = tuple(replace(a, value=_wide(a.value)) for a in body.arguments)
+    steps = []
+    for step in body.steps:
+        op = step.op
+        if isinstance(op, Scan):
+            op = replace(op, body=_all_wide(op.body))
+        steps.append(replace(step, out=_wide(step.out), op=op))
+    return replace(body, arguments=arguments, steps=tuple(steps))
+
+
+def _wide(value: Value) -> Value:
+    return replace(value, dtype="float32") if value.dtype in LOW_PRECISION else value
 
 
 def _works_low(step: Step, program: Program) -> bool:

@@ -1,0 +1,58 @@
+"""Scaled dot-product attention for generated torch code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.functional import scaled_dot_product_attention
+
+from tncompiler.ir.attention import LOW
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    where: Tensor | None = None,
+    add: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """softmax(query keyᵀ + mask) value, by torch's kernel where nobody looks inside.
+
+    ``where`` is true for what is seen; ``add`` is added to the scores; ``causal``: a query sees the
+    keys up to its own position. A query that sees nothing weighs all keys alike.
+    """
+    bias = _bias(query, key, where, add, causal)
+    if _looks_inside(query, key, value) or not query.numel() or not key.numel():
+        scores = query @ key.transpose(-1, -2)
+        return torch.softmax(scores if bias is None else scores + bias, -1) @ value
+    alone = causal and where is None and add is None
+    return scaled_dot_product_attention(
+        query, key, value, None if alone else bias, is_causal=alone, scale=1.0
+    )
+
+
+def _bias(
+    query: Tensor, key: Tensor, where: Tensor | None, add: Tensor | None, causal: bool
+) -> Tensor | None:
+    """What is added to the scores."""
+    bias = add
+    if where is not None:
+        bias = torch.where(where, 0.0, LOW).to(query.dtype)
+    if not causal:
+        return bias
+    at = torch.arange(query.shape[-2], device=query.device)
+    to = torch.arange(key.shape[-2], device=query.device)
+    seen = torch.where(to <= at[:, None], 0.0, LOW).to(query.dtype)
+    return seen if bias is None else seen + bias
+
+
+def _looks_inside(*tensors: Tensor) -> bool:
+    """Whether torch differentiates or maps what is done: its kernel knows one derivative only."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch.peek_interpreter_stack() is not None
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return functorch or recorded or forward_ad._current_level >= 0
