@@ -580,6 +580,52 @@ def _sliced(make: _Maker) -> _Item:
     return _Item(_settled(make, sliced, {index.name: stop - start}), item.complex)
 
 
+def _window(make: _Maker) -> tuple[Expr, Index, Index, Index] | None:
+    """A window over a known index, with the indices that it relates."""
+    sources = [i for i in make.names if isinstance(i.size, int) and i.size]
+    if not sources:
+        return None
+    source = make.pick(sources)
+    taps, stride, dilation = make.pick([1, 2, 2, 3]), make.pick([1, 1, 2, 3]), make.pick([1, 1, 2])
+    padding = make.pick([0, 0, 1, 2, (1, 0), (0, 2), "valid", *(["same"] if stride == 1 else [])])
+    kernel = make.fresh(taps, taps)
+    named = [i for i in make.names if i.size == taps and i != source]
+    if named and make.chance(0.6):
+        kernel = make.pick(named)
+    around = {"valid": 0, "same": dilation * (taps - 1)}
+    total = around[padding] if isinstance(padding, str) else int(np.sum(padding))
+    total *= 1 if isinstance(padding, str | tuple) else 2
+    count = (source.size + total - dilation * (taps - 1) - 1) // stride + 1
+    if count < 1:
+        return None
+    same = [i for i in make.names if i.size == count and i not in (source, kernel)]
+    out = make.pick(same) if same and make.chance(0.5) else make.fresh(count, count)
+    how = {"stride": stride, "dilation": dilation, "padding": padding}
+    return tnc.window(source, out=out, kernel=kernel, **how), source, out, kernel
+
+
+def _windowed(make: _Maker) -> _Item | None:
+    """A convolution, a transposed one, a kernel's gradient, a view through a window, or a pool."""
+    made = _window(make)
+    if made is None:
+        return None
+    window, source, out, kernel = made
+    ends = make.some([source, out, kernel], make.pick([1, 2, 2, 2, 3]))
+    rest = make.some([i for i in make.names if i not in (source, out, kernel)], 1)
+    items = [make.leaf((*make.subset(rest, 0.5), end)) for end in ends]
+    if make.chance(0.3):
+        items.append(make.take())
+    made_of = [item.expr for item in items]
+    kept = [i for i in (source, out, kernel) if i not in ends]
+    union = list(dict.fromkeys(i for t in (window, *made_of) for i in t.indices))
+    wanted = kept if make.chance(0.7) else make.subset([source, out, kernel], 0.5)
+    others = [i for i in union if i not in (source, out, kernel) and make.chance(0.6)]
+    chosen = make.some([*wanted, *others], MAX_AXES)
+    while not make.fits(chosen):
+        chosen.pop()
+    return _Item(tnc.contract(window, *made_of, out=chosen), any(item.complex for item in items))
+
+
 def _joined(make: _Maker) -> _Item:
     """Tensors of the same other indices stacked or concatenated."""
     a = make.take()
@@ -668,6 +714,8 @@ _BOTH = (
     _sliced,
     _sliced,
     _joined,
+    _windowed,
+    _windowed,
     gathered,
     scattered,
     attended,

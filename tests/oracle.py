@@ -154,6 +154,10 @@ def _node(
         case ex.Delta():
             grid = torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")
             return torch.stack([g == grid[0] for g in grid]).all(0).double()
+        case ex.Window(geometry=geometry):
+            source, out, tap = torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")
+            read = out * geometry.stride + tap * geometry.dilation - size(geometry.before)
+            return (source == read).double()
         case ex.Contract():
             return _einsum(node, operands)
         case ex.Map():

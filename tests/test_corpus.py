@@ -26,7 +26,8 @@ class Case:
     """``terms`` are the uses of leaves, (name, labels); ``out`` the labels of the output.
 
     ``sizes`` by label; a leaf whose name begins with a capital is a parameter. ``view`` makes the
-    arrays awkward. In a use a label may stand twice (a trace or a diagonal).
+    arrays awkward. In a use a label may stand twice (a trace or a diagonal). ``windows``: labels of
+    source, windows and taps, with stride, dilation and padding.
     """
 
     terms: tuple[tuple[str, Labels], ...]
@@ -35,6 +36,19 @@ class Case:
     dtype: str = "float32"
     view: Callable[[np.ndarray], np.ndarray] = np.array
     aliased: bool = False
+    windows: tuple[tuple[Labels, tuple[int, int, int]], ...] = ()
+
+
+def convolved(
+    known: Case, labels: str, stride: int = 1, dilation: int = 1, padding: int = 0, **sizes: int
+) -> Case:
+    """A case with one window more, whose count follows; ``sizes`` of labels that are on no leaf."""
+    sizes = {**known.sizes, **sizes}
+    source, taps = sizes[labels[0]], sizes[labels[2]]
+    count = (source + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    window = (tuple(labels), (stride, dilation, padding))
+    sizes[labels[1]] = count
+    return replace(known, sizes=sizes, windows=(*known.windows, window))
 
 
 def case(equation: str, names: str, dtype: str = "float32", **sizes: int) -> Case:
@@ -135,6 +149,24 @@ CORPUS: dict[str, Case] = {
     "complex shared": case("ij,jk->ik", "W W", "complex64", i=3, j=3, k=3),
     "complex size 0": case("ij,jk->ik", "x W", "complex64", j=0),
     "float64": case("ij,jk,kl->il", "x W y", "float64"),
+    "convolution": convolved(case("bci,tck->bto", "x W", i=7, k=3), "iok", padding=1),
+    "strided and dilated": convolved(case("ci,tck->to", "x W", i=9, k=2), "iok", 2, 3, 2),
+    "convolution in two dimensions": convolved(
+        convolved(case("bcij,tckl->btop", "x W", i=6, j=5, k=3, l=2), "iok", 2, 1, 1), "jpl"
+    ),
+    "CP convolution": convolved(
+        convolved(case("bcij,cr,kr,lr,tr->btop", "x C K L T", i=6, j=5, k=3, l=2), "iok", 1, 1, 1),
+        "jpl",
+    ),
+    "grouped convolution": convolved(case("bgci,gtck->bgto", "x W", i=6, k=3), "iok", 2),
+    "depthwise convolution": convolved(case("bci,ck->bco", "x W", i=6, k=3), "iok", 1, 2, 2),
+    "transposed convolution": convolved(
+        case("bco,ctk->bti", "x W", o=5, k=3), "iok", 2, 1, 1, i=9
+    ),
+    "sum of windows": convolved(case("bi->bo", "x", i=6), "iok", 1, 1, 1, k=3),
+    "windows kept": convolved(case("bi->bok", "x", i=6), "iok", 2, 1, 1, k=3),
+    "complex convolution": convolved(case("ci,tck->to", "x W", "complex64", i=6, k=3), "iok"),
+    "convolution of nothing": convolved(case("bci,tck->bto", "x W", b=0, i=5, k=3), "iok"),
 }  # fmt: skip
 
 
@@ -155,6 +187,10 @@ def expression(known: Case) -> tnc.Expr:
                 index = twin
             axes.append(index)
         tensors += [make(name, *axes), *joints]
+    for labels, (stride, dilation, padding) in known.windows:
+        source, out, kernel = (tnc.Index(label, known.sizes[label]) for label in labels)
+        how = {"stride": stride, "dilation": dilation, "padding": padding}
+        tensors.append(tnc.window(source, out=out, kernel=kernel, **how))
     return tnc.contract(*tensors, out=[tnc.Index(k, known.sizes[k]) for k in known.out])
 
 
@@ -167,6 +203,15 @@ def arrays_of(known: Case) -> Arrays:
     if known.aliased:
         made = dict.fromkeys(made, next(iter(made.values())))
     return made
+
+
+def windows_of(known: Case) -> list[tuple[np.ndarray, Labels]]:
+    """The windows as arrays of zeros and ones, with their labels."""
+    found = []
+    for labels, (stride, dilation, padding) in known.windows:
+        source, out, tap = np.indices([known.sizes[label] for label in labels])
+        found.append(((source == out * stride + tap * dilation - padding).astype(float), labels))
+    return found
 
 
 def random_array(rng: np.random.Generator, known: Case, labels: Labels) -> np.ndarray:
@@ -197,7 +242,7 @@ def gradient(known: Case, arrays: Arrays, cotangent: np.ndarray, name: str) -> n
     for position, (own, labels) in enumerate(known.terms):
         if own != name:
             continue
-        others = [
+        others = windows_of(known) + [
             (arrays[n].conj(), wire) for k, (n, wire) in enumerate(known.terms) if k != position
         ]
         distinct = tuple(dict.fromkeys(labels))
@@ -228,7 +273,8 @@ def test_forward_and_gradients(runner: str, name: str) -> None:
     """just work, on every runner, forward and gradients, against an independent oracle"""
     known = CORPUS[name]
     arrays = arrays_of(known)
-    expected = einsum(known, [(arrays[n], labels) for n, labels in known.terms], known.out)
+    operands = [*windows_of(known), *((arrays[n], labels) for n, labels in known.terms)]
+    expected = einsum(known, operands, known.out)
     cotangent = random_array(np.random.default_rng(6), known, known.out)
     compiled = oracle.Runner((expression(known),), runner, known.dtype, {})
     (value,) = compiled.forward(arrays)

@@ -87,3 +87,16 @@ def test_bad_arguments_are_refused() -> None:
     done = run_demo("--seeds", "0")
     assert done.returncode == 2
     assert "no number of 1 or more" in done.stderr
+
+
+def test_the_convolutional_networks_run() -> None:
+    """Equal initial functions; both train; a line of the table for each."""
+    command = [sys.executable, str(ROOT / "examples" / "cnn.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    ours = {row[0]: row for row in rows if "tncompiler" in row}
+    assert list(ours) == ["dense", "CP", "Tucker"]
+    assert sum(row[:1] == ["torch"] for row in rows) == 3
+    assert all(float(row[3]) < 1e-5 for row in ours.values()), "the twins start apart"
+    assert int(ours["CP"][2].replace(",", "")) < int(ours["dense"][2].replace(",", "")) / 3

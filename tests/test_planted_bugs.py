@@ -58,6 +58,30 @@ BUGS = (
         "size = 1",
     ),
     Bug(
+        "a window used before all tensors with its source are one",
+        "planning.windows:is_ready",
+        "elsewhere(source) == 0",
+        "True",
+    ),
+    Bug(
+        "a window's padding forgotten",
+        "backends.numpy.windows:_parts",
+        "start = first * step + t * reach - before",
+        "start = first * step + t * reach",
+    ),
+    Bug(
+        "a window that is summed although it is still to be used",
+        "planning.schedule:_Network.contract_all",
+        "(*wires, *(r.labels for r in self.windows))",
+        "wires",
+    ),
+    Bug(
+        "a conjugate forgotten behind a convolution",
+        "ir.passes.window_rules:convolve_adjoint",
+        "rev.conj(operands[k])",
+        "operands[k]",
+    ),
+    Bug(
         "numbers lost when networks are merged",
         "ir.passes.flatten:_Expansion._scales",
         "for literal in self.literals]",

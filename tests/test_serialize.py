@@ -57,6 +57,10 @@ NODES: dict[str, Expr] = {
     "Slice empty": A.slice(J, 1, 1),
     "Select": A.select(J, -1),
     "Pad": A.pad(J, 1, 0),
+    "Window": A.window(J, out=tnc.Index("o", 3), kernel=tnc.Index("k", 2), padding=(1, 0)),
+    "Window symbolic": X.window(
+        N, out=tnc.Index("o"), kernel=tnc.Index("k", 3), stride=2, dilation=2, padding=2
+    ),
     "Concat": tnc.concat([A, A * 2], tnc.Index("j", 6)),
     "Concat symbolic": tnc.concat([X, X], tnc.Index("n", 2 * N.size)),
     "Arange": tnc.arange(J) * A,

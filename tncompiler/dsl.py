@@ -22,6 +22,7 @@ from tncompiler.ir.names import check_leaf_name
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.serialize import from_json
 from tncompiler.ir.sizes import size_symbol
+from tncompiler.ir.windowing import window
 
 __all__ = [
     "Index",
@@ -76,6 +77,7 @@ __all__ = [
     "stop_gradient",
     "tanh",
     "where",
+    "window",
 ]
 
 _prefix: ContextVar[str] = ContextVar("tncompiler_scope", default="")

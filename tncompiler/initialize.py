@@ -16,12 +16,15 @@ from tncompiler.ir.functions import function
 from tncompiler.ir.gather import Gather
 from tncompiler.ir.program import (
     Contract,
+    Convolve,
     Literal,
     Map,
+    Networks,
     Program,
     Step,
     label_sizes,
     operand_values,
+    relations_of,
 )
 from tncompiler.ir.sizes import Binding, Size, evaluate
 
@@ -79,7 +82,7 @@ class _Moments:
 
     def _step(self, step: Step) -> float:
         match step.op:
-            case Contract():
+            case Contract() | Convolve():
                 return self._contract(step, step.op)
             case Map():
                 return self._map(step, step.op)
@@ -105,10 +108,16 @@ class _Moments:
             return 2 * self.log_std[name] if name in self.log_std else -math.inf
         return self.log_moment[name]
 
-    def _contract(self, step: Step, op: Contract) -> float:
+    def _contract(self, step: Step, op: Networks) -> float:
         sizes = label_sizes(op, operand_values(self.program, step), step.out)
         summed = {k for labels in op.inputs for k in labels} - set(op.output)
-        total = sum(math.log(self._size(sizes[label])) for label in summed)
+        total = 0.0
+        for relation in relations_of(op):  # its taps are what is summed, some of them if it strides
+            summed = (summed | {relation.labels[2]}) - {*relation.labels[:2], *op.output}
+            taps = self._size(relation.sizes[2])
+            strided = relation.labels[0] in op.output
+            total -= math.log(min(relation.geometry.stride, taps)) if strided else 0.0
+        total += sum(math.log(self._size(sizes[label])) for label in summed)
         sources = [self._source(name) for name in step.operands]
         free = [n for n in sources if n in self.open and n not in self.log_std]
         total += sum(self._of(name) for name in sources if name not in free)

@@ -18,7 +18,7 @@ from tncompiler.compiler import Compilation
 from tncompiler.ir.dtypes import DEFAULT, kind
 from tncompiler.ir.passes import SCHEDULED_PASSES, run_passes
 from tncompiler.ir.passes.dead import drop_dead_steps
-from tncompiler.ir.program import Contract, Program, Step
+from tncompiler.ir.program import Networks, Program, Step
 from tncompiler.planning.schedule import schedule
 
 # E log|z| of a normal number z of variance 1: real, and complex
@@ -64,7 +64,7 @@ def _networks(program: Program, drawn: frozenset[str]) -> Iterator[tuple[Step, l
     """Every network with parameters that no earlier one has, and those, one for each use."""
     seen: set[str] = set()
     for step in program.steps:
-        if isinstance(step.op, Contract):
+        if isinstance(step.op, Networks):
             names = [name for name in step.operands if name in drawn and name not in seen]
             seen.update(names)
             if names:

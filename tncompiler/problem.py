@@ -26,11 +26,10 @@ from tncompiler.ir.errors import (
 from tncompiler.ir.expressions import (
     Expr,
     Leaf,
-    Merge,
     Reduce,
     Scan,
     Slice,
-    Split,
+    equations_of,
     walk_within,
 )
 from tncompiler.ir.index import Index
@@ -38,8 +37,8 @@ from tncompiler.ir.lower import collect_leaves
 from tncompiler.ir.names import SEED
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.sizes import (
+    Equation,
     Size,
-    SizeEquation,
     as_size,
     evaluate,
     render_size,
@@ -144,10 +143,9 @@ class Problem:
             self._bind_one(key, value, binding)
 
     @cached_property
-    def equations(self) -> list[SizeEquation]:
-        """What splits and merges say about sizes."""
-        nodes = walk_within(*self.outputs)
-        return [node.equation for node in nodes if isinstance(node, Split | Merge)]
+    def equations(self) -> list[Equation]:
+        """What splits, merges and windows say about sizes."""
+        return equations_of(*self.outputs)
 
     def _bind_one(self, key: Any, value: Any, binding: dict[sympy.Symbol, int]) -> None:
         size, shown = self.symbol_of(key)

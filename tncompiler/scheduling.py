@@ -27,7 +27,7 @@ from tncompiler.ir.passes import (
 from tncompiler.ir.passes.apart import sum_apart, summed_axes
 from tncompiler.ir.passes.scans import hoist_invariants
 from tncompiler.ir.passes.stabilize import scaled_outputs
-from tncompiler.ir.program import Contract, Program, operand_values
+from tncompiler.ir.program import Networks, Program, operand_values
 from tncompiler.ir.scans.steps import change_bodies, steps_within
 from tncompiler.ir.validate import validate
 from tncompiler.planning.decide import Decisions, decide
@@ -262,7 +262,7 @@ class Scheduling(Problem):
         def make() -> Decisions:
             wanted, logical = self._planned_for(wrt), self.logical(dtypes)
             with self._one_call() as budget:
-                tensors = sum(len(s.operands) for s in logical.steps if isinstance(s.op, Contract))
+                tensors = sum(len(s.operands) for s in logical.steps if isinstance(s.op, Networks))
                 budget.keep(tensors * (STEP_PREPARED_S if wanted else PREPARED_S))
                 return decide(logical, nominal, options, wanted, cached=cached, budget=budget)
 
@@ -302,7 +302,7 @@ class Scheduling(Problem):
                 fix="make one with tnc.plan(expr, sizes=…)",
             )
         steps = [
-            s.out.name for s in steps_within(logical) if isinstance(s.op, Contract) and s.operands
+            s.out.name for s in steps_within(logical) if isinstance(s.op, Networks) and s.operands
         ]
         networks = self.fixed_plan.networks
         if len(steps) != len(networks):
@@ -315,7 +315,7 @@ class Scheduling(Problem):
 
     def _given_order(self, logical: Program, path: Path) -> dict[str, tuple[Pair, ...]]:
         """The order that the options fix, for the one network of the program."""
-        steps = [s for s in logical.steps if isinstance(s.op, Contract) and len(s.operands) > 1]
+        steps = [s for s in logical.steps if isinstance(s.op, Networks) and len(s.operands) > 1]
         if len(steps) != 1:
             raise PlanError(
                 f"PlanOptions.path fixes the order of one network, but there are {len(steps)}",

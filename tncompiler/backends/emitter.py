@@ -21,6 +21,7 @@ from tncompiler.backends.pairing import write_pairs
 from tncompiler.backends.scans import write_scan
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
+from tncompiler.backends.windows import HELPERS, write_window_step
 from tncompiler.ir.arange import Positions
 from tncompiler.ir.attention import Attention
 from tncompiler.ir.errors import InvalidProgram
@@ -32,6 +33,8 @@ from tncompiler.ir.program import (
     Cast,
     Concat,
     Contract,
+    Convolve,
+    Fold,
     Labels,
     Literal,
     Loop,
@@ -46,7 +49,9 @@ from tncompiler.ir.program import (
     Slice,
     Split,
     Step,
+    Unfold,
     Value,
+    Window,
     label_names,
     label_sizes,
     operand_values,
@@ -86,7 +91,7 @@ class Emitter(ABC):
     def __init__(self, program: Program, entry: str) -> None:
         self.program, self.entry = expand_functions(program), entry
         self.names = Names()
-        self.names.reserve(self.helpers)
+        self.names.reserve((*self.helpers, *HELPERS))
         self.symbols: dict[sympy.Symbol, str] = {}
         self.bound: set[sympy.Symbol] = set()  # sizes of blocks, set in loops
         self.imports: set[str] = set()
@@ -185,6 +190,8 @@ class Emitter(ABC):
             case Concat(axis):
                 parts = ", ".join(self.ref(value) for value in operands)
                 self.assign(step, self.concat(parts, axis), self._tuple(step.out))
+            case Convolve() | Unfold() | Fold() | Window():
+                write_window_step(self, step, operands)
             case Positions():
                 self.assign(step, self.arange(self.size(step.out.shape[0])), self._tuple(step.out))
             case Attention():

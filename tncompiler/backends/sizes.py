@@ -8,7 +8,7 @@ import sympy
 
 from tncompiler.ir.errors import UnboundSize
 from tncompiler.ir.program import Program
-from tncompiler.ir.sizes import Size, SizeEquation, product, render_size, substitute, symbols_of
+from tncompiler.ir.sizes import Equation, Size, render_size, substitute, symbols_of
 
 
 def size_header(
@@ -20,7 +20,7 @@ def size_header(
     """One line a symbol: from an axis that it is, from one that it scales, or from an equation."""
     names = dict(wanted)
     for equation in program.equations:  # what an equation needs may be wanted by nothing else
-        for symbol in sorted(symbols_of(product((equation.total, *equation.parts))), key=str):
+        for symbol in sorted({k for s in equation.sizes for k in symbols_of(s)}, key=str):
             names.setdefault(symbol, name_symbol(symbol))
     lines: list[str] = []
     known: set[sympy.Symbol] = set()
@@ -88,29 +88,31 @@ def _solve(
         return None
     if not (slope.free_symbols | offset.free_symbols) <= known:
         return None
-    shifted = text if offset == 0 else f"({text} - ({render_size(offset, names)}))"
-    return shifted if slope == 1 else f"{shifted} // ({render_size(slope, names)})"
+    shifted = text if offset == 0 else f"{_atom(text)} - ({render_size(offset, names)})"
+    return shifted if slope == 1 else f"{_atom(shifted)} // ({render_size(slope, names)})"
+
+
+def _atom(text: str) -> str:
+    """The text in parentheses, unless it is one name, number or axis."""
+    is_whole = not set(text) & set(" *")
+    return text if is_whole else f"({text})"
 
 
 def _from_equations(
     symbol: sympy.Symbol,
-    equations: tuple[SizeEquation, ...],
+    equations: tuple[Equation, ...],
     known: set[sympy.Symbol],
     names: Mapping[sympy.Symbol, str],
     sources: list[tuple[Size, str]],
 ) -> str | None:
     direct = {size: text for size, text in sources if not isinstance(size, int)}
-    for equation in equations:
-        parts = product(equation.parts)
-        if symbol in symbols_of(equation.total):
-            if symbols_of(parts) <= known:
-                return _solve(equation.total, f"({_text(parts, names)})", symbol, known, names)
-        elif symbol in symbols_of(parts):
-            total = equation.total
-            ready = isinstance(total, int) or symbols_of(total) <= known
-            text = _text(total, names) if ready else direct.get(total)
-            if text is not None:
-                return _solve(parts, text, symbol, known, names)
+    for unknown, value in (pair for equation in equations for pair in equation.solutions()):
+        if symbol in symbols_of(unknown):
+            ready = symbols_of(value) <= known
+            text = _text(value, names) if ready else direct.get(value)
+            solved = None if text is None else _solve(unknown, text, symbol, known, names)
+            if solved is not None:
+                return solved
     return None
 
 

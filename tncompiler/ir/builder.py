@@ -12,6 +12,8 @@ from tncompiler.ir.program import (
     Cast,
     Concat,
     Contract,
+    Convolve,
+    Fold,
     Labels,
     Literal,
     Map,
@@ -23,10 +25,14 @@ from tncompiler.ir.program import (
     Slice,
     Split,
     Step,
+    Unfold,
     Value,
+    Window,
     canonical,
+    canonical_convolve,
 )
-from tncompiler.ir.sizes import Size, SizeEquation, plain
+from tncompiler.ir.sizes import Equation, Size, plain
+from tncompiler.ir.windows import Geometry
 
 
 class Builder:
@@ -41,8 +47,9 @@ class Builder:
         self.default_dtype, self.prefix = default_dtype, prefix
         self.arguments: list[Argument] = []
         self.steps: list[Step] = []
-        self.equations: list[SizeEquation] = []
+        self.equations: list[Equation] = []
         self.taken: set[str] = set()
+        self._windows: set[str] = set()  # values that are zeros and ones, whatever their dtype
         self._number = 0
         if like is not None:
             self.arguments = list(like.arguments)
@@ -75,13 +82,13 @@ class Builder:
             self._number += 1
         out = Value(f"{self.prefix}{self._number}", tuple(map(plain, shape)), dtype, tuple(axes))
         self._number += 1
-        self.taken.add(out.name)
-        self.steps.append(Step(out, op, tuple(value.name for value in operands)))
-        return out
+        return self.copy(Step(out, op, ()), operands)
 
     def copy(self, step: Step, operands: Sequence[Value]) -> Value:
         """Append a step of another program under its own name."""
         self.taken.add(step.out.name)
+        if isinstance(step.op, Window):
+            self._windows.add(step.out.name)
         self.steps.append(Step(step.out, step.op, tuple(value.name for value in operands)))
         return step.out
 
@@ -91,6 +98,48 @@ class Builder:
     def literal_like(self, value: complex | float | int | Size, others: Iterable[Value]) -> Value:
         """A literal that adapts to the operands it meets, as Python numbers do in NumPy."""
         return self.literal(value, self._weak_dtype(value, [other.dtype for other in others]))
+
+    def window(
+        self,
+        geometry: Geometry,
+        shape: Sequence[Size],
+        axes: Sequence[str],
+        others: Iterable[Value],
+    ) -> Value:
+        """Where the positions of three axes go together, in the dtype of what it meets."""
+        dtypes = {other.dtype for other in others}
+        dtype = "bool" if dtypes == {"bool"} else self._weak_dtype(1, sorted(dtypes))
+        return self.emit(Window(geometry), (), shape, dtype, axes)
+
+    def convolve(
+        self,
+        operands: Sequence[Value],
+        op: Convolve,
+        shape: Sequence[Size],
+        axes: Sequence[str],
+    ) -> Value:
+        """A contraction with related labels."""
+        dtype, same = self._unify(operands)
+        return self.emit(canonical_convolve(op), same, shape, dtype, axes)
+
+    def unfold(
+        self,
+        value: Value,
+        axis: int,
+        geometry: Geometry,
+        sizes: tuple[Size, Size],
+        names: Sequence[str],
+    ) -> Value:
+        """An axis seen through windows, as the axes `names` of the sizes (out, kernel)."""
+        shape = (*value.shape[:axis], *sizes, *value.shape[axis + 1 :])
+        axes = (*value.axes[:axis], *names, *value.axes[axis + 1 :])
+        return self.emit(Unfold(axis, geometry), (value,), shape, value.dtype, axes)
+
+    def fold(self, value: Value, axis: int, geometry: Geometry, size: Size, name: str) -> Value:
+        """Two axes (out, kernel) summed into the one that they are windows of."""
+        shape = (*value.shape[:axis], size, *value.shape[axis + 2 :])
+        axes = (*value.axes[:axis], name, *value.axes[axis + 2 :])
+        return self.emit(Fold(axis, geometry), (value,), shape, value.dtype, axes)
 
     def structural(
         self, output: Labels, shape: Sequence[Size], axes: Sequence[str], others: Iterable[Value]
@@ -139,7 +188,9 @@ class Builder:
         rule = function(name)
         if name == "unit_cotangent" and operands[0].dtype != DEFAULT:
             return self._unit_cotangent(operands[0])
-        if name in ("conj", "real") and is_real(operands[0].dtype):
+        if name in ("conj", "real") and (
+            is_real(operands[0].dtype) or operands[0].name in self._windows
+        ):
             return operands[0]
         if name == "project" and DEFAULT not in (operands[0].dtype, operands[1].dtype):
             return self._project(operands[0], operands[1].dtype, axes)

@@ -163,7 +163,7 @@ def environment(expr: Expr, leaf: Leaf) -> Expr:
         raise _ambiguous(target, distinct)
     hole = algebra.leaf(_free_name(leaves), marked[0].indices, kind="input", dtype=marked[0].dtype)
     pierced = replace_leaves(expr, {marked[0]: hole})
-    program = run_passes(lower((pierced,)), LOGICAL_PASSES)
+    program = run_passes(lower((pierced,)), [p for p in LOGICAL_PASSES if p != "bind_windows"])
     positions = _factor_positions(program, hole.name)
     if len(positions) > 1:
         raise _ambiguous(target, [marked[0]] * len(positions))

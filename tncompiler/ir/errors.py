@@ -83,6 +83,10 @@ class SizeEquationError(TncError):
     """The sizes of a split, merge or window do not work out."""
 
 
+class WindowError(SizeEquationError):
+    """A window does not fit, or its stride, dilation or padding is none."""
+
+
 class EquationError(TncError):
     """An einsum equation cannot be read."""
 

@@ -18,7 +18,8 @@ from tncompiler.ir.dtypes import DEFAULT
 from tncompiler.ir.index import Index
 from tncompiler.ir.operators import Operators
 from tncompiler.ir.origin import call_site
-from tncompiler.ir.sizes import Size, SizeEquation, render_size, size_text
+from tncompiler.ir.sizes import Equation, Size, SizeEquation, render_size, size_text
+from tncompiler.ir.windows import Geometry, WindowEquation
 
 Initializer = str | Callable[..., Any] | np.ndarray
 INITIALIZERS = ("normal", "zeros", "ones", "eye")
@@ -142,6 +143,23 @@ class Ones(Expr):
 
     def _positional(self) -> tuple[object, ...]:
         return tuple(size_text(size) for size in self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Window(Expr):
+    """1 where the positions of source, out and kernel, its indices, go together, else 0."""
+
+    geometry: Geometry
+
+    @property
+    def equation(self) -> WindowEquation:
+        source, out, kernel = self.shape
+        return WindowEquation(source, out, kernel, self.geometry, f"the window at {self.origin}")
+
+    def _positional(self) -> tuple[object, ...]:
+        padding = map(size_text, (self.geometry.before, self.geometry.after))
+        sizes = map(size_text, self.shape)
+        return (*sizes, self.geometry.stride, self.geometry.dilation, *padding)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -375,6 +393,12 @@ class ScanResult(Expr):
         return (self.position, self.source.digest)
 
 
+def equations_of(*roots: Expr) -> list[Equation]:
+    """What splits, merges and windows say about sizes."""
+    nodes = walk_within(*roots)
+    return [node.equation for node in nodes if isinstance(node, Split | Merge | Window)]
+
+
 def wiring(terms: tuple[Expr, ...], out: tuple[Index, ...]) -> tuple[object, ...]:
     """Operand digests and indices as numbers in order of first appearance."""
     numbers: dict[Index, int] = {}
@@ -453,4 +477,6 @@ def _particulars(node: Expr) -> str:
             return f"{render_size(node.start)}:{render_size(node.stop)} of axis {node.axis}"
         case Cast():
             return node.dtype
+        case Window():
+            return node.geometry.text()
     return ""

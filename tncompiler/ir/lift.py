@@ -32,6 +32,7 @@ from tncompiler.ir.program import (
     Split,
     Step,
     Value,
+    Window,
     fresh_name,
     label_names,
     label_sizes,
@@ -96,6 +97,11 @@ def _map(step: Step, operands: Sequence[Expr], values: Sequence[Value]) -> Expr:
         for expr, labels in zip(operands, op.inputs, strict=True)
     )
     return ex.Map(out, op.function, wired)
+
+
+def _window(step: Step, operands: Sequence[Expr], values: Sequence[Value]) -> Expr:
+    op: Window = step.op  # type: ignore[assignment]
+    return ex.Window(_indices(step.out), op.geometry)
 
 
 def _reduce(step: Step, operands: Sequence[Expr], values: Sequence[Value]) -> Expr:
@@ -175,6 +181,7 @@ def _attention(step: Step, operands: Sequence[Expr], values: Sequence[Value]) ->
 
 _RULES: dict[type, Callable[[Step, Sequence[Expr], Sequence[Value]], Expr]] = {
     Contract: _contract,
+    Window: _window,
     Map: _map,
     Reduce: _reduce,
     Permute: _permute,

@@ -28,7 +28,12 @@ from tncompiler.ir.sizes import Size, render_size, substitute
 
 Binding = Mapping[sympy.Symbol, Size]
 
-_WEAK = (ex.Literal, ex.Ones, ex.Delta)  # they take the dtype of what they are combined with
+_WEAK = (
+    ex.Literal,
+    ex.Ones,
+    ex.Delta,
+    ex.Window,
+)  # they take the dtype of what they are combined with
 
 
 def lower(
@@ -168,6 +173,10 @@ class _Lowering:
         """A number or structural tensor in the dtype of the operands it meets."""
         if isinstance(node, ex.Literal):
             return self.builder.literal_like(self._literal(node), others)
+        if isinstance(node, ex.Window):
+            self.builder.equations.append(node.equation.substitute(self.binding))
+            geometry = node.geometry.substitute(self.binding)
+            return self.builder.window(geometry, self.shape(node), _axes(node), others)
         output = (0,) * node.ndim if isinstance(node, ex.Delta) else tuple(range(node.ndim))
         return self.builder.structural(output, self.shape(node), _axes(node), others)
 

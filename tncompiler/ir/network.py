@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import networkx as nx
 
 from tncompiler.ir.program import (
-    Contract,
     Labels,
+    Networks,
     Program,
     Step,
     label_names,
     label_sizes,
     operand_values,
+    relations_of,
 )
 from tncompiler.ir.sizes import Size, render_size
 
@@ -78,8 +79,8 @@ class TensorNetwork:
 
 
 def network_of(program: Program, step: Step) -> TensorNetwork:
-    """The network of a contraction step."""
-    op: Contract = step.op  # type: ignore[assignment]
+    """The network of a contraction step; its windows are tensors after the others."""
+    op: Networks = step.op  # type: ignore[assignment]
     operands = operand_values(program, step)
     names, sizes = label_names(op, operands, step.out), label_sizes(op, operands, step.out)
     kinds = {argument.value.name: argument.kind for argument in program.arguments}
@@ -92,9 +93,14 @@ def network_of(program: Program, step: Step) -> TensorNetwork:
         graph.add_node(tensor, name=value.name, kind=kinds.get(value.name, "intermediate"))
         for axis, label in enumerate(labels):
             graph.add_edge(tensor, ("index", label), key=axis, axis=axis)
+    for position, relation in enumerate(relations_of(op), len(operands)):
+        tensor = ("tensor", position)
+        graph.add_node(tensor, name="window", kind="intermediate")
+        for axis, label in enumerate(relation.labels):
+            graph.add_edge(tensor, ("index", label), key=axis, axis=axis)
     return TensorNetwork(step.out.name, nx.freeze(graph), op.output)
 
 
 def networks_of(program: Program) -> tuple[TensorNetwork, ...]:
     """The network of every contraction of a program."""
-    return tuple(network_of(program, s) for s in program.steps if isinstance(s.op, Contract))
+    return tuple(network_of(program, s) for s in program.steps if isinstance(s.op, Networks))

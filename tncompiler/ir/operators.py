@@ -137,6 +137,33 @@ class Operators:
         """Zeros around an index, which keeps its name."""
         return algebra.pad(self, index, before, after)
 
+    def window(
+        self: Any,
+        index: Any,
+        *,
+        out: Index,
+        kernel: Index,
+        stride: int = 1,
+        dilation: int = 1,
+        padding: Any = 0,
+    ) -> Expr:
+        """An index seen through windows: index = out·stride + kernel·dilation - padding.
+
+        Zeros lie around the index; ``padding`` is an int, a pair, "same" or "valid". The size of
+        `out` follows. Nothing is copied: contracted with a kernel it is a convolution.
+        """
+        from tncompiler.ir.windowing import windowed
+
+        return windowed(
+            self,
+            index,
+            out=out,
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
+            padding=padding,
+        )
+
     def gather(self: Any, over: Any, ids: Any) -> Expr:
         """The tensor at integer positions of an index: see `tnc.gather`."""
         from tncompiler.ir.gather_nodes import gather

@@ -19,7 +19,8 @@ from tncompiler.ir.arange import Positions
 from tncompiler.ir.attention import Attention
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.pairs import Pairs, PairsAdjoint
-from tncompiler.ir.sizes import Size, SizeEquation, Terms, render_size
+from tncompiler.ir.sizes import Equation, Size, Terms, render_size
+from tncompiler.ir.windows import Geometry
 
 Labels = tuple[int, ...]
 
@@ -54,6 +55,81 @@ class Contract:
     def text(self) -> str:
         letters = [" ".join(map(str, labels)) for labels in (*self.inputs, self.output)]
         return f"contract[{', '.join(letters[:-1])} -> {letters[-1]}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """Positions of three labels that go together: source = out·stride + kernel·dilation - before.
+
+    ``labels`` are those of source, out and kernel, ``sizes`` theirs.
+    """
+
+    labels: tuple[int, int, int]
+    sizes: tuple[Size, Size, Size]
+    geometry: Geometry
+
+    def text(self, names: Mapping[int, str]) -> str:
+        """As an equation between positions, by the names of labels."""
+        source, out, kernel = (names[label] for label in self.labels)
+        stride, dilation, before = (
+            self.geometry.stride,
+            self.geometry.dilation,
+            self.geometry.before,
+        )
+        step = "" if stride == 1 else f"·{stride}"
+        reach = "" if dilation == 1 else f"·{dilation}"
+        padding = "" if before == 0 else f" - {render_size(before)}"
+        return f"{source} = {out}{step} + {kernel}{reach}{padding}"
+
+
+@dataclass(frozen=True, slots=True)
+class Convolve:
+    """A contraction over the points at which every relation holds.
+
+    ``inputs`` and ``output`` as in a Contract. Once scheduled it has two operands, and is of a form
+    that `ir/convolution.py` describes.
+    """
+
+    inputs: tuple[Labels, ...]
+    output: Labels
+    relations: tuple[Relation, ...]
+
+    def text(self) -> str:
+        wires = Contract(self.inputs, self.output).text().removeprefix("contract")
+        names = {label: str(label) for r in self.relations for label in r.labels}
+        return f"convolve{wires} where {'; '.join(r.text(names) for r in self.relations)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """1 where the positions of three axes (source, out, kernel) go together, else 0."""
+
+    geometry: Geometry
+
+    def text(self) -> str:
+        return f"window[{self.geometry.text()}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Unfold:
+    """Axis `axis` seen through windows: it becomes two, which window and which tap."""
+
+    axis: int
+    geometry: Geometry
+
+    def text(self) -> str:
+        return f"unfold[axis {self.axis}: {self.geometry.text()}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Two axes from `axis` on, which window and which tap, summed into one; Unfold's adjoint."""
+
+    axis: int
+    geometry: Geometry
+
+    def text(self) -> str:
+        return f"fold[axis {self.axis}: {self.geometry.text()}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +328,10 @@ class Pick:
 
 Op = (
     Contract
+    | Convolve
+    | Window
+    | Unfold
+    | Fold
     | Map
     | Reduce
     | Permute
@@ -272,6 +352,7 @@ Op = (
     | Scan
     | Pick
 )
+Networks = Contract | Convolve  # what is ordered
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +382,7 @@ class Program:
     arguments: tuple[Argument, ...]
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
-    equations: tuple[SizeEquation, ...] = ()
+    equations: tuple[Equation, ...] = ()
 
     @cached_property
     def values(self) -> Mapping[str, Value]:
@@ -341,17 +422,19 @@ class Program:
         return "\n".join([*lines, f"return {', '.join(self.outputs)}"])
 
 
-def label_sizes(op: Contract, operands: Iterable[Value], out: Value) -> dict[int, Size]:
+def label_sizes(op: Networks, operands: Iterable[Value], out: Value) -> dict[int, Size]:
     """The size of each label of a contraction."""
     sizes: dict[int, Size] = {}
     for labels, value in zip((*op.inputs, op.output), (*operands, out), strict=True):
         own = dict(zip(labels, value.shape, strict=True))
         if not own.keys() <= sizes.keys():
             sizes = {**sizes, **own, **sizes}
+    for relation in relations_of(op):
+        sizes = {**dict(zip(relation.labels, relation.sizes, strict=True)), **sizes}
     return sizes
 
 
-def label_names(op: Contract, operands: Iterable[Value], out: Value) -> dict[int, str]:
+def label_names(op: Networks, operands: Iterable[Value], out: Value) -> dict[int, str]:
     """A name for each label, from the axes; distinct labels get distinct names."""
     names: dict[int, str] = {}
     taken: set[str] = set()
@@ -360,7 +443,22 @@ def label_names(op: Contract, operands: Iterable[Value], out: Value) -> dict[int
             if label not in names:
                 names[label] = fresh_name(axis, taken)
                 taken.add(names[label])
+    for relation in relations_of(op):
+        for label, role in zip(relation.labels, ("source", "out", "tap"), strict=True):
+            if label not in names:
+                names[label] = fresh_name(role, taken)
+                taken.add(names[label])
     return names
+
+
+def relations_of(op: Op) -> tuple[Relation, ...]:
+    """The relations between a contraction's labels; a plain one has none."""
+    return op.relations if isinstance(op, Convolve) else ()
+
+
+def moving_labels(op: Op) -> frozenset[int]:
+    """The labels of a contraction that windows relate: it does not work along them one by one."""
+    return frozenset(label for relation in relations_of(op) for label in relation.labels)
 
 
 def fresh_name(wanted: str, taken: Iterable[str]) -> str:
@@ -382,15 +480,40 @@ def canonical(op: Contract) -> Contract:
     return Contract(inputs, tuple(map(number_of, op.output)))
 
 
-def contract_flops(op: Contract, operands: Iterable[Value], out: Value) -> Terms:
+def canonical_convolve(op: Convolve) -> Convolve:
+    """Labels renumbered in order of first appearance, those of relations last."""
+    related = chain.from_iterable(relation.labels for relation in op.relations)
+    seen = dict.fromkeys(chain(*op.inputs, op.output, related))
+    numbers = {label: number for number, label in enumerate(seen)}
+    inputs = tuple(tuple(numbers[label] for label in labels) for labels in op.inputs)
+    relations = []
+    for relation in op.relations:
+        a, b, c = (numbers[label] for label in relation.labels)
+        relations.append(replace(relation, labels=(a, b, c)))
+    return Convolve(inputs, tuple(numbers[label] for label in op.output), tuple(relations))
+
+
+def with_output(step: Step, out: Value, output: Labels) -> Step:
+    """The contraction making `out`, whose axes are those of its output in the order of labels."""
+    op: Networks = step.op  # type: ignore[assignment]
+    if isinstance(op, Convolve):
+        return Step(out, canonical_convolve(replace(op, output=output)), step.operands)
+    return Step(out, canonical(Contract(op.inputs, output)), step.operands)
+
+
+def contract_flops(op: Networks, operands: Iterable[Value], out: Value) -> Terms:
     """Multiply-adds of a contraction times 2; a permutation, diagonal or broadcast costs none.
 
     With one operand and a sum: one addition an element. With n operands: 2 (n - 1) per point of
-    the whole index space (a product without a sum: n - 1).
+    the whole index space (a product without a sum: n - 1). Of three labels that are related, the
+    source's position follows from the others'; taps that read zeros around it count.
     """
     sizes = label_sizes(op, operands, out)
+    related = relations_of(op)
     summed = any(label not in op.output for labels in op.inputs for label in labels)
     on_operands = {label for labels in op.inputs for label in labels}
+    on_operands |= {label for relation in related for label in relation.labels[1:]}
+    on_operands -= {relation.labels[0] for relation in related}
     count = len(op.inputs)
     if count < 2:
         return Terms.of(1 if summed else 0, (sizes[label] for label in on_operands))

@@ -152,7 +152,7 @@ def bind_sizes(
     for key, number in sizes.items():
         sz.solve_for(key.size if isinstance(key, Index) else key, int(number), binding, "sizes=")
     nodes = list(ex.walk_within(*exprs))
-    equations = [node.equation for node in nodes if isinstance(node, ex.Split | ex.Merge)]
+    equations = ex.equations_of(*exprs)
     leaves = [node for node in nodes if isinstance(node, ex.Leaf) and _comes_as_array(node)]
     for _ in range(2):  # an equation may need an array's size and the other way round
         for leaf in leaves:
@@ -203,6 +203,16 @@ def _delta(run: _Interpreter, node: ex.Delta) -> _Tensor:
 
 def _ones(run: _Interpreter, node: ex.Ones) -> _Tensor:
     return _Tensor(np.ones(run.shape(node), run.real))
+
+
+def _window(run: _Interpreter, node: ex.Window) -> _Tensor:
+    value = np.zeros(run.shape(node), run.real)
+    before = run.size(node.geometry.before)
+    for out, tap in np.ndindex(value.shape[1:]):
+        source = out * node.geometry.stride + tap * node.geometry.dilation - before
+        if 0 <= source < value.shape[0]:
+            value[source, out, tap] = 1.0
+    return _Tensor(value)
 
 
 def _arange(run: _Interpreter, node: Arange) -> _Tensor:
@@ -302,12 +312,23 @@ def _contract(run: _Interpreter, node: ex.Contract, *terms: _Tensor) -> _Tensor:
     exact = len(terms) == 1 and all(run.size(index.size) <= 1 for index in summed)
     if exact:
         return _Tensor(total.value, total.error)
-    length = math.prod(run.size(index.size) for index in summed)
-    factor = 8.0 * math.sqrt(max(1.0, len(terms) / 12)) + math.sqrt(length) / 16
+    length = math.prod(run.size(index.size) for index in summed - _following(node, summed))
+    count = sum(1 for term in node.terms if not isinstance(term, ex.Window))
+    factor = 8.0 * math.sqrt(max(1.0, count / 12)) + math.sqrt(length) / 16
     own = factor * run.eps * total.magnitude + run.tiny
     if _may_overflow(run, terms, length):
         own = np.full_like(own, np.inf)
     return _Tensor(total.value, own if total.error is None else own + _SLACK * total.error)
+
+
+def _following(node: ex.Contract, summed: set[Index]) -> set[Index]:
+    """Summed indices whose position follows, through a window, from that of others."""
+    found: set[Index] = set()
+    for term in node.terms:
+        if isinstance(term, ex.Window):
+            own = [index for index in term.indices if index in summed and index not in found]
+            found.update(own[:1] if len(own) > 1 else ())
+    return found
 
 
 def _may_overflow(run: _Interpreter, terms: Sequence[_Tensor], length: int) -> bool:
@@ -531,6 +552,7 @@ _RULES: dict[type[Expr], Callable[..., _Tensor]] = {
     ex.Literal: _literal,
     ex.Delta: _delta,
     ex.Ones: _ones,
+    ex.Window: _window,
     ex.Contract: _contract,
     ex.Map: _map,
     ex.Reduce: _reduce,

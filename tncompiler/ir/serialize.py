@@ -30,6 +30,7 @@ from tncompiler.ir.pairs_rules import read_adjoint, read_leading
 from tncompiler.ir.scans.make import SLOT, slot
 from tncompiler.ir.scans.serialize import read_scan, read_scan_result, scan_data
 from tncompiler.ir.sizes import parse_size, size_text
+from tncompiler.ir.windowing import window
 
 SCHEMA = 1
 _REDUCTIONS = ("max", "min")
@@ -92,6 +93,9 @@ def _fields(node: Expr) -> dict[str, Any]:
             return {"axis": node.axis, "bounds": bounds}
         case ex.Concat():
             return {"axis": node.axis}
+        case ex.Window(geometry=geometry):
+            padding = [size_text(geometry.before), size_text(geometry.after)]
+            return {"steps": [geometry.stride, geometry.dilation], "padding": padding}
         case ex.Cast():
             return {"dtype": node.dtype}
         case Leading() | LeadingAdjoint():
@@ -291,6 +295,13 @@ def _read_merge(data: Any, indices: tuple[Index, ...], operands: tuple[Expr, ...
     return algebra.merge(operands[0], parts, _index_from(data["into"]))
 
 
+def _read_window(data: Any, indices: tuple[Index, ...], operands: tuple[Expr, ...]) -> Expr:
+    source, out, kernel = indices
+    stride, dilation = map(_natural, data["steps"])
+    padding = tuple(map(parse_size, data["padding"]))
+    return window(source, out=out, kernel=kernel, stride=stride, dilation=dilation, padding=padding)
+
+
 def _axis_index(data: Any, operands: tuple[Expr, ...]) -> Index:
     return operands[0].indices[_natural(data["axis"])]
 
@@ -300,6 +311,7 @@ _READERS: dict[str, Callable[[Any, tuple[Index, ...], tuple[Expr, ...]], Expr]] 
     "Literal": lambda data, indices, operands: ex.Literal((), _number_from(data["value"])),
     "Delta": lambda data, indices, operands: algebra.delta(*indices),
     "Ones": lambda data, indices, operands: algebra.ones(*indices),
+    "Window": _read_window,
     "Contract": lambda data, indices, operands: algebra.contract(*operands, out=indices),
     "Map": _read_map,
     "Reduce": _read_reduce,

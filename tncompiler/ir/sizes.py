@@ -13,7 +13,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import sympy
 
@@ -273,8 +273,37 @@ class SizeEquation:
         parts = tuple(substitute(part, binding) for part in self.parts)
         return SizeEquation(substitute(self.total, binding), parts, self.where)
 
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Every size that the equation speaks of."""
+        return (self.total, *self.parts)
+
     def text(self) -> str:
         return f"{render_size(self.total)} = " + " * ".join(map(render_size, self.parts))
+
+    def solutions(self) -> tuple[tuple[Size, Size], ...]:
+        """Sizes with what they must be."""
+        return ((self.total, product(self.parts)), (product(self.parts), self.total))
+
+    def solve(self, binding: dict[sympy.Symbol, int]) -> bool:
+        """Determine at most one unknown, in place. False if too much is unknown."""
+        return solve_equation(self, binding)
+
+
+class Equation(Protocol):
+    """What is known of sizes that no array tells: of splits, merges and windows."""
+
+    @property
+    def parts(self) -> tuple[Size, ...]: ...
+
+    @property
+    def sizes(self) -> tuple[Size, ...]: ...
+
+    def text(self) -> str: ...
+
+    def solutions(self) -> tuple[tuple[Size, Size], ...]: ...
+
+    def solve(self, binding: dict[sympy.Symbol, int]) -> bool: ...
 
 
 def solve_for(size: Size, value: int, binding: dict[sympy.Symbol, int], where: str) -> bool:
@@ -338,11 +367,11 @@ def volume(shape: Iterable[Size], binding: Binding) -> int:
     return math.prod([n if isinstance(n, int) else evaluate(n, binding) for n in shape])
 
 
-def solve_all(equations: Iterable[SizeEquation], binding: dict[sympy.Symbol, int]) -> None:
+def solve_all(equations: Iterable[Equation], binding: dict[sympy.Symbol, int]) -> None:
     """Solve equations, in order and again while one brings news, in place."""
     pending = list(equations)
     while pending:
-        left = [equation for equation in pending if not solve_equation(equation, binding)]
+        left = [equation for equation in pending if not equation.solve(binding)]
         if len(left) == len(pending):
             return
         pending = left

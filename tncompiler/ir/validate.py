@@ -7,6 +7,7 @@ import sympy
 from tncompiler.ir.arange import Positions
 from tncompiler.ir.attention import Attention
 from tncompiler.ir.attention import fits as fits_attention
+from tncompiler.ir.convolution import convolution_form
 from tncompiler.ir.dtypes import DEFAULT, DTYPES, real_part
 from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.functions import function, is_function
@@ -18,6 +19,8 @@ from tncompiler.ir.program import (
     Cast,
     Concat,
     Contract,
+    Convolve,
+    Fold,
     Literal,
     Loop,
     Map,
@@ -31,8 +34,11 @@ from tncompiler.ir.program import (
     Slice,
     Split,
     Step,
+    Unfold,
     Value,
+    Window,
     canonical,
+    canonical_convolve,
     label_sizes,
     operand_values,
 )
@@ -63,6 +69,8 @@ def validate(program: Program, *, scheduled: bool = False) -> Program:
             _check_step(step, operand_values(program, step))
         if scheduled and isinstance(step.op, Contract) and len(step.operands) > 2:
             _fail(step, "has more than two operands in a scheduled program")
+        if scheduled and isinstance(step.op, Convolve) and convolution_form(step.op) is None:
+            _fail(step, "is no single convolution in a scheduled program")
     for name in program.outputs:
         if name not in defined:
             raise InvalidProgram(f"the output {name!r} is not defined")
@@ -88,6 +96,13 @@ def _check_step(step: Step, operands: tuple[Value, ...]) -> None:
         case Contract():
             _check_contract(step, step.op, operands)
             _check_dtypes(step, operands)
+        case Convolve():
+            _check_convolve(step, step.op, operands)
+            _check_dtypes(step, operands)
+        case Window() if operands or len(step.out.shape) != 3:
+            _fail(step, "is a window but not of three axes without operands")
+        case Window():
+            return
         case Map():
             _check_map(step, step.op, operands)
             _check_map_dtype(step, step.op, operands)
@@ -195,6 +210,23 @@ def _check_contract(step: Step, op: Contract, operands: tuple[Value, ...]) -> No
                 _fail(step, f"has label {label} with sizes {sizes[label]} and {size}")
 
 
+def _check_convolve(step: Step, op: Convolve, operands: tuple[Value, ...]) -> None:
+    if len(op.inputs) != len(operands) or not op.relations:
+        _fail(step, "labels another number of operands than it has, or relates nothing")
+    if op != canonical_convolve(op):
+        _fail(step, "does not number its labels by first appearance")
+    sizes = label_sizes(op, operands, step.out)
+    for labels, value in zip((*op.inputs, op.output), (*operands, step.out), strict=True):
+        if not _same(tuple(sizes[label] for label in labels), value.shape):
+            _fail(step, f"labels {value.name!r} with labels of other sizes")
+    related = [label for relation in op.relations for label in relation.labels]
+    if len(set(related)) < len(related):
+        _fail(step, "relates one label twice")
+    for relation in op.relations:
+        if not _same(tuple(sizes[label] for label in relation.labels), relation.sizes):
+            _fail(step, "relates labels of other sizes")
+
+
 def _check_dtypes(step: Step, operands: tuple[Value, ...]) -> None:
     dtypes = {value.dtype for value in (*operands, step.out)}
     if len(dtypes) > 1 and DEFAULT not in dtypes:
@@ -261,6 +293,10 @@ def _view_shape(step: Step, source: Value) -> tuple[Size, ...]:
         case Merge(axis, count):
             _check_product(step, out[axis], shape[axis : axis + count])
             return (*shape[:axis], *out[axis : axis + 1], *shape[axis + count :])
+        case Unfold(axis):
+            return (*shape[:axis], *out[axis : axis + 2], *shape[axis + 1 :])
+        case Fold(axis):
+            return (*shape[:axis], *out[axis : axis + 1], *shape[axis + 2 :])
         case Slice(axis, start, stop):
             known = [size for size in (0, start, stop, shape[axis]) if isinstance(size, int)]
             if known != sorted(known):

@@ -18,10 +18,11 @@ from itertools import combinations, groupby
 import cotengrust
 
 from tncompiler.ir.dtypes import ITEM_BYTES
-from tncompiler.ir.program import Labels
+from tncompiler.ir.program import Labels, Relation
 from tncompiler.planning.order import Pair, letter, split_path
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.reconfigure import reconfigured
+from tncompiler.planning.windows import pair_cost, walk_windows
 
 Terms = frozenset[int]
 
@@ -49,7 +50,7 @@ class Network:
     ``wires``: the labels of each operand that has any, in its axis order, those that it alone
     carries left out; ``active``: operands that a gradient goes through; ``fixed``: operands that
     hold no data, made of parameters and constants alone; ``cached``: whether products of these are
-    made once and kept.
+    made once and kept. ``relations``: windows that are still to be used.
     """
 
     wires: tuple[Labels, ...]
@@ -59,6 +60,7 @@ class Network:
     active: frozenset[int] = frozenset()
     fixed: frozenset[int] = frozenset()
     cached: bool = False
+    relations: tuple[Relation, ...] = ()
 
     @cached_property
     def terms(self) -> tuple[Terms, ...]:
@@ -85,10 +87,11 @@ class Network:
         active: Collection[int] = (),
         fixed: Collection[int] = (),
         cached: bool = False,
+        relations: tuple[Relation, ...] = (),
     ) -> Network:
         """The network of a contraction's operands, scalars left out."""
         uses: dict[int, int] = dict.fromkeys(output, 1)
-        for labels in wires:
+        for labels in (*wires, *(relation.labels for relation in relations)):
             for label in set(labels):
                 uses[label] = uses.get(label, 0) + 1
         kept = [k for k, labels in enumerate(wires) if labels]
@@ -101,6 +104,7 @@ class Network:
             frozenset(new for new, old in enumerate(kept) if old in active),
             frozenset(new for new, old in enumerate(kept) if old in fixed),
             cached,
+            relations,
         )
 
 
@@ -113,43 +117,24 @@ def tree_cost(network: Network, pairs: Sequence[Pair], minimize: str, rates: Rat
         return _peak(network, pairs)
     total = 0.0
     active, fixed = set(network.active), set(network.fixed)
-    for made, (a, b, left, right, kept) in enumerate(_walk(network, pairs), len(network.terms)):
+    walk = walk_windows(network, pairs)
+    for made, (a, b, left, right, kept, windows) in enumerate(walk, len(network.terms)):
+        cost = partial(pair_cost, network) if windows else partial(product_cost, network)
+        how = (windows, minimize, rates) if windows else (minimize, rates)
         free = network.cached and a in fixed and b in fixed
         if not free:
             if minimize == "time" and left & right - kept:
                 total += _copies_us(network, (a, b), left & right, kept, rates)
-            total += product_cost(network, left, right, kept, minimize, rates)
+            total += cost(left, right, kept, *how)
         if a in active and not free:
-            total += product_cost(network, kept, right, left, minimize, rates)
+            total += cost(kept, right, left, *how)
         if b in active and not free:
-            total += product_cost(network, kept, left, right, minimize, rates)
+            total += cost(kept, left, right, *how)
         if a in active or b in active:
             active.add(made)
         if a in fixed and b in fixed:
             fixed.add(made)
     return total
-
-
-def _walk(
-    network: Network, pairs: Iterable[Pair]
-) -> Iterator[tuple[int, int, Terms, Terms, Terms]]:
-    """Each pair with the labels of its operands and of its result."""
-    terms: list[Terms] = list(network.terms)
-    uses: dict[int, int] = dict.fromkeys(network.output, 1)
-    for term in terms:
-        for label in term:
-            uses[label] = uses.get(label, 0) + 1
-    for a, b in pairs:
-        left, right = terms[a], terms[b]
-        for label in left:
-            uses[label] -= 1
-        for label in right:
-            uses[label] -= 1
-        kept = frozenset(label for label in left | right if uses[label])
-        for label in kept:
-            uses[label] += 1
-        terms.append(kept)
-        yield a, b, left, right, kept
 
 
 def product_cost(
@@ -197,7 +182,8 @@ def _peak(network: Network, pairs: Sequence[Pair]) -> float:
     held: dict[int, int] = {}
     active = set(network.active)
     live = peak = kept = 0
-    for made, (a, b, _, _, out) in enumerate(_walk(network, pairs), len(network.terms)):
+    walk = walk_windows(network, pairs)
+    for made, (a, b, _, _, out, _) in enumerate(walk, len(network.terms)):
         size = network.count(out)
         live += size
         peak = max(peak, live)

@@ -10,7 +10,15 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from tncompiler.ir.passes.adjoint import reachable_from
-from tncompiler.ir.program import Contract, Program, Scan, Step, label_sizes, operand_values
+from tncompiler.ir.program import (
+    Networks,
+    Program,
+    Scan,
+    Step,
+    label_sizes,
+    operand_values,
+    relations_of,
+)
 from tncompiler.ir.scans.steps import active_arguments, reached_values
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.candidates import Network, tree_cost
@@ -137,7 +145,7 @@ def _network(
     cached: bool,
 ) -> Network | None:
     op = step.op
-    if not isinstance(op, Contract) or len(step.operands) < 3:
+    if not isinstance(op, Networks) or len(step.operands) < 3:
         return None
     operands = operand_values(program, step)
     numbers = {k: evaluate(s, nominal) for k, s in label_sizes(op, operands, step.out).items()}
@@ -149,6 +157,7 @@ def _network(
         [k for k, value in enumerate(operands) if value.name in active],
         [k for k, value in enumerate(operands) if value.name not in moving],
         cached,
+        relations_of(op),
     )
 
 

@@ -12,9 +12,10 @@ from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.gather import Scatter
 from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.program import (
-    Contract,
+    Fold,
     Loop,
     Map,
+    Networks,
     Program,
     Reduce,
     Scan,
@@ -24,7 +25,7 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Binding, Terms, evaluate
-from tncompiler.planning.memory import is_view, nbytes, peak_bytes, read_values
+from tncompiler.planning.memory import is_view, made_bytes, nbytes, peak_bytes, read_values
 
 EIGEN = 60  # flops by r³ of two symmetric eigenproblems with vectors, and products
 
@@ -67,13 +68,13 @@ def step_flops(program: Program, step: Step) -> Terms:
     if isinstance(step.op, Pairs | PairsAdjoint):  # two eigenproblems and some products
         matrix = operand_values(program, step)[0].shape
         return Terms.of(EIGEN, (*matrix, matrix[-1]))
-    if isinstance(step.op, Contract):
+    if isinstance(step.op, Networks):
         return contract_flops(step.op, operand_values(program, step), step.out)
     return Terms()
 
 
 def step_elementwise(step: Step, program: Program) -> Terms:
-    """Results of a map; elements read by a reduction or a sum by position."""
+    """Results of a map; elements read by a reduction, or summed by position or out of windows."""
     if isinstance(step.op, Loop | Scan):
         body = step.op.body
         return _repeated(step.op, (step_elementwise(inner, body) for inner in body.steps))
@@ -82,7 +83,7 @@ def step_elementwise(step: Step, program: Program) -> Terms:
         return Terms.total(step_elementwise(inner, body) for inner in body.steps)
     if isinstance(step.op, Map):
         return element_count(step.out)
-    if isinstance(step.op, Reduce | Scatter):
+    if isinstance(step.op, Reduce | Scatter | Fold):
         return element_count(operand_values(program, step)[0])
     return Terms()
 
@@ -118,7 +119,7 @@ def step_bytes(program: Program, step: Step) -> tuple[Terms, Terms]:
         inner = [step_bytes(body, one) for one in body.steps]
         return Terms.total(r for r, _ in inner), Terms.total(w for _, w in inner)
     read = Terms.total(nbytes(v) for v in read_values(step, operand_values(program, step)))
-    return read, nbytes(step.out)
+    return read, made_bytes(program, step)
 
 
 def _put_in_place(op: Loop | Scan) -> Terms:

@@ -150,9 +150,12 @@ def best_gradients(
 
 
 def may_replan(network: Network, options: PlanOptions) -> bool:
-    """Whether looking is worth it: where all operands are active, reversing is within 4 %."""
+    """Whether looking is worth it: where all operands are active, reversing is within 4 %.
+
+    Networks with windows are reversed: their sets of tensors do not say when a window is used.
+    """
     known = options.search == "auto" and options.minimize in ("time", "flops")
-    some = 0 < len(network.active) < len(network.terms)
+    some = 0 < len(network.active) < len(network.terms) and not network.relations
     return known and some and 2 < len(network.terms) <= GRADIENTS_UP_TO
 
 

@@ -13,12 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import product as choices
 
 from tncompiler.ir.builder import Builder
+from tncompiler.ir.convolution import natural_axes, read_orders
 from tncompiler.ir.matmul import is_matmul
 from tncompiler.ir.passes.layout import free_values, order_axes, permuted, reordered, reread
 from tncompiler.ir.program import (
     Contract,
+    Convolve,
     Labels,
     Map,
+    Networks,
     Permute,
     Program,
     Step,
@@ -49,7 +52,7 @@ class _Costs:
     def __init__(self, nominal: Binding, ways: Ways) -> None:
         self.nominal, self.ways = nominal, ways
 
-    def sizes(self, op: Contract, operands: Iterable[Value], out: Value) -> tuple[int, ...]:
+    def sizes(self, op: Networks, operands: Iterable[Value], out: Value) -> tuple[int, ...]:
         """By label; those of a contraction count from 0."""
         found = label_sizes(op, operands, out)
         return tuple([evaluate(found[label], self.nominal) for label in range(len(found))])
@@ -60,6 +63,10 @@ class _Costs:
         if isinstance(op, Contract) and is_matmul(op):
             sizes = self.sizes(op, operands, step.out)
             return self.ways.best(op, sizes, step.out.dtype).time_us
+        if isinstance(op, Convolve):
+            sizes = self.sizes(op, operands, step.out)
+            pairs = zip(op.inputs, read_orders(op), strict=True)
+            return sum(self.ways.permute_us(*pair, sizes, step.out.dtype) for pair in pairs)
         if isinstance(op, Contract) and len(op.inputs) == 2:
             sizes = self.sizes(op, operands, step.out)
             return sum(self._aligned_us(k, op.output, sizes, step.out.dtype) for k in op.inputs)
@@ -134,6 +141,8 @@ class _Layout:
         op = step.op
         if isinstance(op, Map):
             yield from (wires for wires in op.inputs if len(wires) == len(step.out.shape))
+        if isinstance(op, Convolve):
+            yield natural_axes(op)
         if not isinstance(op, Contract):
             return
         place = {label: axis for axis, label in enumerate(op.output)}

@@ -7,7 +7,7 @@ loop takes its results, the levels of its sums, and what its body takes for one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 
@@ -26,10 +26,11 @@ from tncompiler.ir.program import (
     Scan,
     Split,
     Step,
+    Unfold,
     Value,
     operand_values,
 )
-from tncompiler.ir.sizes import Binding, Terms, evaluate
+from tncompiler.ir.sizes import Binding, Terms, evaluate, plain, resized
 
 SUM_RADIX = 16  # blocks that a level of a running sum adds up; see backends/*/runtime.py
 
@@ -39,13 +40,24 @@ def nbytes(value: Value) -> Terms:
     return Terms.of(ITEM_BYTES[value.dtype], value.shape)
 
 
+def made_bytes(program: Program, step: Step) -> Terms:
+    """The bytes that a step's value takes: seen through windows, those of the padded source."""
+    if not isinstance(step.op, Unfold):
+        return nbytes(step.out)
+    source, geometry = program.values[step.operands[0]], step.op.geometry
+    size = plain(source.shape[step.op.axis] + geometry.before + geometry.after)
+    return nbytes(replace(source, shape=resized(source.shape, step.op.axis, size)))
+
+
 def is_view(step: Step) -> bool:
-    """Whether a step moves no data: splits, merges, literals, permutations, diagonals."""
+    """Whether a step moves no data: splits, merges, literals, permutations, diagonals, windows."""
     op = step.op
     if isinstance(op, Contract) and len(op.inputs) <= 1:
         return all(set(labels) == set(op.output) for labels in op.inputs) and (
             len(set(op.output)) == len(op.output)
         )
+    if isinstance(op, Unfold):
+        return op.geometry.before == op.geometry.after == 0
     return isinstance(op, Split | Merge | Literal | Pick)
 
 
@@ -112,7 +124,7 @@ def peak_bytes(program: Program, binding: Binding) -> int:
 
 def live_bytes(program: Program, binding: Binding) -> Iterator[tuple[Moment, int]]:
     """Each step with the bytes that are alive while it runs."""
-    sizes = {step.out.name: nbytes(step.out).evaluate(binding) for step in program.steps}
+    sizes = {s.out.name: made_bytes(program, s).evaluate(binding) for s in program.steps}
     live = 0
     for moment in moments(program):
         live += sum(sizes[name] for name in moment.made)
@@ -174,7 +186,8 @@ def live_terms(program: Program) -> Iterator[Terms]:
     """What is alive while each step runs, in loops too."""
     alive: dict[str, Terms] = {}
     for moment in moments(program):
-        alive.update((name, nbytes(program.values[name])) for name in moment.made)
+        made = (program.producers[name] for name in moment.made)
+        alive.update((step.out.name, made_bytes(program, step)) for step in made)
         total = Terms.total(alive.values())
         yield total
         op = moment.step.op

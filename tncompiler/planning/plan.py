@@ -14,9 +14,9 @@ import sympy
 from tncompiler.ir.errors import FileFormatError, PlanError
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.program import (
-    Contract,
     Labels,
     Loop,
+    Networks,
     Program,
     Scan,
     Step,
@@ -24,6 +24,7 @@ from tncompiler.ir.program import (
     label_names,
     label_sizes,
     operand_values,
+    relations_of,
 )
 from tncompiler.ir.scans.steps import programs_within
 from tncompiler.ir.sizes import Binding, Terms, evaluate, parse_size, render_size, size_text
@@ -57,7 +58,7 @@ class NetworkOrder:
     ) -> NetworkOrder:
         """The network that makes the value `name`; scalars are applied apart and left out."""
         step = program.producers[name]
-        op: Contract = step.op  # type: ignore[assignment]
+        op: Networks = step.op  # type: ignore[assignment]
         operands = operand_values(program, step)
         sizes = label_sizes(op, operands, step.out)
         kept = [k for k, value in enumerate(operands) if value.shape]
@@ -331,14 +332,15 @@ def describe_steps(program: Program) -> tuple[PlanStep, ...]:
 def step_equation(program: Program, step: Step) -> str:
     """The step by index names: "t0(b, o1) = x(b, i1) * G1(i1, o1)"."""
     operands = operand_values(program, step)
-    if isinstance(step.op, Contract):
+    if isinstance(step.op, Networks):
         names = label_names(step.op, operands, step.out)
         terms = [
             f"{value.name}({', '.join(names[label] for label in labels)})"
             for value, labels in zip(operands, step.op.inputs, strict=True)
         ]
         out = ", ".join(names[label] for label in step.op.output)
-        return f"{step.out.name}({out}) = {' * '.join(terms) or '1'}"
+        equation = f"{step.out.name}({out}) = {' * '.join(terms) or '1'}"
+        return ", ".join((equation, *(r.text(names) for r in relations_of(step.op))))
     if isinstance(step.op, Scan):
         return f"scan over {step.op.index}, {step.op.carried} states"
     if isinstance(step.op, Loop):

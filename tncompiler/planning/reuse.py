@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tncompiler.ir.errors import PlanError
-from tncompiler.ir.program import Contract, Program
+from tncompiler.ir.program import Contract, Convolve, Program
 from tncompiler.ir.sizes import Binding
 from tncompiler.planning.candidates import POOL_UP_TO, Network, tree_cost
 from tncompiler.planning.hyper import Order
@@ -77,6 +77,8 @@ def reuse_orders(
     """
     orders, replanned, matched = {}, 0, False
     for step in program.steps:
+        if isinstance(step.op, Convolve):  # searched anew when it is scheduled
+            matched, replanned = True, replanned + len(step.operands) - 1
         if not isinstance(step.op, Contract) or not step.operands:
             continue
         edited = NetworkOrder.of(program, step.out.name, nominal)

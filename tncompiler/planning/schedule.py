@@ -7,13 +7,14 @@ plan). Out: the scheduled program and the order of each network.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.program import (
     Contract,
     Labels,
+    Networks,
     Program,
     Scan,
     Step,
@@ -22,19 +23,17 @@ from tncompiler.ir.program import (
     label_names,
     label_sizes,
     operand_values,
+    relations_of,
+    with_output,
 )
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair, intermediate_labels
 from tncompiler.planning.search import contraction_order
+from tncompiler.planning.windowed_steps import Term, Windowing
+from tncompiler.planning.windows import is_ready
 
 Orders = Mapping[str, tuple[Pair, ...]]
-
-
-@dataclass
-class _Term:
-    value: Value
-    labels: Labels
 
 
 def schedule(
@@ -55,7 +54,7 @@ def schedule(
             body, inner = schedule(step.op.body, nominal, options, orders)
             step = replace(step, op=replace(step.op, body=body))
             chosen.update(inner)
-        if not isinstance(step.op, Contract) or not operands:
+        if not isinstance(step.op, Networks) or not operands:
             builder.copy(step, operands)
             continue
         network = _Network(builder, step, step.op, operands, nominal)
@@ -71,16 +70,18 @@ class _Network:
         self,
         builder: Builder,
         step: Step,
-        op: Contract,
+        op: Networks,
         operands: Sequence[Value],
         nominal: Binding,
     ) -> None:
         self.builder, self.step, self.op = builder, step, op
+        self.windows = list(relations_of(op))
         self.start = len(builder.steps)
         self.sizes = label_sizes(op, operands, step.out)
         self.names = label_names(op, operands, step.out)
+        self.windowing = Windowing(builder, self.sizes, self.names)
         self.numbers = {label: evaluate(size, nominal) for label, size in self.sizes.items()}
-        terms = [_Term(v, labels) for v, labels in zip(operands, op.inputs, strict=True)]
+        terms = [Term(v, labels) for v, labels in zip(operands, op.inputs, strict=True)]
         self.scalars = [term for term in terms if not term.labels]
         self.terms = [term for term in terms if term.labels]
 
@@ -88,12 +89,13 @@ class _Network:
         self, options: PlanOptions, pairs: tuple[Pair, ...] | None
     ) -> tuple[Pair, ...]:
         wires = [term.labels for term in self.terms]
-        uses = _label_uses(wires, self.op.output)
+        uses = _label_uses((*wires, *(r.labels for r in self.windows)), self.op.output)
         if len(self.terms) + len(self.scalars) > 1:
             self.terms = [self._reduced(term, uses) for term in self.terms]
         wires = [term.labels for term in self.terms]
         if pairs is None:
-            pairs = contraction_order(wires, self.op.output, self.numbers, options)
+            windows = relations_of(self.op)
+            pairs = contraction_order(wires, self.op.output, self.numbers, options, windows)
         elif len(pairs) != max(len(wires) - 1, 0):
             raise PlanError(
                 f"the plan contracts {len(pairs) + 1} tensors where the network has {len(wires)}",
@@ -106,10 +108,13 @@ class _Network:
             self._contract_pair(left, right, uses)
             if made == at and made < len(wires) + len(pairs) - 1:  # else `_finish` does
                 self._scale(at)
-        self._finish(self.terms[-1] if self.terms else self._product_of_scalars())
+        last = self.terms[-1] if self.terms else self._product_of_scalars()
+        for relation in self.windows:
+            last = self.windowing.alone(relation, last, self.op.output)
+        self._finish(last)
         return pairs
 
-    def _reduced(self, term: _Term, uses: dict[int, int]) -> _Term:
+    def _reduced(self, term: Term, uses: dict[int, int]) -> Term:
         """The term's diagonal, summed over labels that stand on it alone."""
         kept = tuple(
             label
@@ -132,26 +137,29 @@ class _Network:
         self.scalars = []
         self.terms[at] = self._emit([scale, term], term.labels)
 
-    def _product_of_scalars(self) -> _Term:
+    def _product_of_scalars(self) -> Term:
         product, *rest = self.scalars
         for scalar in rest:
             product = self._emit([product, scalar], ())
         return product
 
     def _contract_pair(self, left: int, right: int, uses: dict[int, int]) -> None:
-        a, b = self.terms[left], self.terms[right]
-        for label in (*a.labels, *b.labels):
-            uses[label] -= 1
-        kept = tuple(
-            label
-            for label in dict.fromkeys((*a.labels, *b.labels))
-            if uses[label] > 0 or label in self.op.output
-        )
+        a, b, output = self.terms[left], self.terms[right], self.op.output
+        ready = [r for r in self.windows if is_ready(r, a.labels, b.labels, uses, output)]
+        self.windows = [r for r in self.windows if r not in ready]
+        for labels in (a.labels, b.labels, *(r.labels for r in ready)):
+            for label in labels:
+                uses[label] -= 1
+        met = dict.fromkeys((*a.labels, *b.labels, *(k for r in ready for k in r.labels)))
+        kept = tuple(label for label in met if uses[label] > 0 or label in self.op.output)
         for label in kept:
             uses[label] += 1
-        self.terms.append(self._emit([a, b], kept))
+        if ready:
+            self.terms.append(self.windowing.together(ready, a, b, kept))
+        else:
+            self.terms.append(self._emit([a, b], kept))
 
-    def _emit(self, terms: Sequence[_Term], kept: Labels) -> _Term:
+    def _emit(self, terms: Sequence[Term], kept: Labels) -> Term:
         value = self.builder.contract(
             [term.value for term in terms],
             [term.labels for term in terms],
@@ -159,9 +167,9 @@ class _Network:
             [self.sizes[label] for label in kept],
             [self.names[label] for label in kept],
         )
-        return _Term(value, kept)
+        return Term(value, kept)
 
-    def _finish(self, term: _Term) -> None:
+    def _finish(self, term: Term) -> None:
         """The last term under the network's own name, in the declared axis order."""
         if self.scalars and self.terms:
             term = self._emit([self._product_of_scalars(), term], term.labels)
@@ -170,11 +178,10 @@ class _Network:
         out = self.step.out
         made_here = last.out.name == term.value.name
         folds = sorted(term.labels) == sorted(self.op.output)
-        if made_here and folds and isinstance(last.op, Contract):
+        if made_here and folds and isinstance(last.op, Networks):
             names = dict(zip(last.op.output, term.labels, strict=True))
             back = {label: local for local, label in names.items()}
-            op = canonical(Contract(last.op.inputs, tuple(back[k] for k in self.op.output)))
-            self.builder.steps[-1] = Step(out, op, last.operands)
+            self.builder.steps[-1] = with_output(last, out, tuple(back[k] for k in self.op.output))
             return
         op = canonical(Contract((term.labels,), self.op.output))
         self.builder.steps.append(Step(out, op, (term.value.name,)))

@@ -16,12 +16,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tncompiler.ir.program import Labels
+from tncompiler.ir.program import Labels, Relation
 from tncompiler.planning.candidates import POOL_UP_TO, Network, is_exact, tree_cost
 from tncompiler.planning.hyper import Order, Trial, greedy_order, numbered_trials, refining
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import asked_order, order_as_written
+from tncompiler.planning.windows import label_models
 from tncompiler.planning.workers import Budget, Executor, Here, Processes, Runner
 
 _RANDOM_UP_TO = 2000  # tensors; beyond, one greedy run
@@ -36,11 +37,13 @@ def contraction_order(
     output: Labels,
     sizes: Mapping[int, int],
     options: PlanOptions,
+    relations: tuple[Relation, ...] = (),
 ) -> Order:
     """The best order of tensors by their labels, for a forward pass alone."""
     wires = tuple(tuple(dict.fromkeys(labels)) for labels in inputs)
     known = {label: max(size, 1) for label, size in sizes.items()}
-    return find_orders(Network(wires, frozenset(output), known, "float32"), options)[0]
+    network = Network(wires, frozenset(output), known, "float32", relations=relations)
+    return find_orders(network, options)[0]
 
 
 def find_orders(
@@ -50,11 +53,23 @@ def find_orders(
     count = len(network.terms)
     if count < 3:
         return [((0, 1),) if count == 2 else ()]
+    if network.relations:
+        return _orders_of_windows(network, options, budget)
     if callable(options.search):
         return [asked_order(options.search, network.terms, network.output, network.sizes)]
     if options.search == "left-to-right":
         return [order_as_written(count)]
     return _Search(network, options, budget or Budget.of(options)).run()
+
+
+def _orders_of_windows(
+    network: Network, options: PlanOptions, budget: Budget | None
+) -> list[Order]:
+    """The orders of networks of labels that stand for this one, by what they cost here."""
+    rates = as_machine(options.machine).planning
+    models = label_models(network)
+    found = dict.fromkeys(order for m in models for order in find_orders(m, options, budget))
+    return sorted(found, key=lambda order: tree_cost(network, order, options.minimize, rates))
 
 
 class _Search:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 
 from tncompiler.ir.passes.slicing import Axis, linked_axes, names_within, slice_index
-from tncompiler.ir.program import Loop, Op, Pick, Program, Scan, Step, Value
+from tncompiler.ir.program import Convolve, Loop, Op, Pick, Program, Scan, Step, Value
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.memory import (
     SUM_RADIX,
@@ -173,9 +173,16 @@ def numeric(program: Program, nominal: Binding) -> Program:
 
 
 def _numeric_op(op: Op, nominal: Binding) -> Op:
-    if not isinstance(op, Scan):
+    """The operation with numbers for the sizes that it holds."""
+    if isinstance(op, Scan):
+        return replace(op, size=evaluate(op.size, nominal), body=numeric(op.body, nominal))
+    if not isinstance(op, Convolve):
         return op
-    return replace(op, size=evaluate(op.size, nominal), body=numeric(op.body, nominal))
+    related = []
+    for relation in op.relations:
+        source, out, kernel = (evaluate(size, nominal) for size in relation.sizes)
+        related.append(replace(relation, sizes=(source, out, kernel)))
+    return replace(op, relations=tuple(related))
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -9,23 +9,28 @@ import sympy
 
 from tncompiler.ir.attention import Attention
 from tncompiler.ir.attention_body import body_of
+from tncompiler.ir.convolution import form_of
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import is_matmul, matmul_form
 from tncompiler.ir.program import (
     Contract,
+    Convolve,
     Loop,
     Map,
+    Networks,
     Permute,
     Program,
     Scan,
     Step,
+    Unfold,
     Value,
     label_sizes,
     operand_values,
 )
 from tncompiler.ir.sizes import Size, evaluate, volume
-from tncompiler.planning.memory import is_view, read_values, within
+from tncompiler.planning.memory import is_view, made_bytes, read_values, within
 from tncompiler.planning.rates import Rates
+from tncompiler.planning.windows import convolution_us
 
 Sizes = Mapping[sympy.Symbol, int]
 
@@ -92,6 +97,12 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
     if isinstance(step.op, Loop | Scan):
         return _repeated_us(step.op, sizes, rates)
     operands = operand_values(program, step)
+    if isinstance(step.op, Unfold):
+        made = made_bytes(program, step).evaluate(sizes)
+        return rates.step_us + rates.pass_us(2.0 * made) + rates.fresh_us(made)
+    if isinstance(step.op, Convolve):
+        numbers = {k: evaluate(s, sizes) for k, s in _labels(step.op, operands, step.out)}
+        return convolution_us(form_of(step.op), numbers, step.out.dtype, rates)
     if isinstance(step.op, Attention):
         return program_us(body_of(step, operands), sizes, rates)
     work = _work_us(step, operands, sizes, rates)
@@ -147,7 +158,7 @@ def _product_us(
     return rates.product_us(batch, rows, columns, inner, out.dtype)
 
 
-def _labels(op: Contract, operands: tuple[Value, ...], out: Value) -> ItemsView[int, Size]:
+def _labels(op: Networks, operands: tuple[Value, ...], out: Value) -> ItemsView[int, Size]:
     return label_sizes(op, operands, out).items()
 
 

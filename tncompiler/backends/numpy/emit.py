@@ -155,7 +155,8 @@ class NumpyEmitter(Emitter):
         return f"{text}.copy()"
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
-        return f"np.ones(({self.dims([(s,) for s in sizes])},), dtype={self.dtype(dtype)})"
+        dims = self.dims([(s,) for s in sizes])
+        return f"np.ones(({dims and f'{dims},'}), dtype={self.dtype(dtype)})"
 
     def arange(self, size: str) -> str:
         return f"np.arange({size}, dtype=np.int64)"

@@ -106,7 +106,7 @@ class TorchEmitter(Emitter):
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
         dims = self.dims([(s,) for s in sizes])
-        return f"torch.ones(({dims},), dtype=torch.{dtype}{self.device})"
+        return f"torch.ones(({dims and f'{dims},'}), dtype=torch.{dtype}{self.device})"
 
     def arange(self, size: str) -> str:
         return f"torch.arange({size}{self.device})"

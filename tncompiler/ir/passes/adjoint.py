@@ -21,10 +21,18 @@ from tncompiler.ir.gather_rules import adjoint_gather, adjoint_scatter
 from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.pairs_rules import adjoint as adjoint_pairs
 from tncompiler.ir.pairs_rules import adjoint_again
+from tncompiler.ir.passes.window_rules import (
+    convolve_adjoint,
+    fold_adjoint,
+    unfold_adjoint,
+    window_adjoint,
+)
 from tncompiler.ir.program import (
     Cast,
     Concat,
     Contract,
+    Convolve,
+    Fold,
     Labels,
     Literal,
     Map,
@@ -38,7 +46,9 @@ from tncompiler.ir.program import (
     Slice,
     Split,
     Step,
+    Unfold,
     Value,
+    Window,
     fresh_name,
     label_names,
     label_sizes,
@@ -359,6 +369,10 @@ ADJOINT_RULES: dict[type, Callable[..., None]] = {
     Concat: _concat,
     Cast: _cast,
     Literal: _literal,
+    Convolve: convolve_adjoint,
+    Unfold: unfold_adjoint,
+    Fold: fold_adjoint,
+    Window: window_adjoint,
     Pairs: adjoint_pairs,
     PairsAdjoint: adjoint_again,
     Positions: _literal,

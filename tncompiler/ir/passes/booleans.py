@@ -8,7 +8,7 @@ of booleans, and torch none at all.
 from __future__ import annotations
 
 from tncompiler.ir.builder import Builder
-from tncompiler.ir.program import Contract, Map, Program, Step, operand_values
+from tncompiler.ir.program import Contract, Convolve, Map, Program, Step, operand_values
 
 
 def sum_booleans(program: Program) -> Program:
@@ -31,6 +31,8 @@ def sum_booleans(program: Program) -> Program:
 
 def _sums_booleans(step: Step) -> bool:
     op = step.op
+    if isinstance(op, Convolve) and step.out.dtype == "bool":
+        return True
     if not isinstance(op, Contract) or step.out.dtype != "bool" or len(op.inputs) < 2:
         return False
     return {label for labels in op.inputs for label in labels} > set(op.output)

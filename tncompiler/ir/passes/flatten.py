@@ -18,6 +18,7 @@ from tncompiler.ir.program import (
     Program,
     Step,
     Value,
+    Window,
     label_sizes,
     operand_values,
 )
@@ -62,12 +63,39 @@ def _inlinable(program: Program) -> dict[str, bool]:
             for name in step.operands:
                 fed[name] = fed.get(name, 0) + 1
     result = {}
+    chained = _chained_windows(program)
     for step in program.steps:
         name = step.out.name
-        is_fed = isinstance(step.op, Contract) and fed.get(name, 0) > 0
+        is_fed = isinstance(step.op, Contract) and fed.get(name, 0) > 0 and name not in chained
         if is_fed and (uses[name] == 1 or _is_free(step.op)):  # type: ignore[arg-type]
             result[name] = uses[name] == fed[name]
     return result
+
+
+def _chained_windows(program: Program) -> set[str]:
+    """Values with an axis that a window made and that a window of their user takes.
+
+    One network holds no window of a window: the steps of a convolution after a convolution are
+    never together.
+    """
+    windows = {step.out.name for step in program.steps if isinstance(step.op, Window)}
+    made: dict[str, set[int]] = {}  # the axes of values that windows of their networks have made
+    chained: set[str] = set()
+    for step in program.steps if windows else ():
+        op = step.op
+        if not isinstance(op, Contract):
+            continue
+        wires = list(zip(step.operands, op.inputs, strict=True))
+        own = {label for name, labels in wires if name in windows for label in labels}
+        before = set()
+        for name, labels in wires:
+            inner = {labels[axis] for axis in made.get(name, ())}
+            if inner & own:
+                chained.add(name)
+            else:
+                before |= inner
+        made[step.out.name] = {k for k, x in enumerate(op.output) if x in own | before}
+    return chained
 
 
 def _is_free(op: Contract) -> bool:

@@ -7,19 +7,23 @@ in which its own product comes out without a permute, take the one whose readers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from tncompiler.ir.convolution import natural_axes, read_orders
 from tncompiler.ir.matmul import copied_elements, is_matmul, matmul_form
 from tncompiler.ir.program import (
     Contract,
+    Convolve,
     Labels,
     Map,
+    Networks,
     Program,
     Step,
     Value,
-    canonical,
     label_sizes,
+    with_output,
 )
 from tncompiler.ir.sizes import Size
 
@@ -43,9 +47,9 @@ def order_axes(program: Program) -> Program:
 
 def free_values(program: Program) -> set[str]:
     """Values whose axis order only contractions and maps see."""
-    free = {s.out.name for s in program.steps if isinstance(s.op, Contract | Map)}
+    free = {s.out.name for s in program.steps if isinstance(s.op, Networks | Map)}
     for step in program.steps:
-        if not isinstance(step.op, Contract | Map):
+        if not isinstance(step.op, Networks | Map):
             free.difference_update(step.operands)
     return free.difference(program.outputs)
 
@@ -75,6 +79,8 @@ def _candidates(step: Step, values: Mapping[str, Value]) -> list[Labels]:
     if isinstance(op, Map):
         full = [wires for wires in op.inputs if len(wires) == len(identity)]
         return [*dict.fromkeys([*full[:1], identity])]
+    if isinstance(op, Convolve):
+        return [*dict.fromkeys([natural_axes(op), identity])]
     if not isinstance(op, Contract) or not is_matmul(op):
         return [identity]
     form = matmul_form(op, _numbers(op, step, values))
@@ -107,12 +113,15 @@ def _number(size: Size) -> int:
 def _copies(step: Step, values: Mapping[str, Value], orders: Mapping[str, Labels]) -> int:
     """How many elements the step copies once the values in `orders` are reordered."""
     op = step.op
-    if not isinstance(op, Contract) or not is_matmul(op):
-        return 0
     operands = [
         permuted(values[name], orders[name]) if name in orders else values[name]
         for name in step.operands
     ]
+    if isinstance(op, Convolve):
+        askew = [k for k, order in enumerate(read_orders(op)) if order != op.inputs[k]]
+        return sum(math.prod(map(_number, operands[k].shape)) for k in askew)
+    if not isinstance(op, Contract) or not is_matmul(op):
+        return 0
     sizes = {k: _number(v) for k, v in label_sizes(op, operands, step.out).items()}
     return copied_elements(matmul_form(op, sizes), op, sizes)
 
@@ -126,12 +135,8 @@ def reordered(step: Step, order: Labels) -> Step:
     """The step with the axes of its value in another order."""
     out = permuted(step.out, order)
     op = step.op
-    if isinstance(op, Contract):
-        return Step(
-            out,
-            canonical(Contract(op.inputs, tuple(op.output[axis] for axis in order))),
-            step.operands,
-        )
+    if isinstance(op, Networks):
+        return with_output(step, out, tuple(op.output[axis] for axis in order))
     if isinstance(op, Map):
         place = {axis: position for position, axis in enumerate(order)}
         wires = tuple(tuple(place[label] for label in labels) for labels in op.inputs)
@@ -142,11 +147,12 @@ def reordered(step: Step, order: Labels) -> Step:
 def reread(step: Step, name: str, order: Labels) -> Step:
     """The step reading `name` with its axes in another order."""
     op = step.op
-    if not isinstance(op, Contract | Map):
+    if not isinstance(op, Networks | Map):
         return step
     inputs = tuple(
         tuple(labels[axis] for axis in order) if operand == name else labels
         for operand, labels in zip(step.operands, op.inputs, strict=True)
     )
-    new = canonical(Contract(inputs, op.output)) if isinstance(op, Contract) else None
-    return replace(step, op=new or Map(op.function, inputs))  # type: ignore[union-attr]
+    if isinstance(op, Map):
+        return replace(step, op=Map(op.function, inputs))
+    return with_output(replace(step, op=replace(op, inputs=inputs)), step.out, op.output)

@@ -16,6 +16,8 @@ from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.passes.scans import trim_scans
 from tncompiler.ir.program import (
     Argument,
+    Convolve,
+    Fold,
     Literal,
     Pad,
     Permute,
@@ -24,7 +26,9 @@ from tncompiler.ir.program import (
     Scan,
     Slice,
     Step,
+    Unfold,
     Value,
+    Window,
     fresh_name,
 )
 from tncompiler.ir.sizes import Size, symbols_of
@@ -134,7 +138,7 @@ class _Backward:
 
     def _make_again(self, step: Step) -> None:
         name = step.out.name
-        free = isinstance(step.op, Literal) or self._copies_input(step)
+        free = self._is_free(step)
         called = name if free else fresh_name(f"{name}_again", self.taken)
         self.taken.add(called)
         if not free:
@@ -144,12 +148,14 @@ class _Backward:
         self.again[name] = called
 
     def _is_saved(self, step: Step) -> bool:
-        if isinstance(step.op, Literal | Scan) or self._copies_input(step):
+        if self._is_free(step) or isinstance(step.op, Scan):
             return False
         return self.kept is None or step.out.name in self.kept
 
-    def _copies_input(self, step: Step) -> bool:
-        return isinstance(step.op, Permute) and self.given.issuperset(step.operands)
+    def _is_free(self, step: Step) -> bool:
+        """Numbers, copies of inputs, and what is seen through windows, which would be large."""
+        copies = isinstance(step.op, Permute) and self.given.issuperset(step.operands)
+        return copies or isinstance(step.op, Literal | Window | Unfold)
 
 
 def inputs_of(joint: Program) -> set[str]:
@@ -172,8 +178,8 @@ def _size_carriers(joint: Program, steps: tuple[Step, ...], read: set[str]) -> s
     for argument in joint.arguments:
         if argument.value.name in read or argument.kind in _LATER:
             wanted -= _on_axes(argument.value)
-    if any(wanted & symbols_of(s) for e in joint.equations for s in (e.total, *e.parts)):
-        wanted |= {k for e in joint.equations for s in (e.total, *e.parts) for k in symbols_of(s)}
+    if any(wanted & symbols_of(s) for e in joint.equations for s in e.sizes):
+        wanted |= {k for e in joint.equations for s in e.sizes for k in symbols_of(s)}
     carriers = set()
     for argument in joint.arguments:
         if argument.kind not in _LATER and wanted & _on_axes(argument.value):
@@ -194,4 +200,8 @@ def step_symbols(step: Step) -> set[Size]:
             sizes += [first, second]
         case Literal(value) if not isinstance(value, int | float | complex):
             sizes.append(value)
+        case Window(geometry) | Unfold(_, geometry) | Fold(_, geometry):
+            sizes.append(geometry.before)
+        case Convolve(_, _, relations):
+            sizes += [size for r in relations for size in (*r.sizes, r.geometry.before)]
     return {symbol for size in sizes for symbol in symbols_of(size)}

@@ -18,11 +18,12 @@ from tncompiler.ir.program import (
     Argument,
     Cast,
     Concat,
-    Contract,
+    Fold,
     Literal,
     Loop,
     Map,
     Merge,
+    Networks,
     Pad,
     Permute,
     Pick,
@@ -31,8 +32,10 @@ from tncompiler.ir.program import (
     Slice,
     Split,
     Step,
+    Unfold,
     Value,
     fresh_name,
+    moving_labels,
     operand_values,
 )
 from tncompiler.ir.sizes import Size, plain, resized, size_symbol, symbols_of
@@ -82,12 +85,13 @@ class _Links:
 def _wirings(step: Step, operands: tuple[Value, ...]) -> Iterator[list[Axis]]:
     """The groups of axes that the step works along together."""
     op, out = step.op, step.out
-    if isinstance(op, Contract):
+    if isinstance(op, Networks):
         by_label: dict[int, list[Axis]] = {}
         for labels, value in zip((*op.inputs, op.output), (*operands, out), strict=True):
             for axis, label in enumerate(labels):
                 by_label.setdefault(label, []).append((value.name, axis))
-        yield from by_label.values()
+        moving = moving_labels(op)
+        yield from (axes for label, axes in by_label.items() if label not in moving)
         return
     for value, places in zip(operands, _places(op, operands), strict=True):
         for axis, place in enumerate(places):
@@ -110,6 +114,10 @@ def _places(op: object, operands: tuple[Value, ...]) -> list[tuple[int | None, .
             return [tuple(kept.index(k) if k in kept else None for k in range(ranks[0]))]
         case Split(axis, count):
             return [_shifted(ranks[0], axis, 1, count)]
+        case Unfold(axis):
+            return [_shifted(ranks[0], axis, 1, 2)]
+        case Fold(axis):
+            return [_shifted(ranks[0], axis, 2, 1)]
         case Merge(axis, count):
             return [_shifted(ranks[0], axis, count, 1)]
         case Slice(axis) | Pad(axis) | Concat(axis):
@@ -246,8 +254,9 @@ class _Slicing:
         if any(len(self.carried.get(name, ())) > 1 for name in names):
             return False
         op = step.op
-        if isinstance(op, Contract):
-            return len(self._labels(step, op)) == 1
+        if isinstance(op, Networks):
+            labels = self._labels(step, op)
+            return len(labels) == 1 and labels.isdisjoint(moving_labels(op))
         if isinstance(op, Loop | Pick | Literal):
             return False
         reached = {
@@ -259,7 +268,7 @@ class _Slicing:
         }
         return reached == set(self.carried.get(step.out.name, ()))
 
-    def _labels(self, step: Step, op: Contract) -> set[int]:
+    def _labels(self, step: Step, op: Networks) -> set[int]:
         wires = zip((*op.inputs, op.output), (*step.operands, step.out.name), strict=True)
         return {labels[axis] for labels, name in wires for axis in self.carried.get(name, ())}
 
@@ -313,7 +322,7 @@ class _Slicing:
         self, operands: Sequence[str], steps: Sequence[Step], inner: dict[str, Value]
     ) -> list[Step]:
         """Blocks that do not lie together in memory are copied before a contraction reads them."""
-        read = {n for step in steps if isinstance(step.op, Contract) for n in step.operands}
+        read = {n for step in steps if isinstance(step.op, Networks) for n in step.operands}
         copies = []
         for name in operands:
             if name in read and self.axis_of(name):

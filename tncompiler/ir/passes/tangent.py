@@ -19,10 +19,13 @@ from tncompiler.ir.gather_rules import tangent as tangent_of_gather
 from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.pairs_rules import tangent as tangent_of_pairs
 from tncompiler.ir.passes.adjoint import reachable_from, tie_shares
+from tncompiler.ir.passes.window_rules import convolve_tangent, window_tangent
 from tncompiler.ir.program import (
     Cast,
     Concat,
     Contract,
+    Convolve,
+    Fold,
     Literal,
     Map,
     Merge,
@@ -35,7 +38,9 @@ from tncompiler.ir.program import (
     Slice,
     Split,
     Step,
+    Unfold,
     Value,
+    Window,
     fresh_name,
     operand_values,
 )
@@ -185,6 +190,10 @@ TANGENT_RULES: dict[type, Callable[..., Value | None]] = {
     Concat: _linear,
     Cast: _linear,
     Literal: _literal,
+    Convolve: convolve_tangent,
+    Unfold: _linear,
+    Fold: _linear,
+    Window: window_tangent,
     Pairs: tangent_of_pairs,
     PairsAdjoint: tangent_of_pairs,
     Positions: _literal,
