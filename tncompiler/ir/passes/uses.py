@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tncompiler.ir.passes.slicing import linked_axes, names_within
-from tncompiler.ir.program import Argument, Loop, Program, Step, Value, fresh_name
+from tncompiler.ir.program import Argument, Contract, Loop, Program, Step, Value, fresh_name
 
 
 def part_uses(program: Program) -> tuple[Program, dict[str, str]]:
-    """The program with arguments of their own for all uses of tangled ones but the first."""
+    """The program with arguments of their own for the products that tangled ones enter.
+
+    The first one, and steps that are no products, read what they did.
+    """
     tangled = _tangled(program)
     if not tangled:
         return program, {}
@@ -32,7 +35,12 @@ def part_uses(program: Program) -> tuple[Program, dict[str, str]]:
         stands_for[alias] = name
         return alias
 
-    steps = [replace(step, operands=tuple(map(own, step.operands))) for step in program.steps]
+    steps = [
+        replace(step, operands=tuple(map(own, step.operands)))
+        if isinstance(step.op, Contract)
+        else step
+        for step in program.steps
+    ]
     more = [
         Argument(replace(tangled[name], name=alias), kinds[name])
         for alias, name in stands_for.items()
