@@ -18,7 +18,7 @@ import tncompiler as tnc
 from tests.networks import random_network
 from tncompiler.function import NumpyFunction
 from tncompiler.ir.errors import PlanError
-from tncompiler.ir.passes.partition import partition
+from tncompiler.ir.passes.partition import inputs_of, partition
 from tncompiler.ir.program import Literal, Loop, Permute, Program
 from tncompiler.ir.sizes import evaluate
 from tncompiler.planning.machine import as_machine
@@ -59,7 +59,7 @@ def joint_of(f: NumpyFunction, sizes: Any) -> tuple[Program, Any]:
 def choices_of(joint: Program, count: int) -> list[str]:
     """The computed values that a set to keep may be made of."""
     forward = partition(joint, count).forward
-    given = {argument.value.name for argument in forward.arguments}
+    given = inputs_of(forward)
     return [
         step.out.name
         for step in forward.steps
