@@ -181,17 +181,12 @@ def random_cases() -> Iterator[tuple[Any, Network]]:
     for seed in range(60):
         case = random_network(seed, 7, dtype="float64")
         wrt = tuple(name for name in case.wrt if rng.random() < 0.5)
-        program = Compilation(case.outputs, None, case.given, FLOPS, False).logical(
-            ("float64", *("float64" for _ in collect(case.outputs)))
-        )
+        compilation = Compilation(case.outputs, None, case.given, FLOPS, False)
+        program = compilation.logical(compilation.default_dtypes("float64"))
         sizes = {symbol: 3 for symbol in case.sizes}
         for network in networks_of(program, sizes, wrt).values():
             if network.active and len(network.terms) > 2:
                 yield program, network
-
-
-def collect(outputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return Compilation(outputs, None, {}, None, False).ordered
 
 
 @pytest.mark.parametrize("minimize", ["time", "flops"])

@@ -57,6 +57,7 @@ from tncompiler.planning.workers import Budget
 from tncompiler.problem import Nominal, Problem
 
 MOST_SUMMED_APART = 4  # indices of a network that carries exponents that are cut though summed
+LAYOUT_UP_TO = 2_000  # steps; beyond, copies are not weighed by time, which takes seconds
 LAYOUT_FROM_US = 50.0  # predicted time from which a search for the best layout pays
 # about what it takes, for each tensor, to schedule a forward pass, and a training step
 PREPARED_S, STEP_PREPARED_S = 0.001, 0.004
@@ -195,6 +196,8 @@ class Scheduling(Problem):
             merged = run_passes(program, passes, scheduled=True, watcher=watcher())
             merged = hoist_invariants(change_bodies(merged, _lay_out_body))
             plain = run_passes(merged, LAYOUT_PASSES, scheduled=True, watcher=watcher())
+            if len(merged.steps) > LAYOUT_UP_TO:
+                return plain
             usual = self.nominal({})  # one layout for all sizes that are free
             time = program_us(plain, usual, self._rates) if self.places_by_time else 0.0
             if not LAYOUT_FROM_US < time < math.inf:

@@ -428,7 +428,8 @@ def label_sizes(op: Networks, operands: Iterable[Value], out: Value) -> dict[int
     for labels, value in zip((*op.inputs, op.output), (*operands, out), strict=True):
         own = dict(zip(labels, value.shape, strict=True))
         if not own.keys() <= sizes.keys():
-            sizes = {**sizes, **own, **sizes}
+            for label, size in own.items():
+                sizes.setdefault(label, size)
     for relation in relations_of(op):
         sizes = {**dict(zip(relation.labels, relation.sizes, strict=True)), **sizes}
     return sizes

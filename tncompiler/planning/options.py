@@ -46,8 +46,9 @@ class PlanOptions:
     ``parallel`` runs the trials of "hyper" at once, with the same result: a number of processes,
     True or "auto" for one a core, an executor (concurrent.futures, a Dask client, Ray through
     cotengra), or the name of one: "concurrent.futures", "threads", "loky", "dask", "ray".
-    ``max_seconds`` cuts the search: what runs is killed (on an executor: cancelled), the best order
-    so far is taken, at least the greedy one, and `plan.cut` is true. A function given as ``search``
+    ``max_seconds`` counts from the call and cuts the search so that scheduling still fits in: what
+    runs is killed (on an executor: cancelled), the best order so far is taken, at least the greedy
+    one, and `plan.cut` is true. A function given as ``search``
     is not cut. ``progress`` shows a bar.
     ``training``: whether orders are compared with their backward pass, "auto" where a call computes
     gradients. ``memory_limit``: bytes, or text such as "2GiB", that a call may allocate, outputs

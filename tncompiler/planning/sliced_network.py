@@ -79,8 +79,8 @@ def slice_program(
         if isinstance(step.op, Contract) and step.out.name in orders
     ]
     count, step = max(networks, key=lambda item: item[0], default=(0, None))
-    if step is None or count < SLICED_FROM:
-        return None
+    if step is None or count < SLICED_FROM or len(set(step.operands)) < count:
+        return None  # of a core at several sites cotengra's labels do not say which use is meant
     terms, output, sizes = _terms(program, step, nominal)
     target = limit // ITEM_BYTES[step.out.dtype]
     found = slice_network(terms, output, sizes, orders[step.out.name], target, seed)

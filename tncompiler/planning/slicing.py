@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 
 from tncompiler.ir.passes.slicing import Axis, linked_axes, names_within, slice_index
+from tncompiler.ir.passes.uses import join_uses, part_uses
 from tncompiler.ir.program import Convolve, Loop, Op, Pick, Program, Scan, Step, Value
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.memory import (
@@ -64,11 +65,13 @@ def apply_cuts(
 ) -> Program:
     """The program with a loop for each cut, the index that lives longest outermost.
 
-    Cuts name values of the program as it is given. ``avoid``: names that are in use around it.
+    Cuts name values of the program as it is given, or of `part_uses` of it. ``avoid``: names that
+    are in use around it.
     """
     cuts = tuple(cuts)
     if not cuts:  # linking the axes of large programs takes seconds
         return program
+    program, stands_for = part_uses(program)
     members = _members(program)
     lives = _last_steps(program, members)
     links = {axis: root for root, axes in members.items() for axis in axes}
@@ -78,7 +81,7 @@ def apply_cuts(
     for root in sorted(wanted, key=lambda root: -lives[root]):
         program = _apply(program, members[root], wanted[root], taken)
         taken |= names_within(program)
-    return program
+    return join_uses(program, stands_for)
 
 
 def _members(program: Program) -> dict[Axis, set[Axis]]:
@@ -146,14 +149,14 @@ def fit_program(
     peak = peak_bytes(program, nominal)
     if peak <= limit:
         return Fitted(program, (), (), peak, program_us(program, nominal, rates))
-    numbers = numeric(program, nominal)
+    numbers, _ = part_uses(numeric(program, nominal))
     own = tuple(cut for cut in start if cut.value in program.values)
     cuts = _Search(numbers, limit, rates, frozenset(avoid)).cuts(own)
     fitted = apply_cuts(numbers, cuts, avoid)
     return Fitted(
         apply_cuts(program, cuts, avoid),
         cuts,
-        tuple(dict.fromkeys(program.values[cut.value].axes[cut.axis] for cut in cuts)),
+        tuple(dict.fromkeys(numbers.values[cut.value].axes[cut.axis] for cut in cuts)),
         peak_bytes(fitted, {}),
         program_us(fitted, {}, rates),
     )
