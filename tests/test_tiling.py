@@ -94,6 +94,12 @@ def test_a_module_trains_in_lanes(two_lanes: None, free: bool) -> None:
         assert "run_blocks" in f.source(sizes=sizes, part=part, backend="numpy")
 
 
+def test_explain_names_the_blocks(two_lanes: None) -> None:
+    f = tnc.compile(chain(1024), framework="numpy", seed=0)
+    (line,) = [one for one in f.explain().splitlines() if one.startswith("blocks")]
+    assert "of b at a time, on 2 threads" in line
+
+
 def test_sums_do_not_depend_on_who_is_first(two_lanes: None) -> None:
     g = tnc.compile(chain(2048), framework="numpy", seed=0)
     x = np.random.default_rng(0).normal(size=(2048, 8, 8)).astype(np.float32)

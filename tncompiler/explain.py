@@ -200,6 +200,14 @@ class _Report:
         owners = {_memory(program, name) for name in saved} - arguments
         return sum(nbytes(program.values[name]).evaluate(self.nominal) for name in owners)
 
+    def blocks(self) -> list[str]:
+        """The loops that threads share where arrays or tensors are on a CPU."""
+        compilation = self.network.compilation
+        planned = compilation.planned_sizes(self.network._dtypes(), self.nominal)
+        tiled = compilation.tiled(self.program, planned, "numpy")
+        loops = [step.op for step in tiled.steps if isinstance(step.op, Loop) and step.op.lanes > 1]
+        return [f"{o.width} of {o.index} at a time, on {o.lanes} threads" for o in loops]
+
     def totals(self) -> list[str]:
         cost = self.network.cost(self.nominal, self.part)
         moved = f"{cost.bytes_read:,} read, {cost.bytes_written:,} written"
@@ -215,6 +223,9 @@ class _Report:
             once = program_cost(cut.prepare, {}).at({})
             held = f"{_exact(cut.kept_bytes(), 'B')} ({', '.join(cut.kept)})"
             rows.append(("once", f"{_exact(once.flops, 'FLOP')} of these; kept: {held}"))
+        blocks = self.blocks()
+        if blocks:
+            rows.append(("blocks", f"on the NumPy backend {', '.join(blocks)}"))
         dense = dense_layer(self.network, self.nominal)
         if dense is not None:
             rows.append(("dense layer", dense.compared(cost.flops, _DENSE_PRODUCTS[self.part])))

@@ -16,11 +16,15 @@ def expression(problem: Problem) -> Any:
     """The problem in our language."""
     names = {letter: f"k{number}" for number, letter in enumerate(problem.sizes)}
     index = {k: tnc.Index(names[k], size) for k, size in problem.sizes.items()}
-    leaves = [
-        (tnc.input if o.is_input else tnc.param)(o.name, *(index[letter] for letter in o.term))
-        for o in problem.operands
-    ]
-    return tnc.contract(*leaves, out=[index[letter] for letter in problem.output])
+    tensors = []
+    for operand in problem.operands:
+        own = [index[k] for k in operand.term]
+        for axis, letter in enumerate(operand.term):
+            if letter in operand.term[:axis]:  # a trace or diagonal
+                own[axis] = tnc.Index(f"{names[letter]}_{axis}", problem.sizes[letter])
+                tensors.append(tnc.delta(index[letter], own[axis]))
+        tensors.append((tnc.input if operand.is_input else tnc.param)(operand.name, *own))
+    return tnc.contract(*tensors, out=[index[letter] for letter in problem.output])
 
 
 class Einsum(ForwardOnly):

@@ -380,6 +380,12 @@ class Emitter(ABC):
         sizes = label_sizes(op, operands, step.out)
         numbers = {k: s if isinstance(s, int) else _NOMINAL for k, s in sizes.items()}
         form = matmul_form(op, numbers, stacks=True)
+        if all(len(labels) == 1 for labels in op.inputs) and not op.output:
+            length = count([sizes[label] for label in form.k], math.inf)
+            if length <= self.long_sum:
+                text = self.dot(*map(self.ref, operands))
+                self.assign(step, text, self._equation(op, names))
+                return
         rows_first, columns_first = form.natural()
         swapped = op.output == columns_first != rows_first
         lead = form.outer or form.batch
@@ -491,6 +497,10 @@ class Emitter(ABC):
 
     @abstractmethod
     def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str: ...
+
+    def dot(self, a: str, b: str) -> str:
+        """The inner product of two vectors of at most `long_sum` elements."""
+        return f"{a} @ {b}"
 
     def repeated(self, matrix: str, times: str) -> str:
         """The matrix that meets every matrix of the other operand."""

@@ -76,6 +76,9 @@ class TorchEmitter(Emitter):
         self.imports.add(f"long_{name}")
         return f"long_{name}({a}, {b})"
 
+    def dot(self, a: str, b: str) -> str:
+        return f"torch.dot({a}, {b})"
+
     def repeated(self, matrix: str, times: str) -> str:
         return f"{matrix}.expand({times}, -1, -1)"
 
