@@ -214,6 +214,11 @@ def windows_of(known: Case) -> list[tuple[np.ndarray, Labels]]:
     return found
 
 
+def operands_of(known: Case, arrays: Arrays) -> list[tuple[np.ndarray, Labels]]:
+    """What einsum contracts: the uses of leaves, and the windows."""
+    return [*windows_of(known), *((arrays[name], labels) for name, labels in known.terms)]
+
+
 def random_array(rng: np.random.Generator, known: Case, labels: Labels) -> np.ndarray:
     shape = [known.sizes[label] for label in labels]
     values = rng.standard_normal(shape)
@@ -273,8 +278,7 @@ def test_forward_and_gradients(runner: str, name: str) -> None:
     """just work, on every runner, forward and gradients, against an independent oracle"""
     known = CORPUS[name]
     arrays = arrays_of(known)
-    operands = [*windows_of(known), *((arrays[n], labels) for n, labels in known.terms)]
-    expected = einsum(known, operands, known.out)
+    expected = einsum(known, operands_of(known, arrays), known.out)
     cotangent = random_array(np.random.default_rng(6), known, known.out)
     compiled = oracle.Runner((expression(known),), runner, known.dtype, {})
     (value,) = compiled.forward(arrays)

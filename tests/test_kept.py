@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import tncompiler as tnc
-from tests.test_corpus import CORPUS, arrays_of, einsum, expression
+from tests.test_corpus import CORPUS, arrays_of, einsum, expression, operands_of
 from tncompiler.ir.errors import StaleValues
 from tncompiler.kept import KeptValues, Marks
 from tncompiler.module import CompiledModule
@@ -565,7 +565,7 @@ def test_a_cut_program_computes_the_same(name: str) -> None:
     given = held[len(g.compilation.inputs) :]
     values = g.compilation.executable(cut.prepare, "numpy", "prepare").run(*given)
     (got,) = g.compilation.executable(cut.rest, "numpy", "forward").run(*held, *values)
-    expected = einsum(known, [(arrays[n], labels) for n, labels in known.terms], known.out)
+    expected = einsum(known, operands_of(known, arrays), known.out)
     tolerance = 1e-4 if known.dtype in ("float32", "complex64") else 1e-11
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
 

@@ -17,7 +17,15 @@ import torch
 import tncompiler as tnc
 from tests import oracle
 from tests.networks import random_network
-from tests.test_corpus import CORPUS, arrays_of, einsum, expression, gradient, random_array
+from tests.test_corpus import (
+    CORPUS,
+    arrays_of,
+    einsum,
+    expression,
+    gradient,
+    operands_of,
+    random_array,
+)
 from tncompiler.backends.numpy import runtime as numpy_runtime
 from tncompiler.backends.torch import runtime as torch_runtime
 from tncompiler.function import NumpyFunction
@@ -225,7 +233,7 @@ def test_the_corpus(name: str) -> None:
     arrays = arrays_of(known)
     cotangent = random_array(np.random.default_rng(6), known, known.out)
     runner = Stable((expression(known),), known.dtype, {})
-    expected = einsum(known, [(arrays[n], labels) for n, labels in known.terms], known.out)
+    expected = einsum(known, operands_of(known, arrays), known.out)
     (value,), found = runner.gradients(arrays, [cotangent], tuple(arrays))
     tolerance = 1e-4 if known.dtype in ("float32", "complex64") else 1e-11
     np.testing.assert_allclose(value, expected, rtol=tolerance, atol=tolerance)
