@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import sympy
 
-from tncompiler.backends.triton.chain import find_chains
+from tncompiler.backends.triton.atoms import Unfit
+from tncompiler.backends.triton.bundle import find_bundle
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.program import Argument, Program
@@ -32,9 +33,12 @@ def recompute_on_chip(joint: Program, output_count: int) -> TrainingPrograms | N
             arguments.append(argument)
             sized |= carries
     backward = replace(backward, arguments=tuple(arguments))
-    if find_chains(forward) and find_chains(backward):
-        return TrainingPrograms(forward, backward, ())
-    return None
+    try:
+        find_bundle(forward)
+        find_bundle(backward)
+    except Unfit:
+        return None
+    return TrainingPrograms(forward, backward, ())
 
 
 def _symbols(argument: Argument) -> set[sympy.Symbol]:
