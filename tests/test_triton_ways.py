@@ -20,7 +20,9 @@ def backward(name: str) -> Program:
     compilation = layer(name, "triton", torch.float16).cores.compilation
     wrt = tuple(leaf.name for leaf in (*compilation.inputs, *compilation.params))
     dtypes = compilation.default_dtypes("float16")
-    return compilation.training_programs(dtypes, compilation.nominal({"b": 64}), wrt, "triton").backward
+    return compilation.training_programs(
+        dtypes, compilation.nominal({"b": 64}), wrt, "triton"
+    ).backward
 
 
 @pytest.fixture

@@ -39,12 +39,16 @@ def bundle_kernel(
     if len(bundle.ways) == 1 and len(bundle.ways[0]) == 1:
         (chain,) = bundle.ways[0]
         made = chain_function(chain, name, variables, parts, precision)
-        kernel = KernelSource(name, made.text, made.arrays, made.symbols, (), lambda size, config: ())
+        kernel = KernelSource(
+            name, made.text, made.arrays, made.symbols, (), lambda size, config: ()
+        )
         return BundleSource(kernel, parts, made.dtype)
     base = name.removesuffix("_kernel")
     ways = [
         [
-            chain_function(chain, naming(_function_name(base, k, n, way)), variables, parts, precision)
+            chain_function(
+                chain, naming(_function_name(base, k, n, way)), variables, parts, precision
+            )
             for n, chain in enumerate(way)
         ]
         for k, way in enumerate(bundle.ways)
@@ -58,7 +62,11 @@ def bundle_kernel(
 
 def _function_name(base: str, number: int, position: int, way: Way) -> str:
     tiled = "_tiled" if any(chain.tile for chain in way) else ""
-    return f"{base}{tiled}_{position + 1}_of_{len(way)}" if len(way) > 1 else f"{base}{tiled or '_whole'}"
+    return (
+        f"{base}{tiled}_{position + 1}_of_{len(way)}"
+        if len(way) > 1
+        else f"{base}{tiled or '_whole'}"
+    )
 
 
 def _dispatch(

@@ -15,6 +15,7 @@ from tncompiler.backends.triton.chain_tiles import WIDENING
 from tncompiler.backends.triton.fuse import Action, fuse
 from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
 from tncompiler.backends.triton.pairwise_kernel import KernelSource, blocks_of, pairwise_kernel
+from tncompiler.backends.triton.predict import predicted_us
 from tncompiler.backends.triton.spelling import HELPERS
 from tncompiler.backends.triton.tiles import Tiles, tile_candidates, way_candidates
 from tncompiler.ir.dtypes import kind
@@ -180,7 +181,10 @@ class TritonEmitter(TorchEmitter):
         sizes = [self.size(symbol) for symbol in made.kernel.symbols]
         last = [*sizes, f"WIDE={self._wide(made.kernel)}"]
         dtype = [f"torch.{made.dtype}"] if bundle.sums else []
-        candidates = [_keywords({**({"WAY": k} if len(bundle.ways) > 1 else {}), "ROWS": t.m}, t) for k, t in way_candidates(bundle)]
+        candidates = [
+            _keywords({**({"WAY": k} if len(bundle.ways) > 1 else {}), "ROWS": t.m}, t)
+            for k, t in way_candidates(bundle)
+        ]
         grid = f"{self._programs(bundle, 'config')},{_branches(bundle, 'config')}"
         config = self._configure(
             made.kernel, candidates, grid.removesuffix(","), [*arrays, *dtype, *last]
@@ -270,13 +274,14 @@ def _keywords(blocks: Mapping[str, int], tiles: Tiles) -> str:
 
 
 def plan_launches(program: Program) -> list[Action | Bundle]:
-    """The program as launches and steps for the host; with a chain if that launches less."""
+    """The program as launches and steps for the host, with a chain if that is predicted faster."""
     plain = fuse(program)
     try:
         chained = _around(find_bundle(program))
     except Unfit:
         return [*plain]
-    return chained if count_launches(chained) < count_launches(plain) else [*plain]
+    faster = predicted_us(chained, program) < predicted_us(plain, program)
+    return chained if faster else [*plain]
 
 
 def count_launches(actions: Sequence[Action | Bundle]) -> int:
