@@ -101,7 +101,9 @@ class _Network:
 
 def _default_dtype(compilation: Compilation, dtypes: Sequence[str]) -> str:
     """The dtype of leaves that declare none."""
-    undecided = [d for leaf, d in zip(compilation.ordered, dtypes, strict=True) if leaf.dtype == DEFAULT]
+    undecided = [
+        d for leaf, d in zip(compilation.ordered, dtypes, strict=True) if leaf.dtype == DEFAULT
+    ]
     return undecided[0] if undecided else "float32"
 
 

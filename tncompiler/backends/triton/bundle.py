@@ -8,6 +8,7 @@ compiles to.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -44,7 +45,7 @@ class Bundle:
 
 
 def find_bundle(program: Program) -> Bundle:
-    """The launch for a program's streamed steps. Raises Unfit, with the reason, if there is none."""
+    """The launch for a program's streamed steps. Raises Unfit, with the reason."""
     chain = find_chain(program)
     ways = _ways(program, chain)
     if not ways:
@@ -109,7 +110,7 @@ def _branches(program: Program, chain: Chain, results: list[str], count: int) ->
         return (chain,)
     cuts = [len(results) * k // count for k in range(count + 1)]
     parts = []
-    for first, last in zip(cuts, cuts[1:], strict=False):
+    for first, last in itertools.pairwise(cuts):
         wanted = tuple(results[first:last])
         part = find_chain(drop_dead_steps(replace(program, outputs=wanted)))
         made = {value.name for value in (*part.outputs, *part.sums)}
@@ -119,7 +120,7 @@ def _branches(program: Program, chain: Chain, results: list[str], count: int) ->
     return tuple(parts)
 
 
-# ---------------------------------------------------------------------------- tiles of an open index
+# ---------------------------------------------------------------------------- open indices
 
 
 def _tiled(chain: Chain) -> Chain:

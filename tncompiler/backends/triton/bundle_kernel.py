@@ -37,36 +37,32 @@ def bundle_kernel(
     """
     parts = Parts.of(bundle.sums)
     if len(bundle.ways) == 1 and len(bundle.ways[0]) == 1:
-        (chain,) = bundle.ways[0]
-        made = chain_function(chain, name, variables, parts, precision)
-        kernel = KernelSource(
-            name, made.text, made.arrays, made.symbols, (), lambda size, config: ()
-        )
-        return BundleSource(kernel, parts, made.dtype)
+        made = chain_function(bundle.ways[0][0], name, variables, parts, precision)
+        return BundleSource(_source(name, made.text, made.arrays, made.symbols), parts, made.dtype)
     base = name.removesuffix("_kernel")
-    ways = [
-        [
-            chain_function(
-                chain, naming(_function_name(base, k, n, way)), variables, parts, precision
-            )
-            for n, chain in enumerate(way)
-        ]
-        for k, way in enumerate(bundle.ways)
-    ]
+
+    def function(way: Way, position: int) -> ChainSource:
+        own = naming(_function_name(base, position, way))
+        return chain_function(way[position], own, variables, parts, precision)
+
+    ways = [[function(way, k) for k in range(len(way))] for way in bundle.ways]
     text, arrays, symbols = _dispatch(bundle, name, variables, ways)
-    functions = [made.text for way in ways for made in way]
-    whole = "\n\n\n".join([*functions, text])
-    kernel = KernelSource(name, whole, arrays, symbols, (), lambda size, config: ())
-    return BundleSource(kernel, parts, ways[0][0].dtype)
+    whole = "\n\n\n".join([*(made.text for way in ways for made in way), text])
+    return BundleSource(_source(name, whole, arrays, symbols), parts, ways[0][0].dtype)
 
 
-def _function_name(base: str, number: int, position: int, way: Way) -> str:
+def _source(
+    name: str, text: str, arrays: tuple[str, ...], symbols: tuple[sympy.Symbol, ...]
+) -> KernelSource:
+    """A kernel whose grid the host function works out itself."""
+    return KernelSource(name, text, arrays, symbols, (), lambda size, config: ())
+
+
+def _function_name(base: str, position: int, way: Way) -> str:
     tiled = "_tiled" if any(chain.tile for chain in way) else ""
-    return (
-        f"{base}{tiled}_{position + 1}_of_{len(way)}"
-        if len(way) > 1
-        else f"{base}{tiled or '_whole'}"
-    )
+    if len(way) == 1:
+        return f"{base}{tiled or '_whole'}"
+    return f"{base}{tiled}_{position + 1}_of_{len(way)}"
 
 
 def _dispatch(

@@ -267,6 +267,12 @@ def _branches(bundle: Bundle, config: str) -> str:
     return f" {tuple(counts)}[{config}['WAY']]" if len(counts) > 1 else f" {counts[0]}"
 
 
+def _way_keywords(bundle: Bundle, number: int, tiles: Tiles) -> str:
+    """A configuration of a chain's kernel as source."""
+    way = {"WAY": number} if len(bundle.ways) > 1 else {}
+    return _keywords({**way, "ROWS": tiles.m}, tiles)
+
+
 def _keywords(blocks: Mapping[str, int], tiles: Tiles) -> str:
     """A configuration as source."""
     options = {**blocks, "num_warps": tiles.warps, "num_stages": tiles.stages}

@@ -437,5 +437,6 @@ def blocks_of(pairwise: Pairwise, tiles: Tiles) -> tuple[tuple[str, int], ...]:
 
 def _is_stored_in(dtype: str, tree: Tree | None) -> bool:
     """Whether the numbers are read as they are stored, in that dtype, and only widened."""
-    cast = isinstance(tree, Apply) and tree.function == "cast"
-    return cast and tree.arguments[0].dtype == dtype
+    if not isinstance(tree, Apply) or tree.function != "cast":
+        return False
+    return tree.arguments[0].dtype == dtype

@@ -1,4 +1,4 @@
-"""Predicted time of launches: bytes of device memory or arithmetic, whichever is larger, and starts.
+"""Predicted time of launches: bytes of device memory or arithmetic, the larger, and starts.
 
 In: actions of a plan of launches, and sizes. Out: microseconds, to compare plans by; rates are
 those that kernels of this backend reach on a large GPU (docs/gpu.md), not its ceilings.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from tncompiler.backends.triton.bundle import Bundle
 from tncompiler.backends.triton.chain import Chain
@@ -15,7 +16,7 @@ from tncompiler.backends.triton.fuse import Action
 from tncompiler.backends.triton.pairwise import Pairwise
 from tncompiler.backends.triton.traffic import bundle_traffic, nbytes, pairwise_traffic
 from tncompiler.ir.program import Contract, Literal, Merge, Program, Split, Step, Value
-from tncompiler.ir.sizes import Binding, evaluate, symbols_of
+from tncompiler.ir.sizes import Binding, Size, evaluate, symbols_of
 
 LAUNCH_US = 4.0
 BYTES_PER_US = 1.5e6
@@ -29,7 +30,9 @@ def predicted_us(
     actions: Sequence[Action | Bundle], program: Program, sizes: Binding | None = None
 ) -> float:
     """Microseconds of all actions, one after the other."""
-    known = {symbol: FREE for v in program.values.values() for symbol in _symbols(v)}
+    known: dict[Any, int] = {
+        symbol: FREE for v in program.values.values() for symbol in _symbols(v)
+    }
     known.update(sizes or {})
     return math.fsum(_action_us(action, program, known) for action in actions)
 
@@ -66,10 +69,10 @@ def _chain_flops(chain: Chain, sizes: Binding) -> float:
     total = 0.0
     for step in chain.streamed:
         if isinstance(step.op, Contract):
-            extents = {}
+            extents: dict[int, Size] = {}
             for name, labels in zip(step.operands, step.op.inputs, strict=True):
                 extents.update(zip(labels, values[name].shape, strict=True))
-            total += 2.0 * math.prod(evaluate(size, sizes) for size in extents.values())
+            total += 2.0 * math.prod([evaluate(size, sizes) for size in extents.values()])
     return total
 
 
