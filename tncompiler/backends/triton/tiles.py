@@ -70,10 +70,14 @@ def _along_rows(pairwise: Pairwise) -> bool:
 
 
 def way_candidates(bundle: Bundle) -> tuple[tuple[int, Tiles], ...]:
-    """(which way, rows of the streamed index on chip at a time as `m`), the least cut first."""
-    return tuple(
-        (number, tiles) for number, way in enumerate(bundle.ways) for tiles in _row_candidates(way)
-    )
+    """(which way, rows of the streamed index on chip at a time as `m`), the least cut first.
+
+    Last comes one of more warps, for tiles so narrow that triton has no layout for the others.
+    """
+    found = [(k, tiles) for k, way in enumerate(bundle.ways) for tiles in _row_candidates(way)]
+    if any(part.tile and part.width == 1 for part in bundle.ways[-1]):
+        found.append((len(bundle.ways) - 1, Tiles(1, 1, 1, 16, 1)))
+    return tuple(found)
 
 
 def _row_candidates(way: Way) -> tuple[Tiles, ...]:
