@@ -12,6 +12,7 @@ predicted times come from published figures of a GPU.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -25,11 +26,11 @@ import tncompiler as tnc
 from benchmarks.layer_shapes import PROMISED, SHAPES, THREE
 from tncompiler.backends.source import Source
 from tncompiler.backends.triton.atoms import Unfit
-from tncompiler.backends.triton.chain import MAX_ALIVE, Chain, find_chain, pressure
+from tncompiler.backends.triton.bundle import Bundle, find_bundle
 from tncompiler.backends.triton.emit import count_launches, plan_launches
 from tncompiler.backends.triton.kernels import SHARED_LIMIT, compile_jobs, job_of
 from tncompiler.backends.triton.pairwise import Pairwise
-from tncompiler.backends.triton.traffic import Traffic, chain_traffic, nbytes, pairwise_traffic
+from tncompiler.backends.triton.traffic import Traffic, bundle_traffic, nbytes, pairwise_traffic
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.program import Program
 from tncompiler.planning.cost import program_cost
@@ -38,7 +39,9 @@ from tncompiler.planning.timing import program_us
 
 JSON, PAGE = Path("docs/kernels.json"), Path("docs/kernels.md")
 BATCHES = (256, 4096)
+PARTS = ("forward", "backward")
 MACHINES = {"sm_80": "a100", "sm_90": "h100", "sm_100": "b200", "gfx942": "mi300x"}
+NVIDIA = ("sm_80", "sm_90", "sm_100")
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
 
 
@@ -59,16 +62,14 @@ class Cell:
 
 
 def cells(everything: bool) -> Iterator[Cell]:
-    """All cells; or those whose answer differs from their neighbours', the promised ones first."""
-    for target in MACHINES:
-        for rank in (8, 32):
-            for dtype in ("float16", "bfloat16", "float32"):
-                for shape in THREE:
-                    for name in (*PROMISED, *(f for f in SHAPES if f not in PROMISED)):
-                        for part in ("forward", "backward"):
-                            plain = rank == 8 and dtype != "bfloat16" and target in ("sm_90",)
-                            if everything or (plain and name in PROMISED):
-                                yield Cell(name, shape, rank, dtype, part, target)
+    """All cells; or the promised ones: rank 8 in float16 everywhere, the rest at 1024→1024."""
+    names = (*PROMISED, *(f for f in SHAPES if f not in PROMISED))
+    axes = (MACHINES, (8, 32), ("float16", "bfloat16", "float32"), THREE, names, PARTS)
+    for target, rank, dtype, shape, name, part in itertools.product(*axes):
+        large = (rank, dtype) == (8, "float16") and target != "gfx942"
+        small = shape == "1024→1024" and (target == "sm_90" or (rank, dtype) == (8, "float32"))
+        if everything or (name in PROMISED and (large or (small and target in NVIDIA))):
+            yield Cell(name, shape, rank, dtype, part, target)
 
 
 # ---------------------------------------------------------------------------- one cell
@@ -106,7 +107,7 @@ def row_of(cell: Cell) -> dict[str, Any]:
     program, source, sizes = program_of(cell)
     (launches,) = compile_jobs([job_of(program, source, sizes, cell.target)])
     actions = plan_launches(program)
-    state, why = state_of(program, actions)
+    state, why = state_of(actions, program, launches)
     row: dict[str, Any] = {
         **asdict(cell),
         "digest": source.digest,
@@ -127,20 +128,26 @@ def row_of(cell: Cell) -> dict[str, Any]:
     return row
 
 
-def state_of(program: Program, actions: Any) -> tuple[str, str]:
-    """ "fits" in one chain, "cut" into more launches, or "pairwise"; and why."""
-    chains = [action for action in actions if isinstance(action, Chain)]
-    rest = count_launches(actions) - count_launches(chains)
-    try:
-        row, sums = pressure(find_chain(program))
-    except Unfit as reason:
-        return "pairwise", str(reason)
-    crowd = f"a row takes {row} elements and sums {sums}, over {MAX_ALIVE} together"
-    if not chains:
-        return "pairwise", crowd if row + sums > MAX_ALIVE else "a chain would launch no less"
-    if len(chains) > 1:
-        return "cut", f"into {len(chains)} chains: {crowd}"
-    return ("cut", f"{rest} launches beside the chain") if rest else ("fits", "")
+def state_of(actions: Any, program: Program, launches: Any) -> tuple[str, str]:
+    """ "fits" in one chain, "cut" into branches or launches, or "pairwise"; and why."""
+    bundles = [action for action in actions if isinstance(action, Bundle)]
+    if not bundles:
+        try:
+            find_bundle(program)
+        except Unfit as reason:
+            return "pairwise", str(reason)
+        return "pairwise", "a chain is predicted to be no faster"
+    (bundle,) = bundles
+    rest = count_launches(actions) - count_launches(bundles)
+    reasons = [f"{rest} launches beside the chain"] if rest else []
+    (own,) = [k for k in launches if "ROWS" in k.constants]
+    way = bundle.ways[own.constants.get("WAY", 0)]
+    tiled = [f"{part.tile.name} by {part.width}" for part in way if part.tile]
+    if len(way) > 1:
+        reasons.append(f"{len(way)} branches in one launch: uncut it spills")
+    if tiled:
+        reasons.append(f"tiled along {', '.join(tiled)}")
+    return ("cut", "; ".join(reasons)) if reasons else ("fits", "")
 
 
 def bytes_and_times(
@@ -149,7 +156,7 @@ def bytes_and_times(
     """Bytes against their floor, and predicted microseconds on the target."""
     moved = Traffic(0, 0)
     waiting = iter(launches)
-    for action in (a for a in actions if isinstance(a, Chain | Pairwise)):
+    for action in (a for a in actions if isinstance(a, Bundle | Pairwise)):
         launch = next(waiting)
         if isinstance(action, Pairwise):
             moved += pairwise_traffic(action, sizes, launch.constants)
@@ -157,9 +164,10 @@ def bytes_and_times(
                 next(waiting)  # adds up the parts: small beside what it adds up
             continue
         rows = -(-sizes[action.stream.size] // launch.constants["ROWS"])
-        moved += chain_traffic(action, sizes, min(rows, PROCESSORS[cell.target]))
+        way = action.ways[launch.constants.get("WAY", 0)]
+        moved += bundle_traffic(action, way, sizes, min(rows, PROCESSORS[cell.target]))
         if action.sums:
-            next(waiting)  # adds up the sums, which chain_traffic has counted
+            next(waiting)  # adds up the sums, which bundle_traffic has counted
     given = sum(nbytes(a.value, sizes) for a in program.arguments)
     floor = given + sum(nbytes(program.values[name], sizes) for name in program.outputs)
     machine = load_machine(MACHINES[cell.target]).libraries["triton"]

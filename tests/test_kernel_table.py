@@ -11,7 +11,8 @@ from tests.conftest import ROOT
 from tncompiler.backends.triton.kernels import SHARED_LIMIT
 
 ROWS = read_rows(ROOT / "docs" / "kernels.json")
-SUBSET = ROWS[:40]
+SUBSET = ROWS[:: max(1, len(ROWS) // 40)][:40]
+LAUNCHES = {("forward", "sm_90"): 1, ("backward", "sm_90"): 2, ("backward", "sm_80"): 3}
 
 
 def cell_of(row: dict[str, Any]) -> Cell:
@@ -31,27 +32,26 @@ def test_the_page_shows_the_rows() -> None:
     assert (ROOT / PAGE).read_text(encoding="utf-8") == page(ROWS)
 
 
-SPILL = 2048  # bytes a thread: the best reached where every configuration spills
-
-
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: cell_of(row).name)
 def test_what_is_promised_of_every_cell(row: dict[str, Any]) -> None:
-    """docs/decisions.md says which spill, how much and why"""
-    one_launch = row["part"] == "forward" and row["state"] == "fits"
-    assert row["spill_bytes"] <= (0 if one_launch else SPILL)
+    """nothing spills, shared memory fits the chip, and what is no single chain says why"""
+    assert row["spill_bytes"] == 0
     assert row["shared_bytes"] <= SHARED_LIMIT[row["target"]]
     assert row["state"] == "fits" or row["why"]
     for batch in (256, 4096):
         moved = row[f"batch {batch}"]
         if row["launches"] == 1:
             assert moved["bytes"] <= 1.05 * moved["floor"]
+            if row["state"] == "fits":  # tiles read their rows again; docs/decisions.md on 256
+                assert moved["cached"] <= (2 if batch == 4096 else 3) * moved["floor"]
 
 
-def test_most_layers_of_rank_8_are_one_launch_forward_and_two_backward() -> None:
-    for part, most in (("forward", 1), ("backward", 2)):
-        own = [r for r in ROWS if r["part"] == part and r["dtype"] == "float16" and r["rank"] == 8]
-        kept = [r for r in own if r["launches"] <= most]
-        assert len(kept) >= 0.8 * len(own) > 0
+@pytest.mark.parametrize(("part", "target"), LAUNCHES)
+def test_most_layers_of_rank_8_take_few_launches(part: str, target: str) -> None:
+    own = [r for r in ROWS if (r["part"], r["target"], r["rank"]) == (part, target, 8)]
+    low = [r for r in own if r["dtype"] != "float32"]
+    kept = [r for r in low if r["launches"] <= LAUNCHES[part, target]]
+    assert len(kept) >= 0.8 * len(low) > 0
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from tncompiler.planning.slicing import (
     fit_program,
     largest_alive,
 )
+from tncompiler.planning.sweep import sweep_orders
 from tncompiler.planning.tiling import Tiled, tile_program
 from tncompiler.planning.timing import HOP_US, LANES_US, program_us, threaded_us
 from tncompiler.planning.workers import Budget
@@ -263,16 +264,34 @@ class Compilation(Scheduling):
             return saving
 
         def make() -> TrainingPrograms:
-            from tncompiler.backends.triton.training import recompute_on_chip
+            from tncompiler.backends.triton.training import fastest_step
 
-            joint = self.joint(dtypes, nominal, wrt)
-            return (
-                recompute_on_chip(joint, len(saving.forward.outputs) - len(saving.saved)) or saving
-            )
+            joints = self._joints_on_chip(dtypes, nominal, wrt, saving)
+            return fastest_step(joints, saving, nominal)
 
         return self._once(  # type: ignore[no-any-return]
             ("on chip", dtypes, tuple(nominal.items()), wrt), make
         )
+
+    def _joints_on_chip(
+        self,
+        dtypes: tuple[str, ...],
+        nominal: Nominal,
+        wrt: tuple[str, ...],
+        saving: TrainingPrograms,
+    ) -> list[tuple[Program, int]]:
+        """Joint programs that may run as chains, with the number of their outputs.
+
+        Also in the order of a sweep, which may be slower step by step and is faster in one launch.
+        """
+        count = len(saving.forward.outputs) - len(saving.saved)
+        chosen = self.joint(dtypes, nominal, wrt)
+        if self.options.memory_limit is not None or self._is_given or self.stabilized:
+            return [(chosen, count)]
+        logical = self.logical(dtypes)
+        swept, _ = schedule(logical, nominal, self.options, sweep_orders(logical, nominal))
+        swept = self._finished(swept, nominal, self._passes())
+        return [(chosen, count), (self._differentiated(swept, wrt, nominal), count)]
 
     def joint(self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]) -> Program:
         """Forward and backward as one program."""

@@ -3,7 +3,7 @@
 In eager mode a call runs the generated forward and backward programs of the chosen backend inside
 an autograd function. Wherever torch looks inside (compile, export, functorch, forward-mode AD,
 second derivatives, tensor subclasses) the flat aten program runs instead, which torch can
-differentiate itself.
+differentiate itself; under torch.compile a module whose backend was named runs as an operator.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tncompiler.ir.program import Program
 from tncompiler.ir.serialize import from_data, to_data
 from tncompiler.kept import KeptValues
 from tncompiler.measure import fitting_factors
+from tncompiler.operators import is_traced, operator_of
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_US, program_us
 from tncompiler.tensor_init import initialize, on_cpu
@@ -62,6 +63,7 @@ class CompiledModule(Inspection, nn.Module):
         self._make_leaves(seed, share)
         self._flat_runs: dict[tuple[torch.dtype, ...], Flat] = {}
         self._kept = KeptValues(MARKS)
+        self._operator = operator_of(compilation, backend, self._description)
         self._prepare()
 
     # ---------------------------------------------------------------- parameters
@@ -229,6 +231,9 @@ class CompiledModule(Inspection, nn.Module):
     def _run(self, tensors: Sequence[Tensor], cast: bool) -> Any:
         pack = self.compilation.pack
         if watched(tensors):
+            if self._operator is not None and is_traced():
+                results = self._operator(*tensors)
+                return pack([results] if isinstance(results, Tensor) else results)
             return pack(self._flat(tensors)(*tensors))
         grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if grad:
@@ -481,8 +486,9 @@ def check_triton() -> None:
 
 
 def _autocasts(device: str) -> bool:
-    """Whether autocast is on; some devices (meta) do not know it."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    """Whether autocast is on; some devices (meta) do not know it, and asking stops some traces."""
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
 
 
 def _reconciled(

@@ -8,13 +8,12 @@ program's registers and added up by a second launch, always in the same order.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tncompiler.backends.triton.atoms import Atom, Unfit, find_atoms
 from tncompiler.backends.triton.fuse import program_low_dtype
 from tncompiler.backends.triton.spelling import is_spelled
 from tncompiler.ir.dtypes import kind
-from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.program import (
     Cast,
     Contract,
@@ -44,6 +43,7 @@ class Chain:
     ``streamed``: steps done for each few rows, ``reduced``: steps on what was summed over all
     rows, which only rename or cast. ``inputs`` are read from memory, ``outputs`` are written row
     by row, ``sums`` are written once by each program. ``low``: the dtype that products round to.
+    ``tile``: an index that the chain takes ``width`` positions of at a time, if any.
     """
 
     program: Program
@@ -56,55 +56,27 @@ class Chain:
     outputs: tuple[Value, ...]
     sums: tuple[Value, ...]
     low: str | None
-
-    @property
-    def done(self) -> frozenset[str]:
-        """Names of the values that the launch makes."""
-        return frozenset(v.name for v in (*self.outputs, *self.sums))
+    tile: Atom | None = None
+    width: int = 1
 
     def flat(self, name: str) -> Flat:
         """The atoms of a value, axis after axis."""
         return tuple(atom for axis in self.atoms[name] for atom in axis)
 
 
-def find_chains(program: Program) -> list[Chain]:
-    """The chains that run a program's streamed steps, one unless its sums crowd the chip.
-
-    None where one does not fit. Of two chains each makes some of the outputs, from the start.
-    """
-    try:
-        chain = find_chain(program)
-    except Unfit:
-        return []
-    row, sums = pressure(chain)
-    if not chain.sums or row + sums <= MAX_ALIVE:
-        return [chain]
-    if len(chain.sums) < 2 or row > MAX_ALIVE:
-        return []
-    halves = [find_chains(drop_dead_steps(half)) for half in _halves(program, chain)]
-    return [] if not all(halves) else [found for half in halves for found in half]
-
-
-def _halves(program: Program, chain: Chain) -> tuple[Program, Program]:
-    """The program for some of its outputs, and for the others, with sums of about equal size."""
-    large = max(chain.sums, key=lambda value: row_elements(chain, value.name)).name
-    some = tuple(name for name in program.outputs if name == large)
-    others = tuple(name for name in program.outputs if name != large)
-    return replace(program, outputs=some), replace(program, outputs=others)
-
-
 def find_chain(program: Program) -> Chain:
-    """The chain that runs a program's streamed steps in one launch. Raises Unfit."""
+    """The chain of a program's streamed steps, whether or not it fits on chip. Raises Unfit."""
     atoms = find_atoms(program)
     chain = _split(program, atoms, _largest_atom(program, atoms))
-    _check_fit(chain)
+    _check_sizes(chain)
     return chain
 
 
 def _largest_atom(program: Program, atoms: dict[str, tuple[Flat, ...]]) -> Atom:
     """The index to stream: the largest one that an output or cotangent has along its first axis."""
+    read = {name for step in program.steps for name in step.operands}
     held = [a.value.name for a in program.arguments if a.kind in ("input", "cotangent")]
-    found = [atom for name in held for axis in atoms[name] for atom in axis]
+    found = [atom for name in held if name in read for axis in atoms[name] for atom in axis]
     if not found:
         raise Unfit("there is no input to stream")
     return max(found, key=lambda atom: (_number(atom), -atom.number))
@@ -240,7 +212,11 @@ def _resident_needed(program: Program, steps: list[Step], state: dict[str, str])
 
 def row_elements(chain: Chain, name: str) -> int:
     """Elements that a value takes on chip for one row, padded."""
-    return math.prod(pad(_number(a)) for a in chain.flat(name) if a != chain.stream)
+    return math.prod(
+        chain.width if a == chain.tile else pad(_number(a))
+        for a in chain.flat(name)
+        if a != chain.stream
+    )
 
 
 def pad(size: int) -> int:
@@ -248,12 +224,16 @@ def pad(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
-def _check_fit(chain: Chain) -> None:
+def _check_sizes(chain: Chain) -> None:
     made = [step.out for step in (*chain.resident, *chain.streamed, *chain.reduced)]
     for value in (*chain.inputs, *made):
         for atom in chain.flat(value.name):
             if atom != chain.stream and not isinstance(atom.size, int):
                 raise Unfit(f"the size {atom.name} is free beside the streamed index")
+
+
+def check_fit(chain: Chain) -> None:
+    """Raises Unfit where the chain cannot be on chip at a row a time."""
     largest = max((row_elements(chain, s.out.name), s.out.name) for s in chain.streamed)
     if largest[0] > MAX_TILE:
         raise Unfit(f"one row of {largest[1]} is {largest[0]} elements, over {MAX_TILE}")
@@ -262,6 +242,9 @@ def _check_fit(chain: Chain) -> None:
     sums = sum(row_elements(chain, value.name) for value in chain.sums)
     if resident > MAX_RESIDENT or sums > MAX_RESIDENT:
         raise Unfit(f"cores take {resident} elements and their gradients {sums}")
+    alive = sum(pressure(chain))
+    if alive > MAX_ALIVE:
+        raise Unfit(f"a row and the sums beside it take {alive} elements, over {MAX_ALIVE}")
 
 
 def pressure(chain: Chain) -> tuple[int, int]:

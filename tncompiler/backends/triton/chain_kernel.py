@@ -11,11 +11,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import sympy
+
 from tncompiler.backends.naming import comment_name
 from tncompiler.backends.triton.atoms import Atom
-from tncompiler.backends.triton.chain import Chain, pad
-from tncompiler.backends.triton.chain_tiles import Key, Tile, TileWriter
-from tncompiler.backends.triton.pairwise_kernel import KernelSource, number_text
+from tncompiler.backends.triton.chain import Chain
+from tncompiler.backends.triton.chain_tiles import AT, Key, Tile, TileWriter
+from tncompiler.backends.triton.pairwise_kernel import number_text
 from tncompiler.backends.triton.spelling import FUNCTIONS, ZERO_AT_ZERO
 from tncompiler.ir.program import (
     Cast,
@@ -31,39 +33,110 @@ from tncompiler.ir.program import (
 
 MIN_DEPTH = 16  # terms that tl.dot wants; shorter sums get zeros in between
 ROWS = 16  # stands for the rows when products are weighed
+WARPS = 8  # that share a long sum
+HELD_SUMS = 2**12  # elements of its parts together: 16 in a thread
 SMALL_PRODUCT = 2**12  # multiplications of a product too small for tl.dot
 
 
 @dataclass(frozen=True, slots=True)
-class ChainSource:
-    """``offsets``: where each sum begins in a program's part; ``total``, ``dtype``: of a part."""
+class Parts:
+    """What a program has summed: ``offsets`` where each sum begins, ``total`` elements."""
 
-    kernel: KernelSource
     offsets: Mapping[str, int]
     total: int
+
+    @staticmethod
+    def of(sums: Iterable[Value]) -> Parts:
+        offsets, total = {}, 0
+        for value in sums:
+            offsets[value.name] = total
+            total += math.prod(int(size) for size in value.shape)
+        return Parts(offsets, total)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainSource:
+    """A function on tiles. ``arrays`` are the values that it is given, ``symbols`` the sizes;
+    ``sums``: whether it is given room for sums; ``dtype`` is that of a sum."""
+
+    name: str
+    text: str
+    arrays: tuple[str, ...]
+    symbols: tuple[sympy.Symbol, ...]
+    sums: bool
     dtype: str
 
 
-def chain_kernel(
-    chain: Chain, name: str, variables: Mapping[str, str], precision: str = "ieee"
+def chain_function(
+    chain: Chain, name: str, variables: Mapping[str, str], parts: Parts, precision: str = "ieee"
 ) -> ChainSource:
     """The kernel of a chain, ROWS positions of the streamed index at a time."""
-    return _Template(chain, name, variables, precision).source()
+    return _Template(chain, name, variables, parts, precision).source()
 
 
 class _Template(TileWriter):
     """Writes the steps of a chain."""
 
+    def __init__(
+        self, chain: Chain, name: str, variables: Mapping[str, str], parts: Parts, precision: str
+    ) -> None:
+        super().__init__(chain, name, variables, precision)
+        self.parts = parts
+        self.tile_in_sums = any(chain.tile in chain.flat(v.name) for v in chain.sums)
+
     # ------------------------------------------------------------------ the kernel as a whole
 
     def source(self) -> ChainSource:
         chain = self.chain
-        if not chain.sums:  # beside sums, cores would take registers for the whole loop
-            for step in chain.streamed:
+        if chain.tile is None:
+            self.all_rows()
+        elif chain.sums and not self.tile_in_sums:
+            self.start_sums()
+            self.open_tiles(chain.tile)
+            self.rows()
+            self.indent -= 1
+            self.store_sums()
+        else:
+            self.open_tiles(chain.tile)
+            self.all_rows()
+        parameters = [*self.pointers.values(), *(["parts"] if chain.sums else [])]
+        parameters += [*self.size_names.values(), "ROWS: tl.constexpr", "WIDE: tl.constexpr"]
+        head = ["@triton.jit", f"def {self.name}({', '.join(parameters)}):"]
+        text = "\n".join([*head, f'    """{self.describe()}"""', *self.lines])
+        return ChainSource(
+            self.name,
+            text,
+            tuple(self.pointers),
+            tuple(self.size_names),
+            bool(chain.sums),
+            self.dtype,
+        )
+
+    def open_tiles(self, tile: Atom) -> None:
+        """A loop over the tiles of an open index."""
+        name = comment_name(tile.name, 0)
+        self.line(f"for {AT} in range(0, {tile.size}, {self.chain.width}):  # {name}")
+        self.indent += 1
+
+    def all_rows(self) -> None:
+        """All rows, with what is done before and after them."""
+        if not self.chain.sums:  # beside sums, cores would take registers for the whole loop
+            for step in self.chain.streamed:
                 for name in step.operands:
-                    if chain.stream not in chain.flat(name):
+                    if self.chain.stream not in self.chain.flat(name):
                         self.need(name)
-        self.sum_lines = len(self.lines)  # where zeros for the sums go
+        self.start_sums()
+        self.rows()
+        if self.chain.sums:
+            self.store_sums()
+
+    def start_sums(self) -> None:
+        """Here go the zeros of the sums."""
+        self.sum_lines, self.sum_indent = len(self.lines), "    " * self.indent
+
+    def rows(self) -> None:
+        """The loop over rows."""
+        chain = self.chain
         first, stride = "tl.program_id(0) * ROWS", "tl.num_programs(0) * ROWS"
         self.line(f"for start in tl.range({first}, {self.extent}, {stride}, disable_licm=True):")
         self.indent += 1
@@ -77,22 +150,6 @@ class _Template(TileWriter):
             if step.out in chain.outputs:
                 self.store(step.out)
         self.indent -= 1
-        offsets, total = self.store_sums()
-        return ChainSource(self.kernel(bool(chain.sums)), offsets, total, self.dtype)
-
-    def kernel(self, sums: bool) -> KernelSource:
-        parameters = [*self.pointers.values(), *(["parts"] if sums else [])]
-        parameters += [*self.size_names.values(), "ROWS: tl.constexpr", "WIDE: tl.constexpr"]
-        head = ["@triton.jit", f"def {self.name}({', '.join(parameters)}):"]
-        text = "\n".join([*head, f'    """{self.describe()}"""', *self.lines])
-        return KernelSource(
-            self.name,
-            text,
-            tuple(self.pointers),
-            tuple(self.size_names),
-            (),
-            lambda size, config: (),
-        )
 
     def describe(self) -> str:
         made = [*self.chain.outputs, *self.chain.sums]
@@ -120,7 +177,8 @@ class _Template(TileWriter):
 
     def start_sum(self, variable: str, shape: str) -> None:
         """Zeros before the loop, for a sum that the loop adds to."""
-        self.lines.insert(self.sum_lines, f"    {variable} = tl.zeros({shape}, tl.{self.dtype})")
+        text = f"{self.sum_indent}{variable} = tl.zeros({shape}, tl.{self.dtype})"
+        self.lines.insert(self.sum_lines, text)
         self.sum_lines += 1
 
     def is_sum(self, step: Step) -> bool:
@@ -129,21 +187,18 @@ class _Template(TileWriter):
             step.out.name
         )
 
-    def store_sums(self) -> tuple[dict[str, int], int]:
+    def store_sums(self) -> None:
+        """Write what this program has summed to its own part."""
         for line in self.after:
             self.line(line)
         for step in self.chain.reduced:
             self.step(step)
-        offsets, total = {}, 0
-        for value in self.chain.sums:
-            offsets[value.name] = total
-            total += math.prod(int(s) for s in value.shape)
         for value in self.chain.sums:
             offset, mask = self.address(value)
             given = f", mask={mask}" if mask else ""
-            part = f"parts + tl.program_id(0) * {total} + {offsets[value.name]} + {offset}"
-            self.line(f"tl.store({part}, {self.in_memory_order(value)}{given})")
-        return offsets, total
+            start = f"tl.program_id(0) * {self.parts.total} + {self.parts.offsets[value.name]}"
+            text = self.in_memory_order(value)
+            self.line(f"tl.store(parts + {start} + {offset}, {text}{given})")
 
     # ------------------------------------------------------------------ steps
 
@@ -340,8 +395,7 @@ class _Template(TileWriter):
         masks = []
         for k in positions:
             atom = flat[k]
-            exact = atom != self.chain.stream and pad(int(atom.size)) == atom.size
-            if k in tile.dirty and not exact:
+            if k in tile.dirty and not self.is_exact(atom):
                 tail = ", ".join(":" if k == other else "None" for other in tile.order)
                 index = "row" if atom == self.chain.stream else f"tl.arange(0, {self.padded(atom)})"
                 masks.append(f"({index} < {self.size(atom.size)})[{tail}]")
@@ -365,6 +419,15 @@ class _Template(TileWriter):
             text = f"tl.reshape({text}, ({sizes}))"
         wanted = self.chain.low or self.program.values[name].dtype
         return text if tile.dtype == wanted else f"{text}.to(tl.{wanted})"
+
+    def _parts(self, m: list[Key], n: list[Key], terms: int, atoms: dict[Key, Atom]) -> int:
+        """Into how many parts a product that sums over rows is cut, which warps share.
+
+        A warp holds all operands of what it makes, and all warps make the same small result.
+        """
+        made = self.count(atoms[k] for k in (*m, *n))
+        parts = min(WARPS, HELD_SUMS // made, terms // MIN_DEPTH)
+        return 1 << max(parts, 1).bit_length() - 1
 
     def _dot(
         self,
@@ -400,9 +463,14 @@ class _Template(TileWriter):
         comment = self.comment_keys(kept, atoms)
         if self.is_sum(step):
             total = self.names(("sum", step.out.name), f"{variable}_sum", "s")
+            parts = 1 if batch else self._parts(m, n, terms, atoms)
+            added = total
+            if parts > 1:
+                x, y = f"split_columns({x}, {parts})", f"split_rows({y}, {parts})"
+                zeros, added = f"({parts}, {zeros[1:]}", f"tl.sum({total}, axis=0)"
             self.start_sum(total, zeros)
             self.line(f"{total} = dot({x}, {y}, {total}{how})", comment)
-            self.after.append(f"{variable} = tl.reshape({total}, {shape})")
+            self.after.append(f"{variable} = tl.reshape({added}, {shape})")
         else:
             text = f"dot({x}, {y}, tl.zeros({zeros}, tl.{self.dtype}){how})"
             if len(kept) != len(sides):

@@ -19,7 +19,8 @@ from tncompiler.backends.triton.pairwise_kernel import RESERVED
 from tncompiler.ir.program import Value
 from tncompiler.ir.sizes import Size, product, render_size
 
-WIDENING = ("widen", "widen_rows", "widen_batch", "widen_batch_rows")
+AT = "at"  # where a tile of an open index begins
+WIDENING = ("widen", "widen_rows", "widen_batch", "widen_batch_rows", "split_columns", "split_rows")
 
 Key = tuple[int, int]  # a label of a step, and which of its atoms
 
@@ -47,7 +48,7 @@ class TileWriter:
         self.chain, self.name, self.precision = chain, name, precision
         self.program = chain.program
         self.names = Names()
-        self.names.reserve((*RESERVED, *WIDENING, "row", "parts", "ROWS"))
+        self.names.reserve((*RESERVED, *WIDENING, "row", "parts", "ROWS", AT))
         self.pointers = {
             v.name: self.names(("array", v.name), variables[v.name], "a")
             for v in (*chain.inputs, *chain.outputs)
@@ -83,12 +84,22 @@ class TileWriter:
 
     # ------------------------------------------------------------------ shapes
 
+    def width(self, atom: Atom) -> int:
+        """Positions of an index other than the streamed one that a tile has."""
+        return self.chain.width if atom == self.chain.tile else pad(int(atom.size))
+
+    def is_exact(self, atom: Atom) -> bool:
+        """Whether a tile has no padding along the index."""
+        if atom == self.chain.stream:
+            return False
+        return atom == self.chain.tile or pad(int(atom.size)) == atom.size
+
     def padded(self, atom: Atom) -> int | str:
-        return "ROWS" if atom == self.chain.stream else pad(int(atom.size))
+        return "ROWS" if atom == self.chain.stream else self.width(atom)
 
     def count(self, atoms: Iterable[Atom], rows: int = 1) -> int:
         """Elements of a tile with so many rows."""
-        return math.prod(rows if a == self.chain.stream else pad(int(a.size)) for a in atoms)
+        return math.prod(rows if a == self.chain.stream else self.width(a) for a in atoms)
 
     def shape(self, atoms: Iterable[Atom | None]) -> str:
         texts = ["1" if a is None else str(self.padded(a)) for a in atoms]
@@ -96,7 +107,7 @@ class TileWriter:
 
     def extent_text(self, atoms: Sequence[Atom]) -> str:
         """The product of padded sizes, ROWS as a name."""
-        number = math.prod(pad(int(a.size)) for a in atoms if a != self.chain.stream)
+        number = math.prod(self.width(a) for a in atoms if a != self.chain.stream)
         if self.chain.stream not in atoms:
             return str(number)
         return "ROWS" if number == 1 else f"ROWS * {number}"
@@ -108,12 +119,12 @@ class TileWriter:
     # ------------------------------------------------------------------ memory
 
     def groups(self, value: Value) -> list[list[int]]:
-        """The flat axes in runs that one index steps through: all but a run's first are exact."""
+        """The flat axes in runs that one index steps through: all but a run's first are whole."""
         flat = self.chain.flat(value.name)
         runs: list[list[int]] = []
         for position, atom in enumerate(flat):
-            exact = atom != self.chain.stream and pad(int(atom.size)) == atom.size
-            if runs and exact and flat[runs[-1][0]] != self.chain.stream:
+            whole = self.is_exact(atom) and atom != self.chain.tile
+            if runs and whole and flat[runs[-1][0]] != self.chain.stream:
                 runs[-1].append(position)
             else:
                 runs.append([position])
@@ -127,19 +138,22 @@ class TileWriter:
             tail = ", ".join(":" if k == number else "None" for k in range(len(runs)))
             tail = f"[{tail}]" if len(runs) > 1 else ""
             stride = product(a.size for a in flat[run[-1] + 1 :])
-            atoms = [flat[k] for k in run]
-            if atoms[0] == self.chain.stream:
-                index, bound = "row", self.extent
-            else:
-                index, bound = (
-                    f"tl.arange(0, {self.count(atoms)})",
-                    str(math.prod(int(a.size) for a in atoms)),
-                )
+            index, bound = self.run_index([flat[k] for k in run])
             scaled = index if stride == 1 else f"{index} * {self.size(stride)}"
             terms.append(f"({scaled}){tail}" if tail and stride != 1 else f"{scaled}{tail}")
-            if index == "row" or bound != str(self.count(atoms)):
+            if bound:
                 masks.append(f"({index} < {bound}){tail}")
         return " + ".join(terms) or "0", " & ".join(masks)
+
+    def run_index(self, atoms: Sequence[Atom]) -> tuple[str, str]:
+        """The positions of a tile along a run of axes; and their end, if padding goes beyond it."""
+        if atoms[0] == self.chain.stream:
+            return "row", self.extent
+        steps, count = f"tl.arange(0, {self.count(atoms)})", math.prod(int(a.size) for a in atoms)
+        if atoms[0] == self.chain.tile:
+            inner = self.count(atoms[1:])
+            return f"({AT} * {inner} + {steps})" if inner > 1 else f"({AT} + {steps})", ""
+        return steps, "" if count == self.count(atoms) else str(count)
 
     def load(self, value: Value) -> None:
         flat = self.chain.flat(value.name)

@@ -8,14 +8,16 @@ from typing import Self
 
 from tncompiler.backends.source import Source
 from tncompiler.backends.torch.emit import TorchEmitter
-from tncompiler.backends.triton.chain import Chain, find_chains
-from tncompiler.backends.triton.chain_kernel import ChainSource, chain_kernel
+from tncompiler.backends.triton.atoms import Unfit
+from tncompiler.backends.triton.bundle import Bundle, find_bundle
+from tncompiler.backends.triton.bundle_kernel import BundleSource, bundle_kernel
 from tncompiler.backends.triton.chain_tiles import WIDENING
 from tncompiler.backends.triton.fuse import Action, fuse
 from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
 from tncompiler.backends.triton.pairwise_kernel import KernelSource, blocks_of, pairwise_kernel
+from tncompiler.backends.triton.predict import predicted_us
 from tncompiler.backends.triton.spelling import HELPERS
-from tncompiler.backends.triton.tiles import Tiles, row_candidates, tile_candidates
+from tncompiler.backends.triton.tiles import Tiles, tile_candidates, way_candidates
 from tncompiler.ir.dtypes import kind
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.program import Argument, Literal, Merge, Program, Split, Step, Value
@@ -83,8 +85,8 @@ class TritonEmitter(TorchEmitter):
             match action:
                 case Pairwise():
                     self._launches(action)
-                case Chain():
-                    self._launch_chain(action)
+                case Bundle():
+                    self._launch_bundle(action)
                 case Step() if not isinstance(action.op, Literal):
                     self._step(action)
                     self._note_layout(action)
@@ -162,57 +164,67 @@ class TritonEmitter(TorchEmitter):
 
     # ------------------------------------------------------------------ chains
 
-    def _launch_chain(self, chain: Chain) -> None:
-        """The chain's launch, and the one that adds up what each program has summed."""
-        for value in chain.inputs:
+    def _launch_bundle(self, bundle: Bundle) -> None:
+        """The bundle's launch, and the one that adds up what each program has summed."""
+        for value in bundle.inputs:
             self._make_dense(value)
-        self.values.update((v.name, v) for v in (*chain.outputs, *chain.sums))
-        names = {v.name: self.name(v) for v in (*chain.inputs, *chain.outputs, *chain.sums)}
-        first = (*chain.outputs, *chain.sums)[0]
-        made = chain_kernel(chain, self._kernel_name(first), names, self.precision)
+        self.values.update((v.name, v) for v in (*bundle.outputs, *bundle.sums))
+        names = {v.name: self.name(v) for v in (*bundle.inputs, *bundle.outputs, *bundle.sums)}
+        first = (*bundle.outputs, *bundle.sums)[0]
+        name = self._kernel_name(first)
+        made = bundle_kernel(bundle, name, names, self._function_name, self.precision)
         self.kernels.append(made.kernel)
-        for value in chain.outputs:
+        for value in bundle.outputs:
             self._allocate(value)
             self.dense.add(value.name)
         arrays = [self.name(self.values[name]) for name in made.kernel.arrays]
         sizes = [self.size(symbol) for symbol in made.kernel.symbols]
         last = [*sizes, f"WIDE={self._wide(made.kernel)}"]
-        candidates = [_keywords({"ROWS": t.m}, t) for t in row_candidates(chain)]
-        dtype = [f"torch.{made.dtype}"] if made.total else []
-        grid = self._programs(chain, "config")
-        config = self._configure(made.kernel, candidates, grid, [*arrays, *dtype, *last])
+        dtype = [f"torch.{made.dtype}"] if bundle.sums else []
+        candidates = [
+            _keywords({**({"WAY": k} if len(bundle.ways) > 1 else {}), "ROWS": t.m}, t)
+            for k, t in way_candidates(bundle)
+        ]
+        grid = f"{self._programs(bundle, 'config')},{_branches(bundle, 'config')}"
+        config = self._configure(
+            made.kernel, candidates, grid.removesuffix(","), [*arrays, *dtype, *last]
+        )
         programs = self.names(PROGRAMS, "programs", "programs")
-        self.lines.append(f"{programs} = {self._programs(chain, config)}")
-        parts = self._allocate_parts(chain, made)
+        self.lines.append(f"{programs} = {self._programs(bundle, config)}")
+        parts = self._allocate_parts(bundle, made)
         given = ", ".join([*arrays, *([self.name(parts)] if parts else []), *last])
-        launch = f"{made.kernel.name}[({programs},)]({given}"
+        grid = f"({programs},{_branches(bundle, config)})"
+        launch = f"{made.kernel.name}[{grid}]({given}"
         self.lines.append(f"{launch}, **{config}, enable_fp_fusion=True)")
         if parts is not None:
-            self._add_parts(chain, made, parts)
+            self._add_parts(bundle, made, parts)
 
-    def _programs(self, chain: Chain, config: str) -> str:
+    def _function_name(self, name: str) -> str:
+        return self.names(("function", name), name, "part")
+
+    def _programs(self, bundle: Bundle, config: str) -> str:
         """Source of how many programs share the rows."""
-        rows = f'triton.cdiv({self.size(chain.stream.size)}, {config}["ROWS"])'
+        rows = f'triton.cdiv({self.size(bundle.stream.size)}, {config}["ROWS"])'
         return f"min({rows}, processors({next(iter(self.names_of_arguments().values()))}))"
 
-    def _allocate_parts(self, chain: Chain, made: ChainSource) -> Value | None:
+    def _allocate_parts(self, bundle: Bundle, made: BundleSource) -> Value | None:
         """Room for the sums of each program."""
-        if not chain.sums:
+        if not bundle.sums:
             return None
-        name, shape = f"{chain.sums[0].name} parts", (PROGRAMS, made.total)
+        name, shape = f"{bundle.sums[0].name} parts", (PROGRAMS, made.parts.total)
         parts = Value(name, shape, made.dtype, ("program", "element"))
         self._allocate(parts)
         self.dense.add(parts.name)
         return parts
 
-    def _add_parts(self, chain: Chain, made: ChainSource, parts: Value) -> None:
+    def _add_parts(self, bundle: Bundle, made: BundleSource, parts: Value) -> None:
         """One launch for all sums; each is a view of its result."""
-        dtypes = {value.dtype for value in chain.sums}
+        dtypes = {value.dtype for value in bundle.sums}
         dtype = dtypes.pop() if len(dtypes) == 1 else made.dtype
-        sums = Value(f"{chain.sums[0].name} sums", (made.total,), dtype, ("element",))
+        sums = Value(f"{bundle.sums[0].name} sums", (made.parts.total,), dtype, ("element",))
         self._launches(sum_of_parts(parts, sums))
-        for value in chain.sums:
-            start = made.offsets[value.name]
+        for value in bundle.sums:
+            start = made.parts.offsets[value.name]
             count = math.prod(int(size) for size in value.shape)
             text = f"{self.name(sums)}[{start}:{start + count}].view({self.shape(value) or '()'})"
             if value.dtype != dtype:
@@ -247,63 +259,79 @@ class TritonEmitter(TorchEmitter):
         self.lines.append(f"{self.name(out)} = {text}  # {self._tuple(out)}")
 
 
+def _branches(bundle: Bundle, config: str) -> str:
+    """Source of how many branches a configuration has, as the second axis of the grid; or none."""
+    counts = [len(way) for way in bundle.ways]
+    if counts == [1]:
+        return ""
+    return f" {tuple(counts)}[{config}['WAY']]" if len(counts) > 1 else f" {counts[0]}"
+
+
+def _way_keywords(bundle: Bundle, number: int, tiles: Tiles) -> str:
+    """A configuration of a chain's kernel as source."""
+    way = {"WAY": number} if len(bundle.ways) > 1 else {}
+    return _keywords({**way, "ROWS": tiles.m}, tiles)
+
+
 def _keywords(blocks: Mapping[str, int], tiles: Tiles) -> str:
     """A configuration as source."""
     options = {**blocks, "num_warps": tiles.warps, "num_stages": tiles.stages}
     return f"dict({', '.join(f'{name}={number}' for name, number in options.items())})"
 
 
-def plan_launches(program: Program) -> list[Action | Chain]:
-    """The program as launches and steps for the host; with a chain if that launches less."""
+def plan_launches(program: Program) -> list[Action | Bundle]:
+    """The program as launches and steps for the host, with a chain if that is predicted faster."""
     plain = fuse(program)
-    chained = [action for chain in find_chains(program) for action in _around(chain)]
-    fewer = chained and count_launches(chained) < count_launches(plain)
-    return chained if fewer else [*plain]
+    try:
+        chained = _around(find_bundle(program))
+    except Unfit:
+        return [*plain]
+    faster = predicted_us(chained, program) < predicted_us(plain, program)
+    return chained if faster else [*plain]
 
 
-def count_launches(actions: Sequence[Action | Chain]) -> int:
+def count_launches(actions: Sequence[Action | Bundle]) -> int:
     """How many kernels the actions launch; a chain adds up its sums in one more."""
-    chains = sum(1 + bool(a.sums) for a in actions if isinstance(a, Chain))
+    chains = sum(1 + bool(a.sums) for a in actions if isinstance(a, Bundle))
     return chains + sum(isinstance(a, Pairwise) for a in actions)
 
 
-def _around(chain: Chain) -> list[Action | Chain]:
-    """The chain, what is computed for it before, and what needs its results after."""
-    program = chain.program
-    done = {step.out.name for step in (*chain.streamed, *chain.reduced)}
-    made = tuple(Argument(v, "saved") for v in (*chain.outputs, *chain.sums))
-    needed = [v.name for v in chain.inputs if v.name in program.producers]
+def _around(bundle: Bundle) -> list[Action | Bundle]:
+    """The bundle, what is computed for it before, and what needs its results after."""
+    program = bundle.program
+    made = tuple(Argument(v, "saved") for v in (*bundle.outputs, *bundle.sums))
+    needed = [v.name for v in bundle.inputs if v.name in program.producers]
     rest = Program(
         (*program.arguments, *made),
-        tuple(s for s in program.steps if s.out.name not in done),
+        tuple(s for s in program.steps if s.out.name not in bundle.steps),
         (*program.outputs, *needed),
         program.equations,
     )
-    late, before, after = set(chain.done), [], []
+    late, before, after = set(bundle.done), [], []
     for action in fuse(drop_dead_steps(rest)):
         if late.intersection(_read(action)):
             late.add(action.out.name)
             after.append(action)
         else:
             before.append(action)
-    return [*before, chain, *after]
+    return [*before, bundle, *after]
 
 
-def _read(action: Action | Chain) -> list[str]:
+def _read(action: Action | Bundle) -> list[str]:
     """The values that an action reads."""
     match action:
         case Pairwise():
             return [load.value.name for load in action.loads]
-        case Chain():
+        case Bundle():
             return [value.name for value in action.inputs]
     return list(action.operands)
 
 
-def _made(action: Action | Chain) -> list[str]:
-    return [*action.done] if isinstance(action, Chain) else [action.out.name]
+def _made(action: Action | Bundle) -> list[str]:
+    return [*action.done] if isinstance(action, Bundle) else [action.out.name]
 
 
-def _last_uses(actions: list[Action | Chain]) -> dict[str, int]:
+def _last_uses(actions: list[Action | Bundle]) -> dict[str, int]:
     """By value, the position of the last action that makes or reads it."""
     last: dict[str, int] = {}
     for position, action in enumerate(actions):

@@ -79,13 +79,19 @@ def _choose(
 def _spill(
     kernel: Any, config: Config, args: Sequence[Any], constants: Mapping[str, Any]
 ) -> int | None:
-    """Bytes that a thread spills; None where the chip has not enough shared memory."""
+    """Bytes that a thread spills; None where the chip has not enough shared memory, or where one
+    of triton's passes fails on its layouts.
+    """
     from triton.runtime.errors import OutOfResources
 
     try:
         compiled = kernel.warmup(*args, grid=(1,), **constants, **config, **OPTIONS)
         compiled._init_handles()
     except OutOfResources:
+        return None
+    except RuntimeError as error:
+        if "PassManager" not in str(error):
+            raise
         return None
     return int(compiled.n_spills)
 

@@ -312,7 +312,7 @@ class _Template:
         x = self._dot_operand(self.tile("m", "k"), p.left)
         y = self._dot_operand(self.tile("k", "n"), p.right)
         tf32 = self.precision == "tf32" and p.low is None and p.dtype != "float64"
-        how = ', "tf32"' if tf32 else ""
+        how = ', "tf32"' if tf32 or self._exceeds_low() else ""
 
         def add(total: str, a: str, b: str) -> None:
             self.line(f"{total} = dot({a}, {b}, {total}{how})")
@@ -325,13 +325,22 @@ class _Template:
         if x.im is not None:
             add(totals[1], x.im, y.re)
 
+    def _exceeds_low(self) -> bool:
+        """Whether the product reads what float16 has no range for, an intermediate.
+
+        TF32 has as many digits as float16 and the range of float32.
+        """
+        p = self.pairwise
+        stored = all(_is_stored_in("float16", tree) for tree in (p.left, p.right))
+        return p.low == "float16" and p.dtype == "float32" and not stored
+
     def _dot_operand(self, tile: Tile, tree: Tree) -> Parts:
         p = self.pairwise
-        low = p.low if p.dtype == "float32" else None
-        if low and isinstance(tree, Apply) and tree.function == "cast":
+        low = p.low if p.dtype == "float32" and not self._exceeds_low() else None
+        if low and _is_stored_in(low, tree):
+            assert isinstance(tree, Apply)
             (source,) = tree.arguments
-            if source.dtype == low:
-                return self._zeroed(tile, source, tile.parts(source))
+            return self._zeroed(tile, source, tile.parts(source))
         parts = self._zeroed(tile, tree, tile.parts(tree))
         wanted = low or (real_part(p.dtype) if real_part(tree.dtype) != real_part(p.dtype) else "")
         if not wanted:
@@ -424,3 +433,10 @@ def blocks_of(pairwise: Pairwise, tiles: Tiles) -> tuple[tuple[str, int], ...]:
     if pairwise.reduction == "map":
         return (("BLOCK_M", tiles.m),)
     return (("BLOCK_M", tiles.m), ("BLOCK_K", tiles.k))
+
+
+def _is_stored_in(dtype: str, tree: Tree | None) -> bool:
+    """Whether the numbers are read as they are stored, in that dtype, and only widened."""
+    if not isinstance(tree, Apply) or tree.function != "cast":
+        return False
+    return tree.arguments[0].dtype == dtype

@@ -60,6 +60,18 @@ def widen_batch_rows(y):  # type: ignore[no-untyped-def]
     return tl.reshape(pairs, (y.shape[0], 2 * y.shape[1], y.shape[2]))
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def split_columns(x, parts: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(m, k) as (parts, m, k / parts): each warp takes a part of the sum, and not all of it."""
+    return tl.permute(tl.reshape(x, (x.shape[0], parts, x.shape[1] // parts)), (1, 0, 2))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def split_rows(y, parts: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(k, n) as (parts, k / parts, n)."""
+    return tl.reshape(y, (parts, y.shape[0] // parts, y.shape[1]))
+
+
 @triton.jit
 def sigmoid(x):  # type: ignore[no-untyped-def]
     """1 / (1 + exp(-x)), without overflow."""

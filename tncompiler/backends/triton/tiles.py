@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tncompiler.backends.triton.chain import Chain, pressure
+from tncompiler.backends.triton.bundle import Bundle, Way
+from tncompiler.backends.triton.chain import pressure
 from tncompiler.backends.triton.pairwise import Pairwise
 from tncompiler.ir.sizes import Size
 
@@ -68,18 +69,29 @@ def _along_rows(pairwise: Pairwise) -> bool:
     return bool(nearest) and nearest[0] in pairwise.m
 
 
-def row_candidates(chain: Chain) -> tuple[Tiles, ...]:
-    """How many rows of the streamed index are on chip at a time (as `m`), the most first."""
-    row, sums = pressure(chain)
-    extent = block(_number(chain.stream.size), 1, 64)
+def way_candidates(bundle: Bundle) -> tuple[tuple[int, Tiles], ...]:
+    """(which way, rows of the streamed index on chip at a time as `m`), the least cut first.
+
+    Last comes one of more warps, for tiles so narrow that triton has no layout for the others.
+    """
+    found = [(k, tiles) for k, way in enumerate(bundle.ways) for tiles in _row_candidates(way)]
+    if any(part.tile and part.width == 1 for part in bundle.ways[-1]):
+        found.append((len(bundle.ways) - 1, Tiles(1, 1, 1, 16, 1)))
+    return tuple(found)
+
+
+def _row_candidates(way: Way) -> tuple[Tiles, ...]:
+    """How many rows of the streamed index are on chip at a time, the most first."""
+    extent = block(_number(way[0].stream.size), 1, 64)
+    alive = [pressure(chain) for chain in way]
 
     def rows(warps: int) -> int:
         """As many as leave each thread half of its registers for all else."""
-        room = 32 * warps * _HELD - sums
-        return min(extent, 1 << (max(1, room // row).bit_length() - 1))
+        room = min((32 * warps * _HELD - sums) / row for row, sums in alive)
+        return min(extent, 1 << (max(1, int(room)).bit_length() - 1))
 
-    wide, small = rows(8), rows(4)
-    found = [(wide, 8), (max(1, wide // 2), 8), (small, 4), (max(1, wide // 4), 8), (1, 8), (1, 16)]
+    wide = rows(8)
+    found = [(wide, 8), (max(1, wide // 2), 8), (rows(4), 4), (max(1, wide // 4), 8), (1, 8)]
     return tuple(Tiles(number, 1, 1, warps, 1) for number, warps in dict.fromkeys(found))
 
 

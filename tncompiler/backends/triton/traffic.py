@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tncompiler.backends.triton.chain import Chain
+from tncompiler.backends.triton.bundle import Bundle, Way
 from tncompiler.backends.triton.pairwise import Pairwise
 from tncompiler.backends.triton.trees import Strides, loads
 from tncompiler.ir.dtypes import ITEM_BYTES
@@ -35,16 +35,28 @@ def nbytes(value: Value, sizes: Binding) -> int:
     return ITEM_BYTES[value.dtype] * math.prod(evaluate(size, sizes) for size in value.shape)
 
 
-def chain_traffic(chain: Chain, sizes: Binding, programs: int) -> Traffic:
-    """Rows are read and written once; every program reads all cores and writes its own sums."""
-    rows = [v for v in chain.inputs if chain.stream in chain.flat(v.name)]
-    cores = [v for v in chain.inputs if chain.stream not in chain.flat(v.name)]
-    streamed = sum(nbytes(v, sizes) for v in (*rows, *chain.outputs))
-    resident = sum(nbytes(v, sizes) for v in cores)
-    width = 8 if any(v.dtype == "float64" for v in chain.sums) else 4
-    elements = sum(math.prod(evaluate(s, sizes) for s in v.shape) for v in chain.sums)
-    parts = programs * width * elements
-    return Traffic(streamed + resident + parts, streamed + programs * resident + parts)
+def bundle_traffic(bundle: Bundle, way: Way, sizes: Binding, programs: int) -> Traffic:
+    """A branch reads its rows for each of its tiles; every program of it reads all of its cores and
+    writes its own sums.
+    """
+    sums = programs * sum(_sum_bytes(value, sizes) for value in bundle.sums)
+    unique = sum(nbytes(v, sizes) for v in (*bundle.inputs, *bundle.outputs)) + sums
+    cached = sums
+    for part in way:
+        tiles = int(part.tile.size) // part.width if part.tile else 1
+        for value in part.inputs:
+            times = 1 if part.tile and part.tile in part.flat(value.name) else tiles
+            if part.stream not in part.flat(value.name):
+                times *= programs
+            cached += times * nbytes(value, sizes)
+        cached += sum(nbytes(value, sizes) for value in part.outputs)
+    return Traffic(unique, cached)
+
+
+def _sum_bytes(value: Value, sizes: Binding) -> int:
+    """Bytes of a sum in a program's part."""
+    width = 8 if value.dtype == "float64" else 4
+    return width * math.prod(evaluate(size, sizes) for size in value.shape)
 
 
 def pairwise_traffic(pairwise: Pairwise, sizes: Binding, blocks: Mapping[str, int]) -> Traffic:

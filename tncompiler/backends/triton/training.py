@@ -1,20 +1,42 @@
 """Forward and backward for training, where the backward pass makes intermediates again on chip.
 
-In: the joint program. Out: a forward program that saves nothing and a backward program that reads
-inputs, parameters and cotangents only, if the latter runs as a chain; else None.
+In: joint programs, one for each way to order the gradients. Out: a forward program that saves
+nothing and a backward program that reads inputs, parameters and cotangents only, wherever that is
+predicted to be the fastest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import sympy
 
-from tncompiler.backends.triton.chain import find_chains
+from tncompiler.backends.triton.atoms import Unfit
+from tncompiler.backends.triton.bundle import find_bundle
+from tncompiler.backends.triton.emit import plan_launches
+from tncompiler.backends.triton.predict import predicted_us
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.program import Argument, Program
-from tncompiler.ir.sizes import symbols_of
+from tncompiler.ir.sizes import Binding, symbols_of
+
+
+def fastest_step(
+    joints: Iterable[tuple[Program, int]], saving: TrainingPrograms, sizes: Binding
+) -> TrainingPrograms:
+    """Of the joint programs, with the number of their outputs, and of what saves intermediates,
+    the programs whose launches are predicted to take the least time at these sizes.
+    """
+    found = [recompute_on_chip(joint, count) for joint, count in joints]
+    made = [*(programs for programs in found if programs is not None), saving]
+    return min(made, key=lambda programs: step_us(programs, sizes))
+
+
+def step_us(programs: TrainingPrograms, sizes: Binding) -> float:
+    """Predicted microseconds of a training step."""
+    both = (programs.forward, programs.backward)
+    return sum(predicted_us(plan_launches(program), program, sizes) for program in both)
 
 
 def recompute_on_chip(joint: Program, output_count: int) -> TrainingPrograms | None:
@@ -32,9 +54,12 @@ def recompute_on_chip(joint: Program, output_count: int) -> TrainingPrograms | N
             arguments.append(argument)
             sized |= carries
     backward = replace(backward, arguments=tuple(arguments))
-    if find_chains(forward) and find_chains(backward):
-        return TrainingPrograms(forward, backward, ())
-    return None
+    try:
+        find_bundle(forward)
+        find_bundle(backward)
+    except Unfit:
+        return None
+    return TrainingPrograms(forward, backward, ())
 
 
 def _symbols(argument: Argument) -> set[sympy.Symbol]:

@@ -1,0 +1,73 @@
+"""Which launches a layer becomes: by predicted time, in orders that one launch can run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tncompiler as tnc
+from tests.test_triton import launches
+from tncompiler.backends.triton.bundle import Bundle
+from tncompiler.backends.triton.emit import count_launches, plan_launches
+from tncompiler.backends.triton.fuse import fuse
+from tncompiler.backends.triton.predict import LAUNCH_US, predicted_us
+from tncompiler.ir.program import Program
+from tncompiler.planning.sweep import sweep_orders
+
+
+def programs(dtype: str) -> tuple[Program, Program]:
+    """Forward and backward of a layer whose cheapest order first joins two cores."""
+    layer = tnc.nn.Linear(1024, 1024, format=tnc.formats.TTMatrix(rank=8), backend="triton")
+    compilation = layer.cores.compilation
+    wrt = tuple(leaf.name for leaf in (*compilation.inputs, *compilation.params))
+    dtypes, nominal = compilation.default_dtypes(dtype), compilation.nominal({"b": 256})
+    made = compilation.training_programs(dtypes, nominal, wrt, "triton")
+    return made.forward, made.backward
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_default_factors_take_one_launch_forward_and_two_backward(dtype: str) -> None:
+    assert [count_launches(plan_launches(program)) for program in programs(dtype)] == [1, 2]
+
+
+def test_the_plan_is_the_faster_one_by_prediction() -> None:
+    for program in programs("float16"):
+        chained = plan_launches(program)
+        assert any(isinstance(action, Bundle) for action in chained)
+        assert predicted_us(chained, program) < predicted_us(fuse(program), program)
+
+
+def test_every_launch_costs_its_start() -> None:
+    forward, _ = programs("float16")
+    actions = fuse(forward)
+    assert predicted_us(actions, forward) >= LAUNCH_US * count_launches(actions)
+    assert predicted_us([], forward) == 0
+
+
+def test_a_sweep_takes_the_largest_operand_through_the_others() -> None:
+    b, i, j, r, o = tnc.indices("b i j r o", b=64, i=6, j=5, r=4, o=7)
+    cores = tnc.param("G1", i, r), tnc.param("G2", r, j, o)
+    y = tnc.contract(cores[0], tnc.input("x", b, i, j), cores[1], out=(b, o))
+    f = tnc.compile(y, dtype="float32")
+    logical = f.compilation.logical(f.compilation.default_dtypes("float32"))
+    (path,) = sweep_orders(logical, {}).values()
+    assert all(max(pair) >= 1 for pair in path)
+    held = [pair[0] for pair in path]
+    sizes = [len(logical.values[name].shape) for name in logical.steps[-1].operands]
+    assert held == [sizes.index(3), 3]
+
+
+def test_between_launches_float16_keeps_the_range_of_float32() -> None:
+    """a product of a product that is far over what float16 holds; two free sizes are no chain"""
+    b, c, j, k = tnc.indices("b c j k", j=24, k=24)
+    x, y = tnc.input("x", b, j), tnc.input("y", j, k)
+    first = tnc.relu(tnc.contract(x, y, out=(b, k)))
+    f = tnc.compile(
+        tnc.contract(first, tnc.input("z", c, k), out=(b, c)), backend="triton", dtype="float16"
+    )
+    given = [torch.full((5, 24), 200.0), torch.full((24, 24), 200.0), torch.full((7, 24), 1e-4)]
+    given = [g.half() for g in given]
+    wanted = given[0].double() @ given[1].double() @ given[2].double().t()
+    torch.testing.assert_close(f(*given).double(), wanted, rtol=2e-3, atol=0)
+    assert launches(f.source()) == 2
+    assert '"tf32")' in f.source()
