@@ -57,7 +57,8 @@ def module_of(case: Case, backend: str) -> tuple[torch.nn.Module, tuple[Tensor, 
     module = tnc.compile(case.outputs, backend=backend, dtype=case.dtype, sizes=case.given, seed=0)
     parameters = [name for name, _ in module.named_parameters()]
     names = (*module.inputs, *parameters)
-    return module, tuple(torch.tensor(case.arrays[n], requires_grad=True) for n in names)
+    arrays = [case.arrays[name] for name in names]
+    return module, tuple(torch.tensor(a, requires_grad=a.dtype.kind in "fc") for a in arrays)
 
 
 def call(module: torch.nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -231,8 +231,8 @@ BUGS = (
     ),
     Bug(
         "numbers of a network not multiplied in",
-        "planning.schedule:_Network._apply_scalars",
-        "self.terms[smallest] = self._emit([scale, term], term.labels)",
+        "planning.schedule:_Network._scale",
+        "self.terms[at] = self._emit([scale, term], term.labels)",
         "pass",
     ),
     Bug(
