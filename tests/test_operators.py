@@ -113,3 +113,14 @@ def test_an_export_holds_aten(backend: str) -> None:
     names = [str(n.target) for n in exported.graph.nodes if n.op == "call_function"]
     assert names
     assert not any("network_" in name for name in names)
+
+
+def test_there_are_no_more_operators_than_a_process_can_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(operators, "MOST", 0)
+    x = tnc.input("x", B, tnc.Index("i", 11))
+    module = tnc.compile(x @ tnc.param("W", tnc.Index("i", 11), O), backend="numpy", seed=0)
+    given = torch.randn(3, 11)
+    assert not any("tncompiler" in name for name in nodes_of(module, given))
+    torch.testing.assert_close(torch.compile(module, fullgraph=True)(given), module(given))

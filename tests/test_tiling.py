@@ -94,6 +94,17 @@ def test_a_module_trains_in_lanes(two_lanes: None, free: bool) -> None:
         assert "run_blocks" in f.source(sizes=sizes, part=part, backend="numpy")
 
 
+def test_maps_in_lanes_write_into_what_they_read(two_lanes: None) -> None:
+    g = tnc.compile(chain(1024), framework="numpy", seed=0)
+    assert "np.maximum(t1, 0, out=t1)" in g.source()
+    x = np.random.default_rng(0).normal(size=(1024, 8, 8)).astype(np.float32)
+    kept = x.copy()
+    wanted = tnc.compile(chain(1024), framework="numpy", seed=0)
+    np.testing.assert_array_equal(g(x), g(x))
+    np.testing.assert_array_equal(x, kept)
+    np.testing.assert_allclose(g(x), wanted(x), rtol=1e-5, atol=1e-5)
+
+
 def test_explain_names_the_blocks(two_lanes: None) -> None:
     f = tnc.compile(chain(1024), framework="numpy", seed=0)
     (line,) = [one for one in f.explain().splitlines() if one.startswith("blocks")]

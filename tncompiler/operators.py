@@ -23,6 +23,7 @@ from tncompiler.compiler import Compilation
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differentiable
 
 NAMESPACE = "tncompiler"
+MOST = 256  # operators, each of which takes 0.1 MB
 OPAQUE = ("numpy", "triton")  # backends that torch cannot look into
 
 Operator = Callable[..., Any]
@@ -41,13 +42,16 @@ def operator_of(
 ) -> Operator | None:
     """The operator of a network; None where torch can look inside, or there is nothing to read.
 
-    ``describe`` says what makes two networks the same.
+    ``describe`` says what makes two networks the same. An operator stays with the process, so there
+    are no more than MOST; networks beyond are traced as aten operations.
     """
     if backend not in OPAQUE or not compilation.ordered or compilation.stabilized:
         return None
     text = json.dumps([backend, describe()], sort_keys=True, default=str)
     name = f"network_{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"
     with _lock:
+        if name not in _operators and len(_operators) >= MOST:
+            return None
         if name not in _operators:
             _operators[name] = _register(name, _Network(compilation, backend))
     return _operators[name]

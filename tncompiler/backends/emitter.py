@@ -62,6 +62,8 @@ from tncompiler.ir.sizes import Size, render_size, symbols_of
 _OPERATORS = {"add", "sub", "div", "neg", "less", "less_equal", "greater", "greater_equal"}
 _OPERATORS |= {"equal", "not_equal", "floordiv", "mod"}
 _NOMINAL = 128
+# maps whose result may share memory with an operand
+_ALIASING = {"conj", "real", "imag", "project", "stop"}
 
 
 def is_inexact(dtype: str) -> bool:
@@ -103,6 +105,8 @@ class Emitter(ABC):
             step.out.name: step for step in self.program.steps if isinstance(step.op, Literal)
         }
         self.written: set[str] = set()
+        self.owned: set[str] = set()  # arrays that are new and nobody else's
+        self.dying: frozenset[str] = frozenset()  # arrays that the current step is the last to read
 
     # ------------------------------------------------------------------ the function as a whole
 
@@ -134,9 +138,34 @@ class Emitter(ABC):
         last = len(self.program.steps) - 1
         for position, step in enumerate(self.program.steps):
             if not isinstance(step.op, Literal):
+                self.dying = frozenset(last_use.get(position, ()))
                 self._step(step)
+                self._own(step)
                 if position < last:
                     self.release(last_use.get(position, ()))
+
+    def _own(self, step: Step) -> None:
+        """Note whether the step's array is new and nobody else's, and which arrays are not."""
+        op = step.op
+        pair = isinstance(op, Contract) and len(op.inputs) == 2
+        if (pair or isinstance(op, Map | Permute)) and not self.may_alias(step):
+            self.owned.add(step.out.name)
+        else:
+            self.owned.difference_update(step.operands)
+
+    def may_alias(self, step: Step) -> bool:
+        """Whether a map's result may be one of its operands, or a view of it."""
+        return isinstance(step.op, Map) and step.op.function in _ALIASING
+
+    def spare(self, step: Step, inputs: tuple[Labels, ...]) -> int | None:
+        """The operand whose array the step's value may take: it is as large, and last read here."""
+        wanted = tuple(range(len(step.out.shape)))
+        for position, (name, labels) in enumerate(zip(step.operands, inputs, strict=True)):
+            value = self.program.values[name]
+            same = value.shape == step.out.shape and value.dtype == step.out.dtype
+            if wanted and labels == wanted and same and name in self.dying & self.owned:
+                return position
+        return None
 
     def read_last(self) -> list[str]:
         """The computed values that the last step still needs."""
@@ -364,7 +393,14 @@ class Emitter(ABC):
                 self._aligned(value, labels, op.output)
                 for value, labels in zip(operands, op.inputs, strict=True)
             ]
-        self.assign(step, " * ".join(texts), self._equation(op, names))
+        place = {label: axis for axis, label in enumerate(op.output)}
+        axes = tuple(tuple([place[label] for label in labels]) for labels in op.inputs)
+        text = self.in_place("mul", texts, self.spare(step, axes)) or " * ".join(texts)
+        self.assign(step, text, self._equation(op, names))
+
+    def in_place(self, function: str, texts: Sequence[str], spare: int | None) -> str | None:
+        """The call of a function that writes into an operand; None where there is none."""
+        return None
 
     def _aligned(self, value: Value, labels: Labels, wanted: Labels) -> str:
         """The operand with its axes in the order of `wanted`, absent ones inserted."""
@@ -473,7 +509,8 @@ class Emitter(ABC):
             else:
                 texts.append(self._aligned(value, labels, wanted))
         self.import_for(op.function)
-        return template.format(*texts)
+        spare = self.spare(step, op.inputs)
+        return self.in_place(op.function, texts, spare) or template.format(*texts)
 
     # ------------------------------------------------------------------ a backend's spelling
 

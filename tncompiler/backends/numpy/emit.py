@@ -20,6 +20,22 @@ from tncompiler.ir.sizes import Size
 # OpenBLAS adds so in products of at most SMALL_PRODUCT multiplications and with vectors.
 LONG_SUM = 256
 SMALL_PRODUCT = 2**20
+# functions that can write their result into an operand
+UFUNCS = {
+    "add": "np.add",
+    "sub": "np.subtract",
+    "mul": "np.multiply",
+    "div": "np.divide",
+    "neg": "np.negative",
+    "maximum": "np.maximum",
+    "minimum": "np.minimum",
+    **{name: f"np.{name}" for name in ("exp", "log", "log1p", "expm1", "sqrt", "sin", "cos")},
+    "tanh": "np.tanh",
+    "relu": "np.maximum",
+    "sigmoid": "expit",
+    "erf": "erf",
+}
+_MORE = {"relu": ("0",)}  # further operands
 # helpers by the module that has them; the others are in runtime.py
 MODULES = {
     "run_blocks": "threads",
@@ -97,6 +113,12 @@ class NumpyEmitter(Emitter):
 
     def template(self, name: str) -> str:
         return function(name).numpy
+
+    def in_place(self, function: str, texts: Sequence[str], spare: int | None) -> str | None:
+        name = UFUNCS.get(function)
+        if name is None or spare is None or not self.reuses:  # else peaks would not be as predicted
+            return None
+        return f"{name}({', '.join((*texts, *_MORE.get(function, ())))}, out={texts[spare]})"
 
     def dtype(self, dtype: str) -> str:
         if dtype == "bfloat16":
