@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,19 @@ import tncompiler as tnc
 from tests.networks import Case, random_network
 from tests.test_plan_family import FORMATS, B, layer
 from tncompiler.inspection import PARTS
+from tncompiler.ir.attention import Attention
+from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.matmul import is_matmul
-from tncompiler.ir.program import Contract, Program, Step, operand_values
+from tncompiler.ir.program import (
+    Contract,
+    Convolve,
+    Program,
+    Relation,
+    Scan,
+    Step,
+    operand_values,
+    relations_of,
+)
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.cost import program_cost, step_flops
 from tncompiler.planning.memory import live_terms, peak_bytes, peak_expression, step_peak
@@ -95,12 +107,20 @@ class Counted:
 
 
 def counted_flops(program: Program, sizes: Binding) -> int:
-    """The operations of all contractions; a multiply-add counts 2, the first of a sum as well."""
-    return sum(
-        _counted(program, step, sizes)
-        for step in program.steps
-        if isinstance(step.op, Contract) and step.op.inputs
-    )
+    """The operations of all contractions; a multiply-add counts 2, the first of a sum as well.
+
+    A scan's are counted at every position, an attention's in the program that it stands for.
+    """
+    total = 0
+    for step in program.steps:
+        if isinstance(step.op, Contract | Convolve) and step.op.inputs:
+            total += _counted(program, step, sizes)
+        elif isinstance(step.op, Scan):
+            positions = range(evaluate(step.op.size, sizes))
+            total += sum(counted_flops(step.op.body, sizes) for _ in positions)
+        elif isinstance(step.op, Attention):
+            total += counted_flops(body_of(step, operand_values(program, step)), sizes)
+    return total
 
 
 def _counted(program: Program, step: Step, sizes: Binding) -> int:
@@ -112,9 +132,11 @@ def _counted(program: Program, step: Step, sizes: Binding) -> int:
         array.fill(Counted())
         arrays.append(array)
     Counted.multiplied = Counted.added = 0
+    related = relations_of(op)
     carried = {label for labels in op.inputs for label in labels}
+    carried |= {label for relation in related for label in relation.labels}
     once = tuple(label for label in dict.fromkeys(op.output) if label in carried)
-    total = _loop_over(op.inputs, once, arrays)
+    total = _loop_over(op.inputs, once, arrays, [_numbered(r, sizes) for r in related])
     results = len(total)
     multiplied, added = Counted.multiplied, Counted.added
     if not carried - set(once):
@@ -122,15 +144,29 @@ def _counted(program: Program, step: Step, sizes: Binding) -> int:
     return 2 * multiplied if len(arrays) > 1 else added + results
 
 
-def _loop_over(wires: Any, out: Any, arrays: list[np.ndarray]) -> dict[tuple[int, ...], Counted]:
-    """The contraction, one point of its index space after the other."""
+def _numbered(relation: Relation, sizes: Binding) -> Relation:
+    source, out, kernel = (evaluate(size, sizes) for size in relation.sizes)
+    return replace(relation, sizes=(source, out, kernel))
+
+
+def _loop_over(
+    wires: Any, out: Any, arrays: list[np.ndarray], related: list[Relation]
+) -> dict[tuple[int, ...], Counted]:
+    """The contraction, one point of its index space after the other.
+
+    A window's source is where its other two labels say, so it is no axis of that space; taps that
+    fall on the zeros around it are done as well.
+    """
     extents: dict[int, int] = {}
     for labels, array in zip(wires, arrays, strict=True):
         extents.update(zip(labels, array.shape, strict=True))
-    labels = [*extents]
+    for relation in related:
+        extents.update(zip(relation.labels, relation.sizes, strict=True))
+    sources = {relation.labels[0] for relation in related}
+    labels = [label for label in extents if label not in sources]
     total: dict[tuple[int, ...], Counted] = {}
-    for point in np.ndindex(*extents.values()):
-        at = dict(zip(labels, point, strict=True))
+    for point in np.ndindex(*(extents[label] for label in labels)):
+        at = dict.fromkeys(sources, 0) | dict(zip(labels, point, strict=True))
         factors = [
             array[tuple(at[label] for label in own)]
             for own, array in zip(wires, arrays, strict=True)

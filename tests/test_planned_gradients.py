@@ -177,6 +177,7 @@ def test_the_gradient_of_the_data_keeps_to_the_tree(monkeypatch: pytest.MonkeyPa
 
 
 def random_cases() -> Iterator[tuple[Any, Network]]:
+    """Networks whose tree costs what its sets do: with windows it does not, and they reverse."""
     rng = np.random.default_rng(1)
     for seed in range(60):
         case = random_network(seed, 7, dtype="float64")
@@ -185,7 +186,7 @@ def random_cases() -> Iterator[tuple[Any, Network]]:
         program = compilation.logical(compilation.default_dtypes("float64"))
         sizes = {symbol: 3 for symbol in case.sizes}
         for network in networks_of(program, sizes, wrt).values():
-            if network.active and len(network.terms) > 2:
+            if network.active and len(network.terms) > 2 and not network.relations:
                 yield program, network
 
 

@@ -33,6 +33,7 @@ from tncompiler.ir.program import (
 from tncompiler.ir.sizes import Binding, Terms, evaluate, plain, resized
 
 SUM_RADIX = 16  # blocks that a level of a running sum adds up; see backends/*/runtime.py
+_SUMMED_IN_DOUBLE = ("float32", "complex64")  # by a Scatter
 
 
 def nbytes(value: Value) -> Terms:
@@ -97,17 +98,17 @@ def moments(program: Program) -> Iterator[Moment]:
         if name not in kept:
             freed.setdefault(position, []).append(name)
     for position, step in enumerate(program.steps):
-        own = owner.get(step.out.name) == step.out.name and not (
-            is_token(step) or isinstance(step.op, Pick)
-        )
+        own = owner.get(step.out.name) == step.out.name and not isinstance(step.op, Pick)
         made = (*((step.out.name,) if own else ()), *results.get(step.out.name, ()))
         yield Moment(step, made, tuple(freed.get(position, ())))
 
 
 def owners(program: Program) -> dict[str, str]:
-    """Which computed value's memory each computed value lives in."""
+    """Which computed value's memory each computed value lives in; a token has none."""
     owner: dict[str, str] = {}
     for step in program.steps:
+        if is_token(step):
+            continue
         is_own = isinstance(step.op, Pick) or not (step.operands and is_view(step))
         source = None if is_own else step.operands[0]
         if source is None:
@@ -147,8 +148,8 @@ def _scratch_bytes(program: Program, step: Step, binding: Binding) -> int:
     if isinstance(step.op, Attention):
         body = body_of(step, operand_values(program, step))
         return peak_bytes(body, binding) - nbytes(step.out).evaluate(binding)
-    if isinstance(step.op, Scatter) and step.out.dtype in ("float32", "complex64"):
-        return 2 * nbytes(step.out).evaluate(binding)  # sums in double precision
+    if isinstance(step.op, Scatter) and step.out.dtype in _SUMMED_IN_DOUBLE:
+        return 2 * nbytes(step.out).evaluate(binding)
     return 0
 
 
@@ -190,16 +191,29 @@ def live_terms(program: Program) -> Iterator[Terms]:
         alive.update((step.out.name, made_bytes(program, step)) for step in made)
         total = Terms.total(alive.values())
         yield total
-        op = moment.step.op
-        if isinstance(op, Loop):
-            for inner in live_terms(op.body):
-                yield total + inner.replaced(op.block, op.width)
-        if isinstance(op, Scan):
-            states = Terms.total(map(nbytes, states_before(op)))
-            for inner in live_terms(op.body):
-                yield total + states + inner
+        for beside in _scratch_terms(program, moment.step):
+            yield total + beside
         for name in moment.freed:
             del alive[name]
+
+
+def _scratch_terms(program: Program, step: Step) -> Iterator[Terms]:
+    """What a step takes beside its value at each moment of its run, as `_scratch_bytes` at most."""
+    op = step.op
+    if isinstance(op, Loop):
+        for inner in live_terms(op.body):
+            yield inner.replaced(op.block, op.width)
+    if isinstance(op, Scan):
+        states = Terms.total(map(nbytes, states_before(op)))
+        for inner in live_terms(op.body):
+            yield states + inner
+    if isinstance(op, Attention):
+        made = nbytes(step.out)
+        less = Terms.total(Terms.of(-count, factors) for count, factors in made.terms)
+        for inner in live_terms(body_of(step, operand_values(program, step))):
+            yield inner + less
+    if isinstance(op, Scatter) and step.out.dtype in _SUMMED_IN_DOUBLE:
+        yield nbytes(step.out) + nbytes(step.out)
 
 
 # ---------------------------------------------------------------------------- a training step
