@@ -5,7 +5,7 @@ is divided by a power of two, a scale of its own for each position of the axes t
 the network, whose exponents add up beside it. Where two tensors meet of which neither was divided,
 the smaller one is first: what is left of their product is in range if both tensors are. A logarithm
 takes exponents in, other functions of single networks pass them on, anything else multiplies them
-back. An output that is such a pair is returned as its value, with log10 of its scale as a further
+back. A convolution is a product too, with one scale for all positions along its windows. An output that is such a pair is returned as its value, with log10 of its scale as a further
 output after all values.
 """
 
@@ -21,12 +21,17 @@ from tncompiler.ir.errors import DTypeError
 from tncompiler.ir.program import (
     Cast,
     Contract,
+    Convolve,
+    Fold,
     Labels,
     Literal,
     Map,
     Program,
     Step,
+    Unfold,
     Value,
+    Window,
+    moving_labels,
 )
 from tncompiler.ir.scaled import (
     Scaled,
@@ -70,7 +75,16 @@ def networks_of(program: Program) -> frozenset[str]:
 
 
 def _numbers(program: Program) -> set[str]:
-    return {step.out.name for step in program.steps if isinstance(step.op, Literal)}
+    """The values that are no tensors of people: literals, ones, windows, whatever their dtype.
+
+    A schedule has such factors that its logical program has not, or the other way round.
+    """
+    numbers: set[str] = set()
+    for step in program.steps:
+        made_of_nothing = isinstance(step.op, Literal | Window | Contract) and not step.operands
+        if made_of_nothing or (isinstance(step.op, Cast) and numbers.issuperset(step.operands)):
+            numbers.add(step.out.name)
+    return numbers
 
 
 def scaled_outputs(program: Program) -> tuple[bool, ...]:
@@ -82,8 +96,10 @@ def scaled_outputs(program: Program) -> tuple[bool, ...]:
 def _is_network(step: Step, found: set[str], numbers: set[str]) -> bool:
     own = found.intersection(step.operands)
     match step.op:
-        case Contract():
+        case Contract() | Convolve():
             return bool(own) or sum(name not in numbers for name in step.operands) > 1
+        case Unfold() | Fold():
+            return bool(own)
         case Cast():
             return bool(own) and kind(step.out.dtype) in ("float", "complex")
         case Map("add" | "sub"):
@@ -125,8 +141,9 @@ class _Carrier:
                 f"{step.out.dtype} numbers",
                 fix="give its tensors a float dtype, or leave stabilize at 'none'",
             )
-        if isinstance(step.op, Contract):
-            return self._contract(step, step.op, own)
+        wires = _wires(step)
+        if wires is not None:
+            return self._contract(step, wires, own)
         return self._function(step, own)
 
     def _plain(self, name: str) -> Value:
@@ -135,15 +152,15 @@ class _Carrier:
             self.worth[name] = plain(self.builder, self.scaled[name])
         return self.worth[name]
 
-    def _contract(self, step: Step, op: Contract, own: Sequence[Scaled]) -> Scaled:
+    def _contract(self, step: Step, wires: Contract, own: Sequence[Scaled]) -> Scaled:
         terms = [
-            align(self.builder, term, _surviving(labels, op.output))
-            for term, labels in zip(self._in_range(step, own), op.inputs, strict=True)
+            align(self.builder, term, _surviving(labels, wires.output))
+            for term, labels in zip(self._in_range(step, own), wires.inputs, strict=True)
         ]
         made = self.builder.copy(step, [term.value for term in terms])
         moved = [
-            replace(term, axes=tuple(op.output.index(labels[axis]) for axis in term.axes))
-            for term, labels in zip(terms, op.inputs, strict=True)
+            replace(term, axes=tuple(wires.output.index(labels[axis]) for axis in term.axes))
+            for term, labels in zip(terms, wires.inputs, strict=True)
         ]
         product = add_exponents(self.builder, made, moved)
         apart = self.apart.get(step.out.name)
@@ -190,6 +207,24 @@ def _elements(value: Value) -> int:
     return math.prod([size if isinstance(size, int) else _NOMINAL for size in value.shape])
 
 
+def _wires(step: Step) -> Contract | None:
+    """The step as if it were a plain contraction, if each of its sums is over products.
+
+    Axes along which windows move are new in the result: no position of an operand is one of them.
+    """
+    match step.op:
+        case Contract() | Convolve() as op:
+            moving = moving_labels(op)
+            return Contract(op.inputs, tuple(~x if x in moving else x for x in op.output))
+        case Unfold(axis):
+            every = tuple(range(len(step.out.shape) - 1))
+            return Contract((every,), (*every[:axis], -1, -2, *every[axis + 1 :]))
+        case Fold(axis):
+            every = tuple(range(len(step.out.shape) + 1))
+            return Contract((every,), (*every[:axis], -1, *every[axis + 2 :]))
+    return None
+
+
 def _surviving(labels: Labels, output: Labels) -> Labels:
     """The axes of an operand that are axes of the result, diagonals left out."""
     return tuple(k for k, x in enumerate(labels) if x in output and labels.count(x) == 1)
@@ -200,14 +235,15 @@ def _axes_apart(program: Program) -> dict[str, Labels]:
     keeps its positions apart, to the end or to a sum of one operand, which aligns them."""
     apart: dict[str, Labels] = {}
     for step in reversed(program.steps):
-        if not isinstance(step.op, Contract):
+        wires = _wires(step)
+        if wires is None:
             continue
         every = tuple(range(len(step.out.shape)))
-        open_labels = {step.op.output[axis] for axis in apart.get(step.out.name, every)}
-        for name, labels in zip(step.operands, step.op.inputs, strict=True):
-            kept = {k for k in _surviving(labels, step.op.output) if labels[k] in open_labels}
+        open_labels = {wires.output[axis] for axis in apart.get(step.out.name, every)}
+        for name, labels in zip(step.operands, wires.inputs, strict=True):
+            kept = {k for k in _surviving(labels, wires.output) if labels[k] in open_labels}
             if len(step.operands) == 1:
-                kept.update(k for k, x in enumerate(labels) if x not in step.op.output)
+                kept.update(k for k, x in enumerate(labels) if x not in wires.output)
             before = apart.get(name, tuple(range(len(labels))))
             apart[name] = tuple(axis for axis in before if axis in kept)
     return apart
