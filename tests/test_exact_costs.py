@@ -36,7 +36,14 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.cost import program_cost, step_flops
-from tncompiler.planning.memory import live_terms, peak_bytes, peak_expression, step_peak
+from tncompiler.planning.memory import (
+    live_terms,
+    moments,
+    nbytes,
+    peak_bytes,
+    peak_expression,
+    step_peak,
+)
 
 SIZES = (1, 3, 40)
 MOST_POINTS = 20_000  # of a contraction that is counted point by point
@@ -109,15 +116,14 @@ class Counted:
 def counted_flops(program: Program, sizes: Binding) -> int:
     """The operations of all contractions; a multiply-add counts 2, the first of a sum as well.
 
-    A scan's are counted at every position, an attention's in the program that it stands for.
+    A scan's are those of one position, at each; an attention's those of what it stands for.
     """
     total = 0
     for step in program.steps:
         if isinstance(step.op, Contract | Convolve) and step.op.inputs:
             total += _counted(program, step, sizes)
         elif isinstance(step.op, Scan):
-            positions = range(evaluate(step.op.size, sizes))
-            total += sum(counted_flops(step.op.body, sizes) for _ in positions)
+            total += evaluate(step.op.size, sizes) * counted_flops(step.op.body, sizes)
         elif isinstance(step.op, Attention):
             total += counted_flops(body_of(step, operand_values(program, step)), sizes)
     return total
@@ -213,6 +219,34 @@ def test_counting_sees_another_contraction() -> None:
     assert counted_flops(h.program(), {}) == 2 * 3 == h.flops
 
 
+def test_counting_sees_scans_windows_and_attention() -> None:
+    t, i, j, k, o = tnc.indices("t i j k o", t=5, i=3, j=6, k=2, o=5)
+    f = tnc.compile(running(t, i), framework="numpy")
+    assert counted_flops(f.program(), {}) == 5 * 2 * 3 * 3 == f.flops
+    window = tnc.window(j, out=o, kernel=k)
+    image, kernel = tnc.input("image", i, j), tnc.input("kernel", k)
+    g = tnc.compile(tnc.contract(window, image, kernel, out=(i, o)), framework="numpy")
+    assert counted_flops(g.program(), {}) == 2 * 3 * 5 * 2 == g.flops
+    h = tnc.compile(attention(t, j, i), framework="numpy")
+    assert counted_flops(h.program(), {}) >= 2 * (5 * 6 * 3) * 2
+    assert counted_flops(h.program(), {}) == h.flops
+
+
+def running(over: tnc.Index, i: tnc.Index) -> tnc.Expr:
+    """A state multiplied by a matrix at every position."""
+    weight = tnc.input("W", i, tnc.Index("j", i.size))
+    state, x = tnc.input("h", i), tnc.input("x", over, i)
+    last, _ = tnc.scan(lambda h, p: ((h @ weight)(i) + p, None), state, x, over=over)
+    return last
+
+
+def attention(queries: tnc.Index, keys: tnc.Index, d: tnc.Index) -> tnc.Expr:
+    q, k, v = (
+        tnc.input(name, index, d) for name, index in (("q", queries), ("k", keys), ("v", keys))
+    )
+    return tnc.attention(q, k, v, dim=d)
+
+
 # ---------------------------------------------------------------------------- symbols
 
 
@@ -260,6 +294,32 @@ def test_the_peak_of_a_step_in_its_sizes() -> None:
 def substituted(expression: Any, sizes: Binding) -> int:
     """By sympy's own rules, an independent way."""
     return int(sympy.sympify(expression).xreplace({s: sympy.Integer(n) for s, n in sizes.items()}))
+
+
+def test_a_scan_leaves_nothing_alive_but_its_results() -> None:
+    """A scan itself is no value: it takes no memory, and frees none."""
+    t, i = tnc.indices("t i", t=5, i=3)
+    program = tnc.compile(running(t, i) * 2.0, framework="numpy").program()
+    alive: set[str] = set()
+    for moment in moments(program):
+        alive.update(moment.made)
+        assert alive.issuperset(moment.freed)
+        alive.difference_update(moment.freed)
+    assert alive == set(program.outputs)
+
+
+@pytest.mark.parametrize("make", ["scatter", "attention"])
+def test_peaks_hold_what_steps_take_beside_their_values(make: str) -> None:
+    i, d = tnc.indices("i d", i=7, d=3)
+    x, ids = tnc.input("x", B, d), tnc.input("ids", B, dtype="int64")
+    expr = x.scatter_add(ids, i) if make == "scatter" else attention(B, i, d)
+    f = tnc.compile(expr, framework="numpy")
+    program, peak = f.program(), f.peak_expression()
+    for size in (0, 1, 40):
+        at = {B.size: size}
+        assert substituted(peak, at) == peak_bytes(program, at)
+        result = nbytes(program.values[program.outputs[0]]).evaluate(at)
+        assert size == 0 or peak_bytes(program, at) > result
 
 
 @pytest.mark.parametrize("name", FORMATS)
