@@ -5,8 +5,9 @@ is divided by a power of two, a scale of its own for each position of the axes t
 the network, whose exponents add up beside it. Where two tensors meet of which neither was divided,
 the smaller one is first: what is left of their product is in range if both tensors are. A logarithm
 takes exponents in, other functions of single networks pass them on, anything else multiplies them
-back. A convolution is a product too, with one scale for all positions along its windows. An output that is such a pair is returned as its value, with log10 of its scale as a further
-output after all values.
+back. A convolution is a product too, with one scale for all positions along its windows. An output
+that is such a pair is returned as its value, with log10 of its scale as a further output after all
+values.
 """
 
 from __future__ import annotations
