@@ -9,7 +9,7 @@ import pytest
 
 import tncompiler as tnc
 from tests.networks import random_network
-from tests.oracle import exact
+from tests.oracle import evaluate_all
 from tests.test_stabilize import STABLE, assert_near
 from tncompiler.compiler import Compilation
 from tncompiler.ir.passes.stabilize import networks_of
@@ -17,9 +17,11 @@ from tncompiler.ir.program import Convolve, Fold, Program, Unfold
 from tncompiler.planning.schedule import schedule
 
 
-def programs(outputs: tuple[tnc.Expr, ...], dtype: str, sizes: dict) -> tuple[Program, Program]:
-    """The logical program and its schedule."""
-    compilation = Compilation(outputs, None, dict(sizes), None)
+def programs(
+    outputs: tuple[tnc.Expr, ...], dtype: str, sizes: dict, given: dict
+) -> tuple[Program, Program]:
+    """The logical program and its schedule for these sizes, of which compile is told `given`."""
+    compilation = Compilation(outputs, None, dict(given), None)
     logical = compilation.logical(compilation.default_dtypes(dtype))
     return logical, schedule(logical, dict(sizes), compilation.options)[0]
 
@@ -34,8 +36,7 @@ def test_a_schedule_has_the_pairs_of_its_logical_program(first: int) -> None:
     """Results are packed by the logical program's marks, made by the schedule's."""
     for seed in range(first, first + 20):
         case = random_network(seed)
-        sizes = {**case.sizes, **case.given}
-        logical, scheduled = programs(case.outputs, case.dtype, sizes)
+        logical, scheduled = programs(case.outputs, case.dtype, case.sizes, case.given)
         assert marks(logical) == marks(scheduled), seed
 
 
@@ -78,21 +79,20 @@ def test_convolutions_whose_values_no_float_holds(name: str, factor: float) -> N
     """forward, and the gradient of the value with its scale held fixed"""
     expr, arrays = KNOWN[name].expr, numbers(KNOWN[name].expr)
     double = {leaf: array.astype(float) for leaf, array in arrays.items()}
-    (expected,) = exact((expr,), double)
+    (wanted,) = evaluate_all((expr,), double, {}, 1e-16)
     given = {leaf: array * np.float32(factor) for leaf, array in arrays.items()}
     g = tnc.compile(expr, framework="numpy", plan=STABLE)
     (value, scale), pull = g.vjp(**given)
     shift = len(arrays) * np.log10(factor)
     for sample in range(3):
         got = value[sample].astype(float) * 10.0 ** (scale[sample] - shift)
-        assert_near(got, expected[sample], 1e-5)
-    found = pull((value, np.zeros_like(scale)))["v"]  # its sum of v·gradient is that of value²
-    assert np.sum(found.astype(float) * given["v"]) == pytest.approx(
-        np.sum(value.astype(float) ** 2), rel=1e-5
-    )
+        assert_near(got, wanted.value[sample], 1e-5)
+    found = pull(np.ones_like(value))["v"]  # the value is linear in v
+    total = np.sum(found.astype(float) * given["v"])
+    assert total == pytest.approx(np.sum(value.astype(float)), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_networks_above_use_windows(name: str) -> None:
-    _, scheduled = programs((KNOWN[name].expr,), "float32", {})
+    _, scheduled = programs((KNOWN[name].expr,), "float32", {}, {})
     assert any(isinstance(step.op, KNOWN[name].ops) for step in scheduled.steps)
