@@ -300,3 +300,17 @@ def test_what_it_costs() -> None:
     cost = tnc.compile(tnc.attention(q, k, v, dim=D, scale=1.0), framework="numpy").cost()
     assert cost.flops == 2 * (2 * 5 * 5 * 4) + 5 * 5 + 5 * 4  # the sum of exponentials, the scale
     assert cost.peak_bytes >= 2 * 4 * 25
+
+
+def test_a_mask_of_keys_alone() -> None:
+    """A mask without an axis of queries, heads or batch."""
+    n, m, d, e = tnc.indices("n m d e", n=3, m=4, d=5, e=2)
+    q, k, v = tnc.input("q", n, d), tnc.input("k", m, d), tnc.input("v", m, e)
+    seen = tnc.input("seen", m, dtype="bool")
+    y = tnc.attention(q, k, v, attn_mask=seen)
+    arrays = [torch.randn(3, 5), torch.randn(4, 5), torch.randn(4, 2)]
+    mask = torch.tensor([True, False, True, True])
+    wanted = torch.nn.functional.scaled_dot_product_attention(*arrays, attn_mask=mask[None])
+    for backend in ("torch", "numpy"):
+        f = tnc.compile(y, inputs=["q", "k", "v", "seen"], backend=backend)
+        torch.testing.assert_close(f(*arrays, mask), wanted)

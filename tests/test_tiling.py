@@ -105,6 +105,14 @@ def test_maps_in_lanes_write_into_what_they_read(two_lanes: None) -> None:
     np.testing.assert_allclose(g(x), wanted(x), rtol=1e-5, atol=1e-5)
 
 
+def test_booleans_stay_booleans_in_lanes(two_lanes: None) -> None:
+    i, j = tnc.indices("i j", i=64, j=64)
+    f = tnc.compile(tnc.input("x", i, j, dtype="bool").sum(i, j), framework="numpy")
+    for x in (np.zeros((64, 64), bool), np.eye(64, dtype=bool)):
+        got = f(x)
+        assert got.dtype == np.bool_ and got == x.any()
+
+
 def test_explain_names_the_blocks(two_lanes: None) -> None:
     f = tnc.compile(chain(1024), framework="numpy", seed=0)
     (line,) = [one for one in f.explain().splitlines() if one.startswith("blocks")]

@@ -12,6 +12,7 @@ from tncompiler.backends.triton.emit import count_launches, plan_launches
 from tncompiler.backends.triton.fuse import fuse
 from tncompiler.backends.triton.predict import LAUNCH_US, predicted_us
 from tncompiler.ir.program import Program
+from tncompiler.planning.schedule import schedule
 from tncompiler.planning.sweep import sweep_orders
 
 
@@ -55,6 +56,18 @@ def test_a_sweep_takes_the_largest_operand_through_the_others() -> None:
     held = [pair[0] for pair in path]
     sizes = [len(logical.values[name].shape) for name in logical.steps[-1].operands]
     assert held == [sizes.index(3), 3]
+
+
+def test_a_sweep_does_not_count_scalars() -> None:
+    i, j, k = tnc.indices("i j k", i=6, j=5, k=4)
+    scale, other = tnc.param("s"), tnc.param("G", j, k)
+    two = tnc.compile(tnc.contract(scale, tnc.input("x", i, j), other, out=(i, k)))
+    three = tnc.contract(scale, tnc.input("x", i, j), other, tnc.param("H", k, i), out=(i,))
+    for f, lengths in ((two, []), (tnc.compile(three), [2])):
+        logical = f.compilation.logical(f.compilation.default_dtypes("float32"))
+        orders = sweep_orders(logical, {})
+        assert [len(path) for path in orders.values()] == lengths
+        schedule(logical, {}, f.compilation.options, orders)
 
 
 def test_between_launches_float16_keeps_the_range_of_float32() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 RADIX = 16  # parts that one level adds up before they count as one part of the next
 
 
@@ -57,5 +59,5 @@ class RunningSum:
 
 
 def _copy(x: Any) -> Any:
-    """A new array; NumPy would make a number, which cannot be changed, of one without axes."""
-    return (x[None] + 0).reshape(x.shape)
+    """A new array, of a number too, which could not be changed in place."""
+    return np.array(x) if isinstance(x, np.ndarray | np.generic) else x.clone()

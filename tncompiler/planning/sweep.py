@@ -21,7 +21,7 @@ def sweep_orders(program: Program, sizes: Binding) -> dict[str, SsaPath]:
     return {
         step.out.name: _sweep(step.op, _extents(program, step.operands, step.op.inputs, sizes))
         for step in program.steps
-        if isinstance(step.op, Contract) and len(step.operands) > 2
+        if isinstance(step.op, Contract) and sum(map(bool, step.op.inputs)) > 2
     }
 
 
@@ -39,7 +39,8 @@ def _sweep(op: Contract, extents: Mapping[int, int]) -> SsaPath:
     def elements(labels: set[int]) -> int:
         return math.prod(extents[label] for label in labels)
 
-    waiting = {number: {*labels} for number, labels in enumerate(op.inputs)}
+    tensors = [labels for labels in op.inputs if labels]  # orders do not count scalars
+    waiting = {number: {*labels} for number, labels in enumerate(tensors)}
     held = max(waiting, key=lambda number: elements(waiting[number]))
     labels = waiting.pop(held)
     path = []
@@ -50,7 +51,7 @@ def _sweep(op: Contract, extents: Mapping[int, int]) -> SsaPath:
         path.append((held, number))
         labels = results[number]
         del waiting[number]
-        held = len(op.inputs) + len(path) - 1
+        held = len(tensors) + len(path) - 1
     return tuple(path)
 
 

@@ -28,6 +28,8 @@ def attend(
     if _looks_inside(query, key, value) or not query.numel() or not key.numel():
         scores = query @ key.transpose(-1, -2)
         return torch.softmax(scores if bias is None else scores + bias, -1) @ value
+    if bias is not None and bias.ndim < 2:
+        bias = bias.expand(1, -1)  # torch wants an axis of queries
     alone = causal and where is None and add is None
     return scaled_dot_product_attention(
         query, key, value, None if alone else bias, is_causal=alone, scale=1.0
