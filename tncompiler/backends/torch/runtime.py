@@ -10,7 +10,6 @@ from torch import Tensor
 from tncompiler.backends.torch.emit import LONG_SUM, NARROW
 from tncompiler.ir.functions.random import scramble as scramble  # for generated code
 
-_PADDED = 2**13  # up to here a narrow side is repeated, which takes half the time of blocks
 _BLOCKS, _BLOCK = 16, 4096  # at least so many blocks, and of about so many terms
 
 
@@ -45,16 +44,11 @@ def take_diagonal(x: Tensor, labels: tuple[int, ...], out: tuple[int, ...]) -> T
 def long_mm(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` of shapes (m, k) and (k, n), where the library may add k positive terms one by one.
 
-    A product with a side of NARROW or more it adds in blocks, so a narrow side is repeated; of a
-    long k the blocks are ours. The error is then that of one block, averaged over the blocks.
+    So it gets blocks of k. The error is then that of one block, averaged over the blocks.
     """
     if not _loses_digits(a, b):
         return torch.mm(a, b)
     (rows, length), columns = a.shape, b.shape[1]
-    if length <= _PADDED:
-        if rows < NARROW:
-            return torch.mm(torch.cat([a] * NARROW), b)[:rows]
-        return torch.mm(a, torch.cat([b] * NARROW, 1))[:, :columns]
     blocks, block, cut = _cut(length)
     left = a[:, :cut].reshape(rows, blocks, block).transpose(0, 1)
     total = torch.bmm(left, b[:cut].reshape(blocks, block, columns)).sum(0)
@@ -66,10 +60,6 @@ def long_bmm(a: Tensor, b: Tensor) -> Tensor:
     if not _loses_digits(a, b):
         return torch.bmm(a, b)
     (batch, rows, length), columns = a.shape, b.shape[2]
-    if length <= _PADDED:
-        if rows < NARROW:
-            return torch.bmm(torch.cat([a] * NARROW, 1), b)[:, :rows]
-        return torch.bmm(a, torch.cat([b] * NARROW, 2))[:, :, :columns]
     blocks, block, cut = _cut(length)
     left = a[:, :, :cut].reshape(batch, rows, blocks, block).transpose(1, 2)
     right = b[:, :cut].reshape(batch * blocks, block, columns)
