@@ -232,7 +232,7 @@ BUGS = (
     Bug(
         "numbers of a network not multiplied in",
         "planning.schedule:_Network._scale",
-        "self.terms[at] = self._emit([scale, term], term.labels)",
+        "self.terms[at] = self.windowing.contract([scale, term], term.labels)",
         "pass",
     ),
     Bug(

@@ -123,7 +123,7 @@ class _Network:
         )
         for label in set(term.labels):
             uses[label] -= label not in kept
-        return term if kept == term.labels else self._emit([term], kept)
+        return term if kept == term.labels else self.windowing.contract([term], kept)
 
     def _scaled_term(self, pairs: tuple[Pair, ...]) -> int:
         """The tensor that scalar factors go into: the smallest of operands and results."""
@@ -135,12 +135,12 @@ class _Network:
         """Multiply the scalar factors into a tensor."""
         term, scale = self.terms[at], self._product_of_scalars()
         self.scalars = []
-        self.terms[at] = self._emit([scale, term], term.labels)
+        self.terms[at] = self.windowing.contract([scale, term], term.labels)
 
     def _product_of_scalars(self) -> Term:
         product, *rest = self.scalars
         for scalar in rest:
-            product = self._emit([product, scalar], ())
+            product = self.windowing.contract([product, scalar], ())
         return product
 
     def _contract_pair(self, left: int, right: int, uses: dict[int, int]) -> None:
@@ -157,22 +157,12 @@ class _Network:
         if ready:
             self.terms.append(self.windowing.together(ready, a, b, kept))
         else:
-            self.terms.append(self._emit([a, b], kept))
-
-    def _emit(self, terms: Sequence[Term], kept: Labels) -> Term:
-        value = self.builder.contract(
-            [term.value for term in terms],
-            [term.labels for term in terms],
-            kept,
-            [self.sizes[label] for label in kept],
-            [self.names[label] for label in kept],
-        )
-        return Term(value, kept)
+            self.terms.append(self.windowing.contract([a, b], kept))
 
     def _finish(self, term: Term) -> None:
         """The last term under the network's own name, in the declared axis order."""
         if self.scalars and self.terms:
-            term = self._emit([self._product_of_scalars(), term], term.labels)
+            term = self.windowing.contract([self._product_of_scalars(), term], term.labels)
         is_new = len(self.builder.steps) > self.start
         last = self.builder.steps[-1] if is_new else self.step
         out = self.step.out

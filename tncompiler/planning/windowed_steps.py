@@ -48,7 +48,7 @@ class Windowing:
                 summed.append(relation)
                 kept = tuple(label for label in kept if label != source)
                 kept = (*kept, *(label for label in (out, kernel) if label not in kept))
-        made = self._contract([self._met(a, b, kept), self._met(b, a, kept)], kept)
+        made = self.contract([self._met(a, b, kept), self._met(b, a, kept)], kept)
         for relation in summed:
             made = self.fold(relation, made)
         return made
@@ -56,7 +56,7 @@ class Windowing:
     def _met(self, term: Term, other: Term, kept: Labels) -> Term:
         """The tensor summed over what neither the other tensor nor the result carries."""
         wanted = tuple(label for label in term.labels if label in (*other.labels, *kept))
-        return term if wanted == term.labels else self._contract([term], wanted)
+        return term if wanted == term.labels else self.contract([term], wanted)
 
     def alone(self, relation: Relation, term: Term, output: Labels) -> Term:
         """One tensor with a window: seen through it, or summed into what it is a window of."""
@@ -78,7 +78,7 @@ class Windowing:
         source, out, kernel = relation.labels
         missing = [label for label in (out, kernel) if label not in term.labels]
         if len(missing) == 2:
-            term = self._contract([term, self._ones(out, term)], (*term.labels, out))
+            term = self.contract([term, self._ones(out, term)], (*term.labels, out))
         if not missing:
             return self.fold(relation, term)
         kept = (*(label for label in term.labels if label not in (out, kernel)), source)
@@ -94,13 +94,13 @@ class Windowing:
         labels = (*term.labels[:axis], out, kernel, *term.labels[axis + 1 :])
         distinct = tuple(dict.fromkeys(labels))
         made = Term(value, labels)
-        return made if distinct == labels else self._contract([made], distinct)
+        return made if distinct == labels else self.contract([made], distinct)
 
     def fold(self, relation: Relation, term: Term) -> Term:
         """The tensor with the source in place of windows and taps."""
         source, out, kernel = relation.labels
         rest = tuple(label for label in term.labels if label not in (out, kernel))
-        term = self._contract([term], (*rest, out, kernel))
+        term = self.contract([term], (*rest, out, kernel))
         size, name = self.sizes[source], self.names[source]
         value = self.builder.fold(term.value, len(rest), relation.geometry, size, name)
         return Term(value, (*rest, source))
@@ -110,7 +110,8 @@ class Windowing:
         shape, axes = [self.sizes[k] for k in kept], [self.names[k] for k in kept]
         return Term(self.builder.convolve((a.value, b.value), op, shape, axes), kept)
 
-    def _contract(self, terms: Sequence[Term], kept: Labels) -> Term:
+    def contract(self, terms: Sequence[Term], kept: Labels) -> Term:
+        """A contraction without windows."""
         value = self.builder.contract(
             [term.value for term in terms],
             [term.labels for term in terms],

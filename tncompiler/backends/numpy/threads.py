@@ -212,16 +212,14 @@ def among_tensors(run: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(run)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        setting = _one_thread
-        setting.enter()
+        before = getattr(_call, "with_torch", False)
         _call.with_torch = True
         try:
             return run(*args, **kwargs)
         finally:
-            _call.with_torch = False
-            setting.leave()
+            _call.with_torch = before
 
-    return called
+    return one_blas_thread(called)
 
 
 def run_blocks(block: Block, size: int, width: int, lanes: int) -> tuple[Any, ...]:
