@@ -14,8 +14,15 @@ import torch
 
 import tncompiler as tnc
 from tests.large import as_if_large
-from tests.networks import random_network
-from tests.test_slicing import arguments_of, close, every_cut, layer, programs_of, run
+from tests.test_slicing import (
+    arguments_of,
+    check_random_network,
+    close,
+    every_cut,
+    layer,
+    programs_of,
+    run,
+)
 from tncompiler.backends.numpy import memory, threads
 from tncompiler.ir.program import Loop
 from tncompiler.ir.validate import validate
@@ -61,18 +68,7 @@ def test_every_index_of_a_layer_can_be_shared_out(lanes: int, batch: int) -> Non
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_networks_shared_out(seed: int) -> None:
-    case = random_network(7_000 + seed, dtype="float64")
-    f = tnc.compile(case.outputs, framework="numpy", dtype="float64", sizes=case.given)
-    sizes = {key: case.sizes[key] for key in f.compilation.free_symbols}
-    binding = f.compilation.nominal(sizes)
-    for program in programs_of(f, sizes)[1:]:
-        arrays = arguments_of(program, {**f.compilation.binding, **binding})
-        with np.errstate(all="ignore"):
-            wanted = run(program, arrays, "numpy")
-            cuts = list(every_cut(program, binding, (1, 2)))
-            for cut in cuts[:: max(1, len(cuts) // 6)]:
-                shared = in_lanes(apply_cuts(program, [cut]), 2)
-                assert close(run(shared, arrays, "numpy"), wanted), cut
+    check_random_network(7_000 + seed, lambda program: in_lanes(program, 2))
 
 
 @pytest.mark.parametrize("free", [True, False], ids=["free batch", "fixed batch"])
