@@ -5,6 +5,7 @@ The shared corpus and the fuzzer run it as they run every backend; here is what 
 
 from __future__ import annotations
 
+import math
 import itertools
 import subprocess
 import sys
@@ -185,6 +186,17 @@ def test_a_long_sum_is_split_into_parts_of_one_order() -> None:
     assert launches(source) == 2
     assert "SPLITS=" in source
     assert "atomic" not in source
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_summed_indices_that_no_array_has_count_all_the_same(count: int) -> None:
+    """the gradient of a scalar added to a tensor sums over axes that nothing is read along"""
+    axes = tnc.indices("i j k l", i=3, j=4, k=5, l=2)[:count]
+    y = (tnc.input("x", *axes) + tnc.param("s")).sum()
+    f = tnc.compile(y, backend="triton", seed=0)
+    sizes = [axis.size for axis in axes]
+    f(torch.zeros(sizes)).backward()
+    assert f.s.grad == math.prod(sizes)
 
 
 def test_tensors_of_2_to_31_elements_take_64_bits_and_only_those() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise as neighbours
 from typing import Any
 
 from tncompiler.backends.triton.trees import (
@@ -145,9 +144,12 @@ def _merged(pairwise: Pairwise) -> Pairwise:
     """Labels of a group become one where every array steps through them alike."""
     pairwise = replace(pairwise, k=_order_summed(pairwise))
     for group in _GROUPS:
-        for outer, inner in reversed([*neighbours(getattr(pairwise, group))]):
-            if _can_merge(outer, inner, pairwise):
+        inner = None
+        for outer in reversed(getattr(pairwise, group)):
+            if inner is not None and _can_merge(outer, inner, pairwise):
                 pairwise = _merge(outer, inner, group, pairwise)
+            else:
+                inner = outer
     return pairwise
 
 
