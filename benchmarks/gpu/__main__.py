@@ -14,6 +14,7 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from multiprocessing import TimeoutError, get_context
 from pathlib import Path
@@ -24,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.gpu.checks import TOLERANCE, fuzz, layer_errors
-from benchmarks.gpu.layers import Cell, cells, dense, einsum, programs
-from benchmarks.gpu.prepare import prepare
+from benchmarks.gpu.layers import Cell, cells, dense, graphed, programs
+from benchmarks.gpu.peers import PEERS, Unsupported
+from benchmarks.gpu.prepare import PARTS, prepare
 from benchmarks.gpu.timing import call_us, ceilings, device_us
 from benchmarks.machine import machine_facts
 
@@ -34,7 +36,7 @@ ENDING_S = 10.0
 PATIENCE_S = 40.0  # for the kernels of one cell; the others do not wait longer for it
 
 
-def measure(cell: Cell, peers: bool) -> dict[str, Any]:
+def measure(cell: Cell, peers: Sequence[str]) -> dict[str, Any]:
     """Times of one cell in microseconds, ours and others'."""
     layer, x = cell.layer("triton"), cell.input()
     made, aten = programs(layer, x), programs(layer, x, "torch")
@@ -48,24 +50,26 @@ def measure(cell: Cell, peers: bool) -> dict[str, Any]:
             "dense forward": device_us(dense_forward),
             "dense backward": device_us(dense_backward),
             "call": call_us(lambda: layer(x)),
+            "dense call": call_us(dense_forward),
         }
-        if peers:
-            found.update(_peers(cell, layer, x))
+        found.update(_others(cell, layer, x, peers))
     found["GB/s"] = made.bytes[0] / found["forward"] / 1e3
     found["TFLOP/s"] = made.flops[0] / found["forward"] / 1e6
     found["backward TFLOP/s"] = made.flops[1] / found["backward"] / 1e6
     return found
 
 
-def _peers(cell: Cell, layer: Any, x: torch.Tensor) -> dict[str, float]:
+def _others(cell: Cell, layer: Any, x: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
+    """The layer as a CUDA graph, and peers; what fails is named, the others are timed."""
+    runs = {"graph call": lambda: call_us(graphed(cell, layer, x))}
+    runs.update((n, lambda n=n: device_us(PEERS[n](cell, layer, x))) for n in names)
     found = {}
-    runs = {"torch.einsum": einsum(cell, layer, x)}
-    compiled = torch.compile(cell.layer("torch").cores, fullgraph=True)
-    runs["torch.compile"] = lambda: compiled(x)
-    for name, run in runs.items():
+    for name, timed in runs.items():
         try:
-            found[name] = device_us(run)
-        except Exception as error:  # a peer that fails is named, the others are timed
+            found[name] = timed()
+        except Unsupported:
+            continue
+        except Exception as error:
             found[name] = float("nan")
             print(f"{name} on {cell.name}: {type(error).__name__}: {error}"[:200], file=sys.stderr)
     return found
@@ -73,11 +77,13 @@ def _peers(cell: Cell, layer: Any, x: torch.Tensor) -> dict[str, float]:
 
 def table(results: list[dict[str, Any]]) -> Table:
     """A row for each cell, in microseconds on the device."""
-    made = Table(title="microseconds on the device (graph replay); call: a user's call, with host")
+    made = Table(title="microseconds on the device; call, graph, dense: users' calls, with host")
     columns = {
         "fwd": "forward", "bwd": "backward", "aten fwd": "aten forward", "bwd ": "aten backward",
         "dense fwd": "dense forward", "bwd  ": "dense backward", "einsum": "torch.einsum",
-        "compile": "torch.compile", "call": "call", "GB/s": "GB/s", "TFLOP/s": "TFLOP/s",
+        "cotengra": "cotengra", "tltorch": "TensorLy-Torch", "compile": "torch.compile",
+        "call": "call", "graph": "graph call", "dense": "dense call", "GB/s": "GB/s",
+        "TFLOP/s": "TFLOP/s",
     }  # fmt: skip
     made.add_column("cell")
     for column in (*columns, "error"):
@@ -93,7 +99,7 @@ def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def run_cell(cell: Cell, peers: bool) -> dict[str, Any]:
+def run_cell(cell: Cell, peers: Sequence[str]) -> dict[str, Any]:
     """Check, then time; whatever goes wrong is in the result."""
     result: dict[str, Any] = {"cell": cell.name, "errors": {}, "wrong": ""}
     try:
@@ -119,7 +125,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     options, started = arguments(argv), time.monotonic()
-    console = Console(width=170)
+    console = Console(width=200)
     if not torch.cuda.is_available():
         console.print("there is no GPU that torch can use: nothing was run")
         return 2
@@ -135,7 +141,10 @@ def main(argv: list[str] | None = None) -> int:
     results: list[dict[str, Any]] = []
     chosen = [cell for cell in cells(options.quick) if fnmatchcase(cell.name, options.cell)]
     with get_context("spawn").Pool(options.jobs) as pool:  # what still compiles is killed
-        ready = {cell: pool.apply_async(prepare, (cell,)) for cell in chosen}
+        ready = {
+            cell: pool.starmap_async(prepare, [(cell, part) for part in range(PARTS)], 1)
+            for cell in chosen
+        }
         for cell in chosen:
             left = end - time.monotonic()
             if left < 0:
@@ -144,7 +153,8 @@ def main(argv: list[str] | None = None) -> int:
                 ready[cell].get(timeout=min(left, PATIENCE_S))
             except TimeoutError:
                 continue
-            results.append(run_cell(cell, peers=len(results) < 4))
+            slow = () if len(results) < 3 else ("torch.compile",)
+            results.append(run_cell(cell, [peer for peer in PEERS if peer not in slow]))
             shown = {
                 k: v if isinstance(v, str) else _text(v)
                 for k, v in results[-1].items()

@@ -6,7 +6,7 @@ In: a cell (format, shapes, rank, dtype, batch). Out: callables on the GPU, forw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,14 @@ def programs(layer: Tensorized, x: Tensor, backend: str = "triton") -> Programs:
     )
 
 
+def graphed(cell: Cell, layer: Tensorized, x: Tensor) -> Run:
+    """The layer compiled with `cuda_graph=True`."""
+    network = layer._expression()  # type: ignore[operator]
+    module = tnc.compile(network, backend="triton", dtype=cell.dtype, cuda_graph=True)
+    module.to("cuda").load_state_dict(layer.cores.state_dict())
+    return lambda: module(x)
+
+
 def dense(cell: Cell, x: Tensor) -> tuple[Run, Run]:
     """The layer that is replaced: one matrix product forward, two and a sum backward."""
     features = math.prod(SHAPES[cell.format][cell.shape][1])
@@ -125,22 +133,3 @@ def dense(cell: Cell, x: Tensor) -> tuple[Run, Run]:
         return cotangent @ weight, cotangent.t() @ x, cotangent.sum(0)
 
     return lambda: torch.nn.functional.linear(x, weight, bias), backward
-
-
-def einsum(cell: Cell, layer: Tensorized, x: Tensor) -> Run:
-    """torch.einsum over input and cores, its own order; without the bias."""
-    ins, outs = SHAPES[cell.format][cell.shape]
-    network = layer._network
-    equation, operands = _equation(network, layer, x.reshape(-1, *ins), len(ins))
-    return lambda: torch.einsum(equation, *operands).reshape(x.shape[0], math.prod(outs))
-
-
-def _equation(
-    network: tnc.Expr, layer: Tensorized, x: Tensor, modes: int
-) -> tuple[str, Sequence[Tensor]]:
-    text = network.to_einsum()
-    inputs, out = text.split("->")
-    letter = next(c for c in "zyxwvutsrqponmlkjihgfedcbaZYXWVU" if c not in text)
-    held = dict(layer.cores.named_parameters())
-    operands = [held[leaf.name] for leaf in text.operands]
-    return f"{letter}{out[:modes]},{inputs}->{letter}{out[modes:]}", [x, *operands]

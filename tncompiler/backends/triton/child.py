@@ -72,26 +72,31 @@ def compile_job(job: Mapping[str, Any]) -> list[dict[str, Any]]:
                 break
         return candidates[first_fitting(tried)]
 
+    def share(kernel: Any, candidates: Any, grid: Any, rows: int, *args: Any, **more: Any) -> Any:
+        """As `fit`; a program on each multiprocessor."""
+        config = fit(kernel, candidates, grid, *fitting.with_sums(args, 1), **more)
+        return config, min(triton.cdiv(rows, config["ROWS"]), processors)
+
+    processors = _PROCESSORS.get(job["target"], 128)
     tensors = [
         torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
         for shape, dtype in job["arguments"]
     ]
-    with _recording(record, fit, _PROCESSORS.get(job["target"], 128)):
+    with _recording(record, fit, share):
         load(Source(job["text"], job["entry"])).run(*tensors)
     return found
 
 
 @contextlib.contextmanager
-def _recording(record: Any, fit: Any, processors: int) -> Iterator[None]:
+def _recording(record: Any, fit: Any, share: Any) -> Iterator[None]:
     """Launches are recorded, devices not asked for."""
-    kept = JITFunction.run, runtime.check_device, runtime.count_processors, fitting.fitting
-    JITFunction.run, fitting.fitting = record, fit
+    kept = JITFunction.run, runtime.check_device, fitting.fitting, fitting.sharing
+    JITFunction.run, fitting.fitting, fitting.sharing = record, fit, share
     runtime.check_device = lambda device: None
-    runtime.count_processors = lambda device: processors
     try:
         yield
     finally:
-        JITFunction.run, runtime.check_device, runtime.count_processors, fitting.fitting = kept
+        JITFunction.run, runtime.check_device, fitting.fitting, fitting.sharing = kept
 
 
 def compile_launch(
@@ -109,10 +114,7 @@ def compile_launch(
     given: dict[str, Any] = dict(zip(kernel.arg_names, args, strict=False))
     for position, name in enumerate(kernel.arg_names):
         value: Any = given.get(name, constants.get(name))
-        if isinstance(value, torch.dtype):
-            signature[name] = _POINTERS[value]
-            attributes[position,] = [["tt.divisibility", 16]]
-        elif name in constants or (isinstance(value, int) and value == 1):
+        if name in constants or (isinstance(value, int) and value == 1):
             signature[name] = "constexpr"
             constexprs[position,] = value
         elif isinstance(value, torch.Tensor):

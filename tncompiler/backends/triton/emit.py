@@ -21,7 +21,7 @@ from tncompiler.backends.triton.tiles import Tiles, tile_candidates, way_candida
 from tncompiler.ir.dtypes import kind
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.program import Argument, Literal, Merge, Program, Split, Step, Value
-from tncompiler.ir.sizes import Size, size_symbol
+from tncompiler.ir.sizes import Size, product, size_symbol
 
 PROGRAMS = size_symbol("programs of a launch")  # no index can be called so: it is only compared
 
@@ -30,8 +30,8 @@ _RUNTIME = (
     "fitting",
     "is_wide",
     "on_device_of_arguments",
-    "processors",
     "real_view",
+    "sharing",
     *WIDENING,
     *HELPERS,
 )
@@ -66,7 +66,8 @@ class TritonEmitter(TorchEmitter):
         if self.imports:
             names = ", ".join(sorted(self.imports))
             lines.append(f"from tncompiler.backends.torch.runtime import {names}")
-        for module, names_of in (("fitting", {"fitting"}), ("runtime", {*used} - {"fitting"})):
+        choosing = {"fitting", "sharing"}
+        for module, names_of in (("fitting", choosing), ("runtime", {*used} - choosing)):
             found = ", ".join(sorted(names_of & {*used}))
             if found:
                 lines.append(f"from tncompiler.backends.triton.{module} import {found}")
@@ -148,19 +149,26 @@ class TritonEmitter(TorchEmitter):
 
     def _wide(self, kernel: KernelSource) -> str:
         """Source of whether offsets into a kernel's arrays take 64 bits."""
-        return f"is_wide({', '.join(self.name(self.values[name]) for name in kernel.arrays)})"
+        values = [self.values[name] for name in kernel.arrays]
+        unsure = [self.name(value) for value in values if not _is_narrow(value)]
+        return f"is_wide({', '.join(unsure)})" if unsure else "False"
 
     def _configure(
         self, kernel: KernelSource, candidates: list[str], grid: str, given: list[str]
     ) -> str:
         """The variable that holds the configuration which a kernel is launched with."""
-        table = self.names(("table", kernel.name), f"{kernel.name}s", "configs")
-        self.tables.append(f"{table} = ({', '.join(candidates)},)")
+        table = self._tabulate(kernel, candidates)
         config = self.names(("config", kernel.name), "config", "config")
         programs = f"lambda config: ({grid},)"
         asked = ", ".join([kernel.name, table, programs, *given])
         self.lines.append(f"{config} = fitting({asked})")
         return config
+
+    def _tabulate(self, kernel: KernelSource, candidates: list[str]) -> str:
+        """The table of a kernel's configurations."""
+        table = self.names(("table", kernel.name), f"{kernel.name}s", "configs")
+        self.tables.append(f"{table} = ({', '.join(candidates)},)")
+        return table
 
     # ------------------------------------------------------------------ chains
 
@@ -179,18 +187,12 @@ class TritonEmitter(TorchEmitter):
             self.dense.add(value.name)
         arrays = [self.name(self.values[name]) for name in made.kernel.arrays]
         sizes = [self.size(symbol) for symbol in made.kernel.symbols]
-        last = [*sizes, f"WIDE={self._wide(made.kernel)}"]
-        dtype = [f"torch.{made.dtype}"] if bundle.sums else []
-        candidates = [
-            _keywords({**({"WAY": k} if len(bundle.ways) > 1 else {}), "ROWS": t.m}, t)
-            for k, t in way_candidates(bundle)
-        ]
-        grid = f"{self._programs(bundle, 'config')},{_branches(bundle, 'config')}"
-        config = self._configure(
-            made.kernel, candidates, grid.removesuffix(","), [*arrays, *dtype, *last]
-        )
+        wide = self.names(("wide", name), "wide", "wide")
+        self.lines.append(f"{wide} = {self._wide(made.kernel)}")
+        last = [*sizes, f"WIDE={wide}"]
         programs = self.names(PROGRAMS, "programs", "programs")
-        self.lines.append(f"{programs} = {self._programs(bundle, config)}")
+        unknown = [f"(torch.{made.dtype}, {made.parts.total})"] if bundle.sums else []
+        config = self._share(bundle, made, [*arrays, *unknown, *last])
         parts = self._allocate_parts(bundle, made)
         given = ", ".join([*arrays, *([self.name(parts)] if parts else []), *last])
         grid = f"({programs},{_branches(bundle, config)})"
@@ -199,13 +201,20 @@ class TritonEmitter(TorchEmitter):
         if parts is not None:
             self._add_parts(bundle, made, parts)
 
+    def _share(self, bundle: Bundle, made: BundleSource, given: list[str]) -> str:
+        """The variable of the bundle's configuration, which comes with a number of programs."""
+        candidates = [_way_keywords(bundle, k, t) for k, t in way_candidates(bundle)]
+        table = self._tabulate(made.kernel, candidates)
+        config = self.names(("config", made.kernel.name), "config", "config")
+        programs = self.names(PROGRAMS, "programs", "programs")
+        grid = f"lambda config, programs: (programs,{_branches(bundle, 'config')})"
+        rows = self.size(bundle.stream.size)
+        asked = ", ".join([made.kernel.name, table, grid, rows, *given])
+        self.lines.append(f"{config}, {programs} = sharing({asked})")
+        return config
+
     def _function_name(self, name: str) -> str:
         return self.names(("function", name), name, "part")
-
-    def _programs(self, bundle: Bundle, config: str) -> str:
-        """Source of how many programs share the rows."""
-        rows = f'triton.cdiv({self.size(bundle.stream.size)}, {config}["ROWS"])'
-        return f"min({rows}, processors({next(iter(self.names_of_arguments().values()))}))"
 
     def _allocate_parts(self, bundle: Bundle, made: BundleSource) -> Value | None:
         """Room for the sums of each program."""
@@ -257,6 +266,12 @@ class TritonEmitter(TorchEmitter):
         shape = f"{self.shape(out)}," if out.shape else ""
         text = f"torch.{made}(({shape}), dtype=torch.{out.dtype}{self.device})"
         self.lines.append(f"{self.name(out)} = {text}  # {self._tuple(out)}")
+
+
+def _is_narrow(value: Value) -> bool:
+    """Whether 32 bits are known to count an array's numbers."""
+    numbers = product(value.shape)
+    return isinstance(numbers, int) and numbers * (1 + (kind(value.dtype) == "complex")) < 2**31
 
 
 def _branches(bundle: Bundle, config: str) -> str:

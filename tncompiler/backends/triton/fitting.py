@@ -1,32 +1,51 @@
 """Which of a kernel's configurations runs: none that spills if another does not, then the fastest.
 
-In: a kernel, candidates and a launch's arguments. Out: one candidate. Choices are kept by device,
-kernel and shape class, in memory and as JSON on disk: configurations, never code.
+In: a kernel, candidates and a launch's arguments. Out: one candidate, and for a kernel whose
+programs share rows, how many of them. Choices are kept by device, kernel and shape class, in
+memory and as JSON on disk: configurations, never code.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import platformdirs
 import torch
 from torch import Tensor
 
-Grid = Callable[["Config"], tuple[int, ...]]
+from tncompiler.backends.triton import runtime
+
 Config = Mapping[str, int]  # keyword arguments of a launch: block sizes, num_warps, num_stages
+Grid = Callable[[Config], tuple[int, ...]]
+SharedGrid = Callable[[Config, int], tuple[int, ...]]
 
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}  # the default changes with triton 3.10
 
-_VERSION = 1
+_VERSION = 2
 _REPEATS = 5
-_ready: dict[object, Config] = {}  # by kernel, device and shape class: a look-up for each launch
+_FEW_WARPS = 4
+_CROWDS = (1, 2, 4, 8)  # programs on a multiprocessor: more hide more latency, and add more sums
+_SUM_BYTES_PER_US = 1.5e6  # what each program's sums cost to be written and read again
+_FLUSH_BYTES, _FLUSHES = 2**26, 4
+
+
+class Choice(NamedTuple):
+    """Position of a candidate, and programs a multiprocessor."""
+
+    candidate: int
+    crowd: int = 1
+
+
+_ready: dict[object, Any] = {}  # by kernel, device and shape class: a look-up for each launch
 
 
 def fitting(
@@ -34,24 +53,60 @@ def fitting(
 ) -> Config:
     """The candidate to launch with.
 
-    ``grid`` says how many programs a candidate takes; ``args`` are the launch's, with a dtype for
-    an array that has no size yet. Under the interpreter the first; on a GPU the fastest of those
-    that spill nothing and fit into shared memory.
+    ``grid`` says how many programs a candidate takes; ``args`` are the launch's. Under the
+    interpreter the first; on a GPU the fastest of those that spill nothing and fit into shared
+    memory.
     """
     device = args[0].device
     if device.type != "cuda":
         return candidates[0]
-    sizes = tuple([arg.bit_length() for arg in args if type(arg) is int])
-    ready = (kernel, device.index, sizes)
-    config = _ready.get(ready)
-    if config is None:
-        key = _key(kernel, candidates, sizes, device)
-        known = _choices()
-        if key not in known:
-            known[key] = _choose(kernel, candidates, grid, args, constants)
-            _save(known)
-        config = _ready[ready] = candidates[min(known[key], len(candidates) - 1)]
-    return config
+    ready = (kernel, device.index, _size_class(args))
+    if ready not in _ready:
+
+        def runs(config: Config) -> Iterator[tuple[int, float]]:
+            yield 1, _microseconds(kernel, config, grid(config), args, constants)
+
+        chosen = _chosen(kernel, candidates, args, constants, runs)
+        _ready[ready] = candidates[chosen.candidate]
+    return _ready[ready]  # type: ignore[no-any-return]
+
+
+def sharing(
+    kernel: Any,
+    candidates: Sequence[Config],
+    grid: SharedGrid,
+    rows: int,
+    *args: Any,
+    **constants: Any,
+) -> tuple[Config, int]:
+    """The candidate to launch with, and how many programs share ``rows``.
+
+    ``grid`` makes the launch's grid of a candidate and that number. An array among ``args`` that
+    has a row of sums for each program comes as (dtype, sums). A GPU gets as many programs as run
+    fastest together with adding up what they leave.
+    """
+    device = args[0].device
+    most = runtime.count_processors(device)
+    if device.type != "cuda":
+        return candidates[0], _programs(rows, candidates[0], most)
+    ready = (kernel, device.index, _size_class(args))
+    if ready not in _ready:
+
+        def runs(config: Config) -> Iterator[tuple[int, float]]:
+            before = 0
+            for crowd in _CROWDS:
+                programs = _programs(rows, config, most * crowd)
+                if programs > before:
+                    given = with_sums(args, programs)
+                    place = grid(config, programs)
+                    us = _microseconds(kernel, config, place, given, constants)
+                    yield crowd, us + _summing_us(args, programs)
+                before = programs
+
+        _ready[ready] = _chosen(kernel, candidates, with_sums(args, 1), constants, runs)
+    chosen: Choice = _ready[ready]
+    config = candidates[chosen.candidate]
+    return config, _programs(rows, config, most * chosen.crowd)
 
 
 def first_fitting(spills: Sequence[int | None]) -> int:
@@ -60,24 +115,62 @@ def first_fitting(spills: Sequence[int | None]) -> int:
     return min(runs, key=lambda k: spills[k] or 0, default=0)
 
 
-def _choose(
+def _chosen(
     kernel: Any,
     candidates: Sequence[Config],
-    grid: Grid,
     args: Sequence[Any],
     constants: Mapping[str, Any],
-) -> int:
-    spills = [_spill(kernel, config, args, constants) for config in candidates]
-    best = first_fitting(spills)
-    fits = [k for k, spill in enumerate(spills) if spill is not None and spill == spills[best]]
-    if len(fits) == 1:
-        return best
-    times = {k: _milliseconds(kernel, candidates[k], grid, args, constants) for k in fits}
-    return min(fits, key=times.__getitem__)
+    runs: Callable[[Config], Iterator[tuple[int, float]]],
+) -> Choice:
+    """The choice that is kept for such a launch, made now if there is none.
+
+    ``runs`` times a candidate: programs a multiprocessor, and microseconds.
+    """
+    device, known = args[0].device, _choices()
+    key = _key(kernel, candidates, _size_class(args), device)
+    kept = known.get(key)
+    if kept is None or kept.candidate >= len(candidates):
+        spills = functools.partial(_spill, kernel, args=args, constants=constants)
+        kept = known[key] = _fastest(candidates, spills, runs)
+        _save(known)
+    return kept
+
+
+def _fastest(
+    candidates: Sequence[Config],
+    spill: Callable[[Config], int | None],
+    runs: Callable[[Config], Iterator[tuple[int, float]]],
+) -> Choice:
+    """The fastest of those that spill nothing, else of those that spill least.
+
+    Compiling takes seconds a candidate: ways to cut a kernel are tried while they make it faster,
+    and those of many warps where nothing else fits.
+    """
+    spills: dict[int, int | None] = {}
+    best, least = Choice(0), math.inf
+    for many, group in itertools.groupby(range(len(candidates)), lambda k: _way(candidates[k])):
+        if many is None and least < math.inf:
+            break
+        found = {k: spill(candidates[k]) for k in group}
+        spills.update(found)
+        fits = [k for k, spilled in found.items() if spilled == 0]
+        timed = {Choice(k, crowd): us for k in fits for crowd, us in runs(candidates[k])}
+        if not timed:
+            continue
+        first = min(timed, key=timed.__getitem__)
+        if timed[first] >= least:
+            break
+        best, least = first, timed[first]
+    return best if least < math.inf else Choice(first_fitting([*spills.values()]))
+
+
+def _way(config: Config) -> int | None:
+    """What a candidate is tried together with: those of many warps are the last resort."""
+    return config.get("WAY", 0) if config["num_warps"] <= _FEW_WARPS else None
 
 
 def _spill(
-    kernel: Any, config: Config, args: Sequence[Any], constants: Mapping[str, Any]
+    kernel: Any, config: Config, *, args: Sequence[Any], constants: Mapping[str, Any]
 ) -> int | None:
     """Bytes that a thread spills; None where the chip has not enough shared memory, or where one
     of triton's passes fails on its layouts.
@@ -96,38 +189,64 @@ def _spill(
     return int(compiled.n_spills)
 
 
-def _milliseconds(
-    kernel: Any, config: Config, grid: Grid, args: Sequence[Any], constants: Mapping[str, Any]
+def _programs(rows: int, config: Config, most: int) -> int:
+    return min(-(-rows // config["ROWS"]), most)
+
+
+def with_sums(args: Sequence[Any], programs: int) -> list[Any]:
+    """Arguments with room for what that many programs sum."""
+    device = args[0].device
+    return [
+        torch.empty(programs, arg[1], dtype=arg[0], device=device) if type(arg) is tuple else arg
+        for arg in args
+    ]
+
+
+def _summing_us(args: Sequence[Any], programs: int) -> float:
+    width: int = sum(arg[0].itemsize * arg[1] for arg in args if type(arg) is tuple)
+    return 2.0 * programs * width / _SUM_BYTES_PER_US
+
+
+def _microseconds(
+    kernel: Any,
+    config: Config,
+    grid: tuple[int, ...],
+    args: Sequence[Any],
+    constants: Mapping[str, Any],
 ) -> float:
-    """The shortest of a few runs on the real arguments, which a launch may always repeat."""
-    programs, device = grid(config), args[0].device
-    given = [_scratch(a, programs[0], device) if isinstance(a, torch.dtype) else a for a in args]
+    """The shortest of a few runs on the real arguments, which a launch may always repeat.
+
+    The device is kept busy until the launch has reached it: else the host would be timed.
+    """
+    busy = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=args[0].device)
 
     def run() -> None:
-        kernel[programs](*given, **constants, **config, **OPTIONS)
+        kernel[grid](*args, **constants, **config, **OPTIONS)
 
     run()
-    return min(_timed(run) for _ in range(_REPEATS))
+    return min(_timed(run, busy) for _ in range(_REPEATS))
 
 
-def _scratch(dtype: torch.dtype, programs: int, device: torch.device) -> Tensor:
-    """Room for partial sums while candidates are timed."""
-    return torch.empty(programs * 2**17, dtype=dtype, device=device)
-
-
-def _timed(run: Callable[[], None]) -> float:
+def _timed(run: Callable[[], None], busy: Tensor) -> float:
     start, stop = (
         torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         for _ in range(2)
     )
+    for _ in range(_FLUSHES):
+        busy.zero_()
     start.record()
     run()
     stop.record()
     stop.synchronize()
-    return float(start.elapsed_time(stop))
+    return 1e3 * float(start.elapsed_time(stop))
 
 
 # ---------------------------------------------------------------------------- what is kept
+
+
+def _size_class(args: Sequence[Any]) -> tuple[int, ...]:
+    """The sizes among a launch's arguments, to the next power of two."""
+    return tuple([arg.bit_length() for arg in args if type(arg) is int])
 
 
 def _key(
@@ -145,7 +264,7 @@ def choices_path() -> Path:
 
 
 @functools.cache
-def _choices() -> dict[str, int]:
+def _choices() -> dict[str, Choice]:
     """The choices on disk; none if the file is missing or holds anything else."""
     try:
         found = json.loads(choices_path().read_text(encoding="utf-8"))
@@ -153,10 +272,17 @@ def _choices() -> dict[str, int]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {k: v for k, v in found.items() if isinstance(k, str) and type(v) is int and v >= 0}
+    return {key: Choice(*value) for key, value in found.items() if _is_choice(value)}
 
 
-def _save(choices: Mapping[str, int]) -> None:
+def _is_choice(value: object) -> bool:
+    match value:
+        case [int(candidate), int(crowd)]:
+            return candidate >= 0 and crowd in _CROWDS
+    return False
+
+
+def _save(choices: Mapping[str, Choice]) -> None:
     """Write to a file beside and put it in place; a cache that cannot be written is none."""
     path = choices_path()
     try:

@@ -103,13 +103,8 @@ def is_wide(*tensors: Tensor) -> bool:
     return any(tensor.numel() * (1 + tensor.is_complex()) >= 2**31 for tensor in tensors)
 
 
-def processors(tensor: Tensor) -> int:
-    """How many programs run side by side; a few under the interpreter, one after the other."""
-    return count_processors(tensor.device)
-
-
 def count_processors(device: torch.device) -> int:
-    """The multiprocessors of a GPU."""
+    """The multiprocessors of a GPU; a few under the interpreter, which runs one after another."""
     if device.type != "cuda":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -6,6 +6,7 @@ long sum is split.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tncompiler.backends.triton.bundle import Bundle, Way
@@ -16,6 +17,8 @@ from tncompiler.ir.sizes import Size
 _PROGRAMS = 128  # about as many as a large GPU has multiprocessors
 _LONG = 4096  # a sum of so many terms may be split
 _HELD = 128  # elements that a thread can hold
+_WARPS = ((4, (2.0, 1.0)), (2, (1.0,)), (1, (1.0,)))
+_MANY_WARPS = ((8, (1.0, 0.5, 0.0)),)
 _FREE = 1024  # stands for a free size when tiles are weighed
 
 
@@ -43,6 +46,8 @@ def choose_tiles(pairwise: Pairwise) -> Tiles:
         return Tiles(block(m, 16, 1024), 1, 1)
     if _along_rows(pairwise):  # neighbours in memory go to neighbouring threads
         rows = block(m, 1, 128 if m * 8 > k else 32)
+        while rows > 32 and -(-m // rows) < _PROGRAMS:
+            rows //= 2
         columns = block(k, 1, max(1, 4096 // rows))
     else:
         columns = block(k, 16, 1024)
@@ -72,26 +77,35 @@ def _along_rows(pairwise: Pairwise) -> bool:
 def way_candidates(bundle: Bundle) -> tuple[tuple[int, Tiles], ...]:
     """(which way, rows of the streamed index on chip at a time as `m`), the least cut first.
 
-    Last comes one of more warps, for tiles so narrow that triton has no layout for the others.
+    Few warps are the faster ones: what one step leaves in a warp the next finds there. Programs of
+    8 warps come last, for what fits no 4; then one of 16, for tiles so narrow that triton has no
+    layout for the others.
     """
-    found = [(k, tiles) for k, way in enumerate(bundle.ways) for tiles in _row_candidates(way)]
+    numbered = list(enumerate(bundle.ways))
+    found = [(k, tiles) for k, way in numbered for tiles in _row_candidates(way, _WARPS)]
+    found += [(k, tiles) for k, way in numbered for tiles in _row_candidates(way, _MANY_WARPS)]
     if any(part.tile and part.width == 1 for part in bundle.ways[-1]):
         found.append((len(bundle.ways) - 1, Tiles(1, 1, 1, 16, 1)))
     return tuple(found)
 
 
-def _row_candidates(way: Way) -> tuple[Tiles, ...]:
-    """How many rows of the streamed index are on chip at a time, the most first."""
+def _row_candidates(
+    way: Way, choices: Sequence[tuple[int, tuple[float, ...]]]
+) -> tuple[Tiles, ...]:
+    """How many rows of the streamed index are on chip at a time, the most first.
+
+    ``choices``: warps, and parts of as many rows as leave each thread half of its registers for
+    all else.
+    """
     extent = block(_number(way[0].stream.size), 1, 64)
     alive = [pressure(chain) for chain in way]
 
-    def rows(warps: int) -> int:
-        """As many as leave each thread half of its registers for all else."""
+    def rows(warps: int, part: float) -> int:
         room = min((32 * warps * _HELD - sums) / row for row, sums in alive)
-        return min(extent, 1 << (max(1, int(room)).bit_length() - 1))
+        power = (1 << (max(1, int(room)).bit_length() - 1)) * part
+        return min(extent, max(1, int(power)))
 
-    wide = rows(8)
-    found = [(wide, 8), (max(1, wide // 2), 8), (rows(4), 4), (max(1, wide // 4), 8), (1, 8)]
+    found = [(rows(warps, part), warps) for warps, parts in choices for part in parts]
     return tuple(Tiles(number, 1, 1, warps, 1) for number, warps in dict.fromkeys(found))
 
 
