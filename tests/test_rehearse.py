@@ -8,12 +8,12 @@ import tncompiler as tnc
 from tests.test_machine import OWN
 from tncompiler.compiler import Compilation
 from tncompiler.ir.program import Program
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.choose import best_order, choose_orders, networks_of
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.rehearse import SHORTLIST, Rehearsal, best_rehearsed
 from tncompiler.planning.timing import program_us
-from tncompiler.planning.workers import Budget
 
 RATES = load_machine("reference").planning
 B, I1, I2, O1, O2, R = tnc.indices("b i1 i2 o1 o2 r", b=64, i1=12, i2=8, o1=16, o2=6, r=10)

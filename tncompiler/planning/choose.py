@@ -21,6 +21,7 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.scans.steps import active_arguments, reached_values
 from tncompiler.ir.sizes import Binding, evaluate
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.candidates import Network, tree_cost
 from tncompiler.planning.exchange import neighbours, shape_of
 from tncompiler.planning.machine import as_machine
@@ -28,7 +29,6 @@ from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
 from tncompiler.planning.rehearse import REHEARSED_UP_TO, Rehearsal, best_rehearsed
 from tncompiler.planning.search import find_orders
-from tncompiler.planning.workers import Budget
 
 
 def choose_orders(

@@ -15,12 +15,12 @@ from tncompiler.ir.passes import SCHEDULED_PASSES, load_pass
 from tncompiler.ir.passes.adjoint import adjoint
 from tncompiler.ir.program import Argument, Program, Step, operand_values
 from tncompiler.ir.sizes import Binding
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.schedule import schedule
 from tncompiler.planning.timing import step_us
-from tncompiler.planning.workers import Budget
 
 REHEARSED_UP_TO = 32  # tensors; scheduling more takes longer than the choice gains
 SHORTLIST = 3  # orders of a forward pass, which must be planned in 10 ms

@@ -17,13 +17,14 @@ from typing import Any
 from tqdm import tqdm
 
 from tncompiler.ir.program import Labels, Relation
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.candidates import POOL_UP_TO, Network, is_exact, tree_cost
 from tncompiler.planning.hyper import Order, Trial, greedy_order, numbered_trials, refining
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import asked_order, order_as_written
 from tncompiler.planning.windows import label_models
-from tncompiler.planning.workers import Budget, Executor, Here, Processes, Runner
+from tncompiler.planning.workers import Executor, Here, Processes, Runner
 
 _RANDOM_UP_TO = 2000  # tensors; beyond, one greedy run
 _REFINED = 4  # of the best orders, at most; fewer where there are few trials
@@ -52,7 +53,7 @@ def find_orders(
     """The orders that the search finds, at least one, by the options' objective the best first."""
     count = len(network.terms)
     if count < 3:
-        return [((0, 1),) if count == 2 else ()]
+        return [order_as_written(count)]
     if network.relations:
         return _orders_of_windows(network, options, budget)
     if callable(options.search):
