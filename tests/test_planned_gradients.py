@@ -20,7 +20,8 @@ from tncompiler.compiler import Compilation
 from tncompiler.ir.passes import MERGING_PASSES, run_passes
 from tncompiler.ir.passes.adjoint import GradientOrder, adjoint, reachable_from
 from tncompiler.ir.program import Contract, Program
-from tncompiler.planning.candidates import Network, candidate_orders, tree_cost
+from tncompiler.planning.candidates import Network, candidate_orders
+from tncompiler.planning.tree_cost import tree_cost
 from tncompiler.planning.choose import choose_orders, networks_of
 from tncompiler.planning.cost import program_cost
 from tncompiler.planning.gradients import Sets, best_gradients

@@ -24,12 +24,13 @@ from tncompiler.ir.expressions import Expr
 from tncompiler.planning import budget as budgets
 from tncompiler.planning import hyper, workers
 from tncompiler.planning.budget import Budget
-from tncompiler.planning.candidates import Network, tree_cost
+from tncompiler.planning.candidates import Network
 from tncompiler.planning.hyper import Trial, draw_trials, numbered_trials, run_trial
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.options import EXECUTORS
 from tncompiler.planning.order import check_order, spelled
 from tncompiler.planning.search import find_orders
+from tncompiler.planning.tree_cost import tree_cost
 from tncompiler.planning.workers import Processes
 
 

@@ -1,5 +1,6 @@
 """A second look at the best orders: copies, layouts and the backward pass as they will run."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +84,24 @@ def test_orders_far_behind_are_not_looked_at() -> None:
     assert best_rehearsed(look, [(1.0, slower), (2.1, faster)], RATES, Budget()) == slower
     many = [(1.0, slower)] * SHORTLIST
     assert best_rehearsed(look, [*many, (1.0, faster)], RATES, Budget()) == slower
+
+
+def test_what_costs_more_than_another_takes_is_not_tried() -> None:
+    """Of a forward pass: with gradients, values that are shared may make up for it."""
+    tried = []
+
+    def noted(look: Rehearsal) -> Rehearsal:
+        time_us = look.time_us
+        note = lambda pairs, rates: tried.append(pairs) or time_us(pairs, rates)  # noqa: E731
+        return SimpleNamespace(wrt=look.wrt, time_us=note)  # type: ignore[return-value]
+
+    times = {pairs: rehearsal().time_us(pairs, RATES) for pairs in (STREAM, WEIGHT)}
+    first, second = sorted(times, key=times.__getitem__)
+    ranked = [(times[first], first), (1.01 * times[first], second)]
+    for wrt, expected in (((), [first]), (("x",), [first, second])):
+        tried.clear()
+        assert best_rehearsed(noted(rehearsal(wrt)), ranked, RATES, Budget()) == first
+        assert tried == expected
 
 
 def test_no_more_is_looked_at_than_there_is_time_for() -> None:

@@ -128,9 +128,12 @@ class Limiting(Scheduling):
 
     def _too_small(self, least: int, program: Program, nominal: Nominal) -> PlanError:
         name, size = largest_alive(program, nominal)
+        found, more = "the least that was found is", ""
+        if self._is_late():
+            found, more = "the least that max_seconds left time to find is", ", or more max_seconds"
         return PlanError(
-            f"memory_limit {self._limit:,} B cannot be kept: the least that was found is "
+            f"memory_limit {self._limit:,} B cannot be kept: {found} "
             f"{least:,} B, where {name!r} takes {size:,} B",
             where=self.place(),
-            fix=f"give memory_limit={least} or more",
+            fix=f"give memory_limit={least} or more{more}",
         )

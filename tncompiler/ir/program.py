@@ -475,8 +475,7 @@ def fresh_name(wanted: str, taken: Iterable[str]) -> str:
 def canonical(op: Contract) -> Contract:
     """Labels renumbered in order of first appearance."""
     seen = dict.fromkeys(chain(*op.inputs, op.output))
-    numbers = {label: number for number, label in enumerate(seen)}
-    number_of = numbers.__getitem__
+    number_of = dict(zip(seen, range(len(seen)), strict=True)).__getitem__
     inputs = tuple([tuple(map(number_of, labels)) for labels in op.inputs])
     return Contract(inputs, tuple(map(number_of, op.output)))
 

@@ -60,7 +60,8 @@ class _Costs:
     def sizes(self, op: Networks, operands: Iterable[Value], out: Value) -> tuple[int, ...]:
         """By label; those of a contraction count from 0."""
         found = label_sizes(op, operands, out)
-        return tuple([evaluate(found[label], self.nominal) for label in range(len(found))])
+        sizes = [found[label] for label in range(len(found))]
+        return tuple([n if isinstance(n, int) else evaluate(n, self.nominal) for n in sizes])
 
     def step_us(self, step: Step, operands: tuple[Value, ...]) -> float:
         """Microseconds of what depends on the order of axes."""
@@ -106,11 +107,20 @@ class _Layout:
         names = [step.out.name for step in self.program.steps]
         free = free_values(self.program)
         names = [name for name in names if name in free and len(self.values[name].shape) > 1]
+        unsettled = set(names)  # what changed since they were looked at
         for sweep in range(_SWEEPS):
-            order = names if sweep % 2 == 0 else reversed(names)
-            if not [name for name in order if not is_late() and self._place(name)]:
-                break
+            for name in names if sweep % 2 == 0 else reversed(names):
+                if name in unsettled and not is_late():
+                    unsettled.remove(name)
+                    if self._place(name):
+                        unsettled |= self._around(name)
         return self.program.with_steps(self.steps.values())
+
+    def _around(self, name: str) -> set[str]:
+        """The values whose best order may depend on that of a value."""
+        changed = [name, *self.readers.get(name, ())]
+        found = {operand for step in changed for operand in self.steps[step].operands}
+        return found.union(changed) - {name}
 
     def _place(self, name: str) -> bool:
         """Give a value its best order, all others staying; whether it changed."""

@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from tncompiler.ir.program import Labels, Relation
 from tncompiler.planning.budget import Budget
-from tncompiler.planning.candidates import POOL_UP_TO, Network, is_exact, tree_cost
+from tncompiler.planning.candidates import POOL_UP_TO, Network, is_exact
 from tncompiler.planning.hyper import Order, Trial, greedy_order, numbered_trials, refining
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import asked_order, order_as_written
+from tncompiler.planning.tree_cost import TreeCosts, tree_cost
 from tncompiler.planning.windows import label_models
 from tncompiler.planning.workers import Executor, Here, Processes, Runner
 
@@ -78,7 +79,8 @@ class _Search:
 
     def __init__(self, network: Network, options: PlanOptions, budget: Budget) -> None:
         self.network, self.options, self.budget = network, options, budget
-        self.rates = as_machine(options.machine).planning
+        rates = as_machine(options.machine).planning
+        self._tree_costs = TreeCosts(network, options.minimize, rates)
         self.found: dict[Order, int] = {}  # and the number of the trial that found it first
         self.costs: dict[Order, float] = {}
 
@@ -133,7 +135,7 @@ class _Search:
         """What the order costs by the options' objective; infinite beyond floating point."""
         if order not in self.costs:
             try:
-                cost = tree_cost(self.network, order, self.options.minimize, self.rates)
+                cost = self._tree_costs(order)
             except OverflowError:
                 cost = math.inf
             self.costs[order] = cost
