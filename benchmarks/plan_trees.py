@@ -14,10 +14,11 @@ from dataclasses import replace
 
 import cotengrust
 
-from tncompiler.planning.candidates import Network, candidate_orders, tree_cost
+from tncompiler.planning.candidates import Network, candidate_orders
 from tncompiler.planning.exchange import neighbours, shape_of
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.order import Pair, letter
+from tncompiler.planning.tree_cost import tree_cost
 
 Order = tuple[Pair, ...]
 Shape = frozenset[frozenset[int]]

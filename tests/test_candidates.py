@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 
 from tests.test_rates import library
+from tncompiler.planning import tree_cost as tree_costs
 from tncompiler.planning.candidates import (
     Network,
     _Exact,
     candidate_orders,
     is_exact,
-    tree_cost,
 )
 from tncompiler.planning.exchange import neighbours, shape_of
 from tncompiler.planning.order import Pair, letter
 from tncompiler.planning.reconfigure import Search, reconfigured
+from tncompiler.planning.tree_cost import TreeCosts, tree_cost
 
 RATES = library()
 Order = tuple[Pair, ...]
@@ -280,3 +281,21 @@ def test_helpers_can_fail() -> None:
     values = {multiplied(network, pairs) for pairs in every_order(4)}
     assert len(values) > 1 and np.isfinite(list(values)).all()
     assert flops(network, left_to_right(4)) > 0
+
+
+@pytest.mark.parametrize("minimize", ["time", "flops", "memory"])
+@pytest.mark.parametrize("seed", range(12))
+def test_costs_of_trees_are_the_same_remembered_or_not(
+    seed: int, minimize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sets of tensors, and what products of them cost, are shared by the trees of a network."""
+    network = random_network(seed, 7, 9)
+    roles = replace(network, fixed=frozenset((0, 2, 3)), cached=bool(seed % 2))
+    for own in (roles, replace(roles, active=frozenset((1,)))):
+        costs = TreeCosts(own, minimize, RATES)
+        orders = list(candidate_orders(own, 8, seed))
+        remembered = [costs(order) for order in (*orders, *orders)]
+        with monkeypatch.context() as patch:
+            patch.setattr(tree_costs, "_MASKED_UP_TO", 0)
+            anew = [tree_cost(own, order, minimize, RATES) for order in orders]
+        assert remembered == pytest.approx([*anew, *anew])

@@ -27,6 +27,7 @@ from tncompiler.ir.matmul import is_matmul
 from tncompiler.ir.program import (
     Contract,
     Convolve,
+    Loop,
     Program,
     Relation,
     Scan,
@@ -44,6 +45,7 @@ from tncompiler.planning.memory import (
     peak_expression,
     step_peak,
 )
+from tncompiler.planning.slicing import Cut, apply_cuts
 
 SIZES = (1, 3, 40)
 MOST_POINTS = 20_000  # of a contraction that is counted point by point
@@ -330,3 +332,21 @@ def test_flops_and_peak_of_a_layer_in_its_batch(name: str) -> None:
         cost = f.cost({"b": size})
         assert substituted(f.flops, {B.size: size}) == cost.flops
         assert substituted(f.peak_expression(), {B.size: size}) == cost.peak_bytes
+
+
+@pytest.mark.parametrize("part", ["forward", "step"])
+@pytest.mark.parametrize("width", [1, 3])
+def test_peaks_of_loops_hold_all_levels_of_their_sums(part: str, width: int) -> None:
+    """Sums of more than 16 blocks keep a sum of sums beside them, and so on; short blocks too."""
+    i, j = tnc.indices("i j", i=5, j=4)
+    x, weight = tnc.input("x", B, i), tnc.param("W", i, j)
+    f = tnc.compile((x @ weight).sum(B), framework="numpy", seed=0)
+    program = apply_cuts(f.program(None, part), [Cut("x", 0, width)])
+    assert any(isinstance(step.op, Loop) for step in program.steps)
+    peak = peak_expression(live_terms(program))
+    seen = set()
+    for size in (0, 1, 2, 16 * width, 16 * width + 1, 300 * width, 5_000 * width):
+        at = {B.size: size}
+        seen.add(peak_bytes(program, at))
+        assert substituted(peak, at) == peak_bytes(program, at)
+    assert len(seen) > 3

@@ -20,7 +20,7 @@ from tncompiler.compiler import Compilation
 from tncompiler.ir.passes import MERGING_PASSES, run_passes
 from tncompiler.ir.passes.adjoint import GradientOrder, adjoint, reachable_from
 from tncompiler.ir.program import Contract, Program
-from tncompiler.planning.candidates import Network, candidate_orders, tree_cost
+from tncompiler.planning.candidates import Network, candidate_orders
 from tncompiler.planning.choose import choose_orders, networks_of
 from tncompiler.planning.cost import program_cost
 from tncompiler.planning.gradients import Sets, best_gradients
@@ -28,6 +28,7 @@ from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.replan import choose_gradients, joint_cost
 from tncompiler.planning.schedule import schedule
+from tncompiler.planning.tree_cost import tree_cost
 
 FLOPS = PlanOptions(minimize="flops")
 RATES = as_machine("reference").planning

@@ -21,14 +21,17 @@ from tests.oracle import exact
 from tncompiler import compiler, scheduling
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.expressions import Expr
+from tncompiler.planning import budget as budgets
 from tncompiler.planning import hyper, workers
-from tncompiler.planning.candidates import Network, tree_cost
+from tncompiler.planning.budget import Budget
+from tncompiler.planning.candidates import Network
 from tncompiler.planning.hyper import Trial, draw_trials, numbered_trials, run_trial
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.options import EXECUTORS
 from tncompiler.planning.order import check_order, spelled
 from tncompiler.planning.search import find_orders
-from tncompiler.planning.workers import Budget, Processes
+from tncompiler.planning.tree_cost import tree_cost
+from tncompiler.planning.workers import Processes
 
 
 @pytest.fixture(autouse=True)
@@ -269,7 +272,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time that budgets see."""
     clock = Clock()
-    monkeypatch.setattr(workers, "time", clock)
+    monkeypatch.setattr(budgets, "time", clock)
     return clock
 
 

@@ -1,5 +1,6 @@
 """A second look at the best orders: copies, layouts and the backward pass as they will run."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,12 +9,12 @@ import tncompiler as tnc
 from tests.test_machine import OWN
 from tncompiler.compiler import Compilation
 from tncompiler.ir.program import Program
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.choose import best_order, choose_orders, networks_of
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.rehearse import SHORTLIST, Rehearsal, best_rehearsed
 from tncompiler.planning.timing import program_us
-from tncompiler.planning.workers import Budget
 
 RATES = load_machine("reference").planning
 B, I1, I2, O1, O2, R = tnc.indices("b i1 i2 o1 o2 r", b=64, i1=12, i2=8, o1=16, o2=6, r=10)
@@ -83,6 +84,24 @@ def test_orders_far_behind_are_not_looked_at() -> None:
     assert best_rehearsed(look, [(1.0, slower), (2.1, faster)], RATES, Budget()) == slower
     many = [(1.0, slower)] * SHORTLIST
     assert best_rehearsed(look, [*many, (1.0, faster)], RATES, Budget()) == slower
+
+
+def test_what_costs_more_than_another_takes_is_not_tried() -> None:
+    """Of a forward pass: with gradients, values that are shared may make up for it."""
+    tried = []
+
+    def noted(look: Rehearsal) -> Rehearsal:
+        time_us = look.time_us
+        note = lambda pairs, rates: tried.append(pairs) or time_us(pairs, rates)  # noqa: E731
+        return SimpleNamespace(wrt=look.wrt, time_us=note)  # type: ignore[return-value]
+
+    times = {pairs: rehearsal().time_us(pairs, RATES) for pairs in (STREAM, WEIGHT)}
+    first, second = sorted(times, key=times.__getitem__)
+    ranked = [(times[first], first), (1.01 * times[first], second)]
+    for wrt, expected in (((), [first]), (("x",), [first, second])):
+        tried.clear()
+        assert best_rehearsed(noted(rehearsal(wrt)), ranked, RATES, Budget()) == first
+        assert tried == expected
 
 
 def test_no_more_is_looked_at_than_there_is_time_for() -> None:

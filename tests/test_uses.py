@@ -8,10 +8,12 @@ import torch
 
 import tncompiler as tnc
 from tests.oracle import exact
+from tncompiler.backends import emitter_of
+from tncompiler.backends.source import load
 from tncompiler.compiler import Compilation
 from tncompiler.ir.passes.slicing import linked_axes
 from tncompiler.ir.passes.uses import join_uses, part_uses
-from tncompiler.ir.program import Loop, Program
+from tncompiler.ir.program import Loop, Map, Program
 from tncompiler.ir.validate import validate
 from tncompiler.planning.slicing import Cut, apply_cuts
 
@@ -98,3 +100,55 @@ def test_loops_read_the_core_itself() -> None:
         whole = [n for n, axis in zip(step.operands, step.op.sliced, strict=True) if axis is None]
         assert len(set(whole)) == len(whole)
         assert not [name for name in step.operands if "_use" in name]
+
+
+def ring_on_a_tensor(sites: int, bond: int, leg: int) -> tnc.Expr:
+    """A uniform ring whose open legs meet one tensor: a number."""
+    bonds, legs = (
+        [tnc.Index(f"{name}{k}", size) for k in range(sites)]
+        for name, size in (("b", bond), ("p", leg))
+    )
+    core = tnc.param("A", bonds[0], legs[0], bonds[1])
+    uses = [core(bonds[k], legs[k], bonds[(k + 1) % sites]) for k in range(sites)]
+    return tnc.contract(*uses, tnc.input("T", *legs), out=())
+
+
+def test_the_gradient_of_a_uniform_core_is_sliced_along_a_bond() -> None:
+    """Gradients of the uses are added whole; what makes them goes block by block."""
+    expr = ring_on_a_tensor(4, 8, 4)
+    rng = np.random.default_rng(0)
+    core, other = rng.standard_normal((8, 4, 8)), rng.standard_normal((4,) * 4)
+    free = tnc.compile(expr, framework="numpy", dtype="float64")
+    most = free.compilation.plan({}, free._dtypes(), ("A", "T")).peak_memory
+    limit = int(0.6 * most)
+    options = tnc.PlanOptions(memory_limit=limit, recompute="always")
+    tight = tnc.compile(expr, framework="numpy", dtype="float64", plan=options)
+    plan = tight.compilation.plan({}, tight._dtypes(), ("A", "T"))
+    assert plan.peak_memory <= limit
+    assert any(name.startswith("b") for name in plan.sliced_indices)
+    found = []
+    for f in (free, tight):
+        f.parameters["A"] = core
+        value, pull = f.vjp(other)
+        found.append((value, pull(np.ones_like(value))))
+    (value, gradients), (tight_value, tight_gradients) = found
+    assert np.allclose(tight_value, value, rtol=1e-10)
+    for name in ("A", "T"):
+        assert np.allclose(tight_gradients[name], gradients[name], rtol=1e-10)
+
+
+def test_a_sum_that_ties_two_axes_is_made_of_whole_values() -> None:
+    """a + aᵀ: the columns of one are the rows of the other, and yet a is made block by block."""
+    i, j, k = tnc.indices("i j k", i=6, j=6, k=4)
+    made = tnc.input("x", i, k) @ tnc.input("y", k, j)
+    program = scheduled(made + made.rename({i: j, j: i}))
+    links = linked_axes(program)
+    product = program.steps[0].out.name
+    assert links[product, 0] != links[product, 1]
+    cut = apply_cuts(program, [Cut("x", 0, 2)])
+    validate(cut, scheduled=True)
+    kinds = [type(step.op) for step in cut.steps]
+    assert kinds.index(Loop) < kinds.index(Map)  # the sum comes after the loop
+    x, y = np.random.default_rng(0).standard_normal((2, 6, 4))
+    run = load(emitter_of("numpy")(cut, "go")).run
+    assert np.allclose(run(x, y.T)[0], x @ y.T + (x @ y.T).T)

@@ -16,11 +16,11 @@ from tncompiler.ir.errors import (
 )
 from tncompiler.ir.expressions import Expr, walk
 from tncompiler.ir.origin import call_site
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.cache import Recent, is_on
 from tncompiler.planning.family import PlanFamily
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.plan import ContractionPlan
-from tncompiler.planning.workers import Budget
 
 
 def compile(

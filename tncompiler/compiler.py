@@ -1,7 +1,8 @@
 """The whole pipeline: expressions → logical program → plan → scheduled → source → callable.
 
-`Scheduling` goes as far as scheduled programs; `Compilation`, the same for torch and NumPy users,
-fits them into memory, differentiates them and makes callables. Each stage is made on demand.
+`Scheduling` goes as far as scheduled programs, `Limiting` makes those that may fit into memory;
+`Compilation`, the same for torch and NumPy users, fits them into it, differentiates them and makes
+callables. Each stage is made on demand.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.passes.segments import keep_states, segment_scans, write_traced
 from tncompiler.ir.passes.tangent import tangent
 from tncompiler.ir.program import Program, Scan
+from tncompiler.limiting import Alternative, Limiting
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.fit import UNLIMITED, FittedOrders, FittedStep, fastest, fit_step
 from tncompiler.planning.keeping import Kept, cut_kept
 from tncompiler.planning.machine import as_machine
@@ -40,9 +43,7 @@ from tncompiler.planning.slicing import (
 from tncompiler.planning.sweep import sweep_orders
 from tncompiler.planning.tiling import Tiled, tile_program
 from tncompiler.planning.timing import HOP_US, LANES_US, program_us, threaded_us
-from tncompiler.planning.workers import Budget
 from tncompiler.problem import Nominal
-from tncompiler.scheduling import Scheduling
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class TrainingExecutable:
     output_count: int
 
 
-class Compilation(Scheduling):
+class Compilation(Limiting):
     """One set of outputs on its way down; stages are made on demand, once, under a lock."""
 
     def on(self, backend: str) -> Compilation:
@@ -105,10 +106,14 @@ class Compilation(Scheduling):
 
         def make() -> FittedOrders[Fitted]:
             limit, rates = self._limit, self._rates
-            found = [
-                FittedOrders(orders, fit_program(program, nominal, limit, rates, start=cuts))
-                for program, orders, cuts in self._alternatives(dtypes, nominal, ())
-            ]
+            with self._one_call() as budget:
+                found = [
+                    FittedOrders(
+                        orders,
+                        fit_program(program, nominal, limit, rates, start=cuts, budget=budget),
+                    )
+                    for program, orders, cuts in self._alternatives(dtypes, nominal, ())
+                ]
             best = fastest(found, limit)
             if best.fitted.peak > limit:
                 raise self._too_small(best.fitted.peak, best.fitted.program, nominal)
@@ -159,12 +164,7 @@ class Compilation(Scheduling):
 
         def make() -> FittedOrders[FittedStep]:
             limit = self._limit
-            recompute = str(self.options.recompute)
-            found = []
-            for joint, orders, cuts, count in self._joints(dtypes, nominal, wrt):
-                show(3, "joint program", joint.to_text())
-                step = fit_step(joint, count, nominal, limit, self._rates, recompute, cuts)
-                found.append(FittedOrders(orders, step))
+            found = self._fitted_steps(dtypes, nominal, wrt)
             best = fastest(found, limit)
             if best.fitted.peak > limit:
                 programs = best.fitted.programs
@@ -179,6 +179,23 @@ class Compilation(Scheduling):
             ("training", dtypes, tuple(nominal.items()), wrt), make
         )
 
+    def _fitted_steps(
+        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
+    ) -> list[FittedOrders[FittedStep]]:
+        """The training steps that compete, each as far inside the limit as it goes."""
+        recompute = str(self.options.recompute)
+        found: list[FittedOrders[FittedStep]] = []
+        with self._one_call() as budget:
+            for joint, orders, cuts, count in self._joints(dtypes, nominal, wrt):
+                show(3, "joint program", joint.to_text)
+                if found and budget.late():
+                    break
+                step = fit_step(
+                    joint, count, nominal, self._limit, self._rates, recompute, cuts, budget
+                )
+                found.append(FittedOrders(orders, step))
+        return found
+
     def _joints(
         self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
     ) -> list[tuple[Program, Any, tuple[Cut, ...], int]]:
@@ -187,22 +204,32 @@ class Compilation(Scheduling):
         The cheapest one; under a limit of memory all, since any may be the one that fits.
         """
         found, tried = [], []
-        for program, orders, cuts in self._alternatives(dtypes, nominal, wrt):
+        for program, orders, cuts in self._to_differentiate(dtypes, nominal, wrt):
             count = len(program.outputs)  # values, then scales
-            if not cuts and self.places_by_time:  # cuts name axes of the program as laid out
-                program = self._merged(dtypes, nominal, orders)
             for kept in self._keeping(program):
                 joint = self._differentiated(kept, wrt, nominal)
                 found.append((joint, orders, cuts, count))
             tried += [] if cuts else [orders]
         if self._may_replan(dtypes, nominal, wrt):
-            alone = self.scheduled(dtypes, nominal)[1]  # best for the value
+            alone = self._ordered(dtypes, nominal, (), self.options)[1]  # best for the value
             for orders in [*tried, *([] if alone in tried else [alone])]:
                 joints = self._replanned(dtypes, nominal, wrt, orders)
                 found += [(joint, orders, (), len(self.outputs)) for joint in joints]
         if self.options.memory_limit is not None or len(found) == 1:
             return found
         return [min(found, key=lambda one: joint_cost(one[0], nominal, self.options))]
+
+    def _to_differentiate(
+        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
+    ) -> Iterator[Alternative]:
+        """What `_alternatives` gives, axes as they come where gradients are to share a layout."""
+        if self.places_by_time and (self.options.memory_limit is None or self._is_given):
+            yield *self._ordered(dtypes, nominal, wrt, self.options), ()
+            return
+        for program, orders, cuts in self._alternatives(dtypes, nominal, wrt):
+            if not cuts and self.places_by_time:  # cuts name axes of the program as laid out
+                program = self._merged(dtypes, nominal, orders)
+            yield program, orders, cuts
 
     def _may_replan(self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]) -> bool:
         """Whether gradients from other trees may be cheaper, and there is time to look."""
@@ -237,7 +264,7 @@ class Compilation(Scheduling):
     def _merged(self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any) -> Program:
         """The program in these orders with axes as they come, so that gradients share a layout."""
         ordered, _ = schedule(self.logical(dtypes), nominal, self.options, orders)
-        return run_passes(ordered, self._passes(), scheduled=True, watcher=watcher())
+        return self._simplified(ordered, self._passes())
 
     def _differentiated(
         self,
@@ -329,7 +356,7 @@ class Compilation(Scheduling):
 
         def make() -> Executable:
             source = emitter_of(backend)(program, entry, self.options.precision)
-            show(4, f"{entry} source", source.text)
+            show(4, f"{entry} source", lambda: source.text)
             return Executable(program, source, load(source))
 
         return self._once(("executable", id(program), backend, entry), make)  # type: ignore[no-any-return]

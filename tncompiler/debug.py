@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from tncompiler.ir.passes import Watcher
@@ -19,11 +20,17 @@ def level() -> int:
     return int(text) if text.isdigit() else 0
 
 
-def show(least: int, title: str, text: str) -> None:
-    """Print at debug level `least` or more, and write to TNC_DUMP if it is set."""
+def show(least: int, title: str, write: Callable[[], str]) -> None:
+    """Print at debug level `least` or more, and write to TNC_DUMP if it is set.
+
+    ``write`` makes the text, which takes its time where programs are large, if anyone is looking.
+    """
+    folder = os.environ.get("TNC_DUMP")
+    if level() < least and not folder:
+        return
+    text = write()
     if level() >= least:
         print(f"--- {title}\n{text}")
-    folder = os.environ.get("TNC_DUMP")
     if folder:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -42,4 +49,4 @@ def _watch(name: str, before: Program, after: Program) -> None:
     lines = difflib.unified_diff(
         before.to_text().splitlines(), after.to_text().splitlines(), "before", "after", lineterm=""
     )
-    show(2, f"pass {name}", "\n".join(lines))
+    show(2, f"pass {name}", lambda: "\n".join(lines))

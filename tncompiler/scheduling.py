@@ -9,7 +9,6 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from tncompiler.debug import show, watcher
@@ -17,6 +16,7 @@ from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.lower import lower
 from tncompiler.ir.passes import (
+    LATE_LAYOUT_PASSES,
     LAYOUT_PASSES,
     LOGICAL_PASSES,
     MERGING_PASSES,
@@ -24,18 +24,16 @@ from tncompiler.ir.passes import (
     STABILIZING_PASSES,
     run_passes,
 )
-from tncompiler.ir.passes.apart import sum_apart, summed_axes
 from tncompiler.ir.passes.scans import hoist_invariants
 from tncompiler.ir.passes.stabilize import scaled_outputs
 from tncompiler.ir.program import Networks, Program, operand_values
 from tncompiler.ir.scans.steps import change_bodies, steps_within
 from tncompiler.ir.validate import validate
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.decide import Decisions, decide
 from tncompiler.planning.digest import program_digest
-from tncompiler.planning.fit import UNLIMITED
 from tncompiler.planning.layout import lay_out
 from tncompiler.planning.machine import as_machine
-from tncompiler.planning.memory import peak_bytes
 from tncompiler.planning.options import Path, PlanOptions
 from tncompiler.planning.order import Pair, order_of_path
 from tncompiler.planning.pick import Picker, nearest_powers
@@ -43,17 +41,9 @@ from tncompiler.planning.plan import ContractionPlan
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.replan import orders_cost
 from tncompiler.planning.reuse import Reused
-from tncompiler.planning.schedule import schedule
-from tncompiler.planning.sliced_network import slice_program
-from tncompiler.planning.slicing import (
-    Cut,
-    apply_cuts,
-    fit_program,
-    largest_alive,
-)
+from tncompiler.planning.schedule import Orders, schedule
 from tncompiler.planning.timing import program_us
 from tncompiler.planning.ways import Ways
-from tncompiler.planning.workers import Budget
 from tncompiler.problem import Nominal, Problem
 
 MOST_SUMMED_APART = 4  # indices of a network that carries exponents that are cut though summed
@@ -66,6 +56,10 @@ PREPARED_S, STEP_PREPARED_S = 0.001, 0.004
 def _lay_out_body(body: Program) -> Program:
     """The body of a scan by one look at each value: a position of it takes little time."""
     return run_passes(body, LAYOUT_PASSES, scheduled=True, watcher=watcher())
+
+
+def _orders_text(orders: Orders) -> str:
+    return "\n".join(f"{name}: {pairs}" for name, pairs in orders.items())
 
 
 class Scheduling(Problem):
@@ -170,42 +164,79 @@ class Scheduling(Problem):
         cached: bool = False,
     ) -> tuple[Program, Any]:
         def make() -> tuple[Program, Any]:
-            logical = self.logical(dtypes)
-            orders = self._orders(logical)
-            if orders is None:
-                orders = self._chosen(dtypes, nominal, wrt, options, cached).orders
-            program, orders = schedule(logical, nominal, options, orders)
-            finished = self._finished(program, nominal, self._passes())
-            show(1, "orders", "\n".join(f"{name}: {pairs}" for name, pairs in orders.items()))
-            show(3, "scheduled program", finished.to_text())
+            merged, orders = self._ordered(dtypes, nominal, wrt, options, cached)
+            finished = self._placed(merged, nominal)
+            show(3, "scheduled program", finished.to_text)
             return finished, orders
 
         return self._once(  # type: ignore[no-any-return]
             ("scheduled", dtypes, tuple(nominal.items()), wrt, options.minimize, cached), make
         )
 
+    def _ordered(
+        self,
+        dtypes: tuple[str, ...],
+        nominal: Nominal,
+        wrt: tuple[str, ...],
+        options: PlanOptions,
+        cached: bool = False,
+    ) -> tuple[Program, Any]:
+        """The program in the orders planned for these very sizes, its axes as they come."""
+
+        def make() -> tuple[Program, Any]:
+            logical = self.logical(dtypes)
+            orders = self._orders(logical)
+            if orders is None:
+                orders = self._chosen(dtypes, nominal, wrt, options, cached).orders
+            program, orders = schedule(logical, nominal, options, orders)
+            show(1, "orders", lambda: _orders_text(orders))
+            return self._simplified(program, self._passes()), orders
+
+        return self._once(  # type: ignore[no-any-return]
+            ("ordered", dtypes, tuple(nominal.items()), wrt, options.minimize, cached), make
+        )
+
     def _finished(
         self, program: Program, nominal: Nominal, passes: tuple[str, ...] = MERGING_PASSES
     ) -> Program:
-        """A scheduled program after these passes, its axes and copies placed.
+        """A program as `schedule` makes it after these passes, its axes and copies placed."""
+        return self._placed(self._simplified(program, passes), nominal)
 
-        By one look at each value where the program is short, by predicted time where it is not.
+    def _simplified(self, program: Program, passes: tuple[str, ...]) -> Program:
+        return run_passes(program, passes, scheduled=True, watcher=watcher())
+
+    def _placed(self, merged: Program, nominal: Nominal) -> Program:
+        """A merged program with its axes and copies placed.
+
+        By one look at each value where the program is short or very long, or the time of the call
+        is over; else by predicted time.
         """
 
         def make() -> Program:
-            merged = run_passes(program, passes, scheduled=True, watcher=watcher())
-            merged = hoist_invariants(change_bodies(merged, _lay_out_body))
-            plain = run_passes(merged, LAYOUT_PASSES, scheduled=True, watcher=watcher())
-            if len(merged.steps) > LAYOUT_UP_TO:
-                return plain
-            usual = self.nominal({})  # one layout for all sizes that are free
-            time = program_us(plain, usual, self._rates) if self.places_by_time else 0.0
-            if not LAYOUT_FROM_US < time < math.inf:
-                return plain
-            found = validate(lay_out(merged, usual, self._ways), scheduled=True)
-            return found if program_us(found, usual, self._rates) < time else plain
+            whole = hoist_invariants(change_bodies(merged, _lay_out_body))
+            with self._one_call() as budget:
+                passes = LATE_LAYOUT_PASSES if budget.late() else LAYOUT_PASSES
+                plain = run_passes(whole, passes, scheduled=True, watcher=watcher())
+                if not self.places_by_time or len(whole.steps) > LAYOUT_UP_TO:
+                    return plain
+                return self._placed_by_time(whole, plain, budget)
 
-        return self._once(("finished", program, passes), make) if nominal else make()
+        return self._once(("placed", merged), make) if nominal else make()
+
+    def _placed_by_time(self, merged: Program, plain: Program, budget: Budget) -> Program:
+        """The program laid out by time, if that is faster than it is laid out plainly."""
+        usual = self.nominal({})  # one layout for all sizes that are free
+        time = program_us(plain, usual, self._rates)
+        if not LAYOUT_FROM_US < time < math.inf or budget.late():
+            return plain
+        found = lay_out(merged, usual, self._ways, budget.late)
+        if found is None or program_us(found, usual, self._rates) >= time:
+            return plain
+        return validate(found, scheduled=True)
+
+    @property
+    def _rates(self) -> Rates:
+        return as_machine(self.options.machine).planning
 
     @property
     def _ways(self) -> Ways:
@@ -338,101 +369,3 @@ class Scheduling(Problem):
         """Whether the user fixed the order."""
         given = self.options.path is not None or self.fixed_plan is not None
         return given or self.reused is not None
-
-    # ---------------------------------------------------------------- inside a limit of memory
-
-    @property
-    def _limit(self) -> int:
-        limit = self.options.memory_limit
-        return UNLIMITED if limit is None else int(limit)
-
-    @property
-    def _rates(self) -> Rates:
-        return as_machine(self.options.machine).planning
-
-    def _alternatives(
-        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
-    ) -> Iterator[tuple[Program, Any, tuple[Cut, ...]]]:
-        """The scheduled program; under a limit also in other orders, and with cuts to start from.
-
-        The others are the orders that other objectives give; where a network is large, cotengra's
-        order for it sliced is the only one.
-        """
-        program, orders = self.scheduled(dtypes, nominal, wrt)
-        if self.options.memory_limit is None or self._is_given:
-            yield program, orders, ()
-            return
-        if not wrt and peak_bytes(program, nominal) <= self._limit:
-            yield program, orders, ()
-            return
-        networks = [] if self.stabilized else list(self._sliced_networks(dtypes, nominal, orders))
-        yield from networks
-        if networks:
-            return
-        yield program, orders, ()
-        if (
-            self.stabilized
-            and fit_program(program, nominal, self._limit, self._rates).peak > self._limit
-        ):
-            yield from self._summed_apart(dtypes, nominal, orders)
-        seen = [orders]
-        for minimize in ("memory", "flops"):
-            options = replace(self.options, minimize=minimize)
-            program, others = self._schedule(dtypes, nominal, wrt, options)
-            if others not in seen:
-                seen.append(others)
-                yield program, others, ()
-
-    def _sliced_networks(
-        self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any
-    ) -> Iterator[tuple[Program, Any, tuple[Cut, ...]]]:
-        """The program with its largest network sliced by cotengra, aimed lower until it fits."""
-        logical = self.logical(dtypes)
-        for share in (1, 2, 4, 8, 16, 32, 64):
-            target = max(self._limit // share, 1)
-            sliced = slice_program(logical, orders, nominal, target, self.options.seed)
-            if sliced is None:
-                return
-            program, made = schedule(logical, nominal, self.options, sliced.orders)
-            program = self._laid_out(program)
-            if peak_bytes(apply_cuts(program, sliced.cuts), nominal) <= self._limit or share == 64:
-                yield program, made, sliced.cuts
-                return
-
-    def _summed_apart(
-        self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any
-    ) -> Iterator[tuple[Program, Any, tuple[Cut, ...]]]:
-        """The program cut along indices that are summed, one more of them until it fits.
-
-        A value has one exponent for all positions of such an index; here blocks have their own.
-        """
-        program, _ = schedule(self.logical(dtypes), nominal, self.options, orders)
-        axes, least = summed_axes(program), math.inf
-        cuts: tuple[Cut, ...] = ()
-        while least > self._limit and len(cuts) < MOST_SUMMED_APART:
-            tried = []
-            for axis in axes:
-                apart, more = sum_apart(program, axis), (*cuts, Cut(*axis, 1, sink=True))
-                laid_out = self._laid_out(apart)
-                peak = peak_bytes(apply_cuts(laid_out, more), nominal)
-                tried.append((peak, axis, apart, laid_out, more))
-            best = min(tried, key=lambda one: one[0], default=None)
-            if best is None or best[0] >= least:
-                return
-            least, axis, program, laid_out, cuts = best
-            axes.remove(axis)
-            yield laid_out, orders, cuts
-
-    def _laid_out(self, program: Program) -> Program:
-        """A scheduled program after all passes, axes placed by one look at each value."""
-        passes = (*self._passes(), *LAYOUT_PASSES)
-        return run_passes(program, passes, scheduled=True, watcher=watcher())
-
-    def _too_small(self, least: int, program: Program, nominal: Nominal) -> PlanError:
-        name, size = largest_alive(program, nominal)
-        return PlanError(
-            f"memory_limit {self._limit:,} B cannot be kept: the least that was found is "
-            f"{least:,} B, where {name!r} takes {size:,} B",
-            where=self.place(),
-            fix=f"give memory_limit={least} or more",
-        )

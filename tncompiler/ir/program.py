@@ -423,13 +423,13 @@ class Program:
 
 
 def label_sizes(op: Networks, operands: Iterable[Value], out: Value) -> dict[int, Size]:
-    """The size of each label of a contraction."""
-    sizes: dict[int, Size] = {}
-    for labels, value in zip((*op.inputs, op.output), (*operands, out), strict=True):
-        own = dict(zip(labels, value.shape, strict=True))
-        if not own.keys() <= sizes.keys():
-            for label, size in own.items():
-                sizes.setdefault(label, size)
+    """The size of each label of a contraction, as the first that carries it has it."""
+    labels = [*chain(*op.inputs, op.output)]
+    known = [*chain(*(value.shape for value in operands), out.shape)]
+    sizes = dict(zip(labels, known, strict=True))
+    labels.reverse()
+    known.reverse()
+    sizes.update(zip(labels, known, strict=True))
     for relation in relations_of(op):
         sizes = {**dict(zip(relation.labels, relation.sizes, strict=True)), **sizes}
     return sizes
@@ -475,10 +475,15 @@ def fresh_name(wanted: str, taken: Iterable[str]) -> str:
 def canonical(op: Contract) -> Contract:
     """Labels renumbered in order of first appearance."""
     seen = dict.fromkeys(chain(*op.inputs, op.output))
-    numbers = {label: number for number, label in enumerate(seen)}
-    number_of = numbers.__getitem__
+    number_of = dict(zip(seen, range(len(seen)), strict=True)).__getitem__
     inputs = tuple([tuple(map(number_of, labels)) for labels in op.inputs])
     return Contract(inputs, tuple(map(number_of, op.output)))
+
+
+def is_canonical(op: Contract) -> bool:
+    """Whether labels are numbered in order of first appearance."""
+    seen = dict.fromkeys(chain(*op.inputs, op.output))
+    return [*seen] == [*range(len(seen))]
 
 
 def canonical_convolve(op: Convolve) -> Convolve:

@@ -410,8 +410,8 @@ class Terms:
             c * math.prod(evaluate(f, binding) for f in factors) for c, factors in self.terms
         )
 
-    def replaced(self, old: Size, new: int) -> Terms:
-        """The cost with a number in place of a factor."""
+    def replaced(self, old: Size, new: Size) -> Terms:
+        """The cost with another size in place of a factor."""
         return Terms.total(
             Terms.of(c, (new if factor == old else factor for factor in factors))
             for c, factors in self.terms

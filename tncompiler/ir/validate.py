@@ -37,8 +37,8 @@ from tncompiler.ir.program import (
     Unfold,
     Value,
     Window,
-    canonical,
     canonical_convolve,
+    is_canonical,
     label_sizes,
     operand_values,
 )
@@ -195,7 +195,7 @@ def _check_pick(program: Program, step: Step, op: Pick) -> None:
 def _check_contract(step: Step, op: Contract, operands: tuple[Value, ...]) -> None:
     if len(op.inputs) != len(operands):
         _fail(step, "labels another number of operands than it has")
-    if op != canonical(op):
+    if not is_canonical(op):
         _fail(step, "does not number its labels by first appearance")
     wires = tuple(zip((*op.inputs, op.output), (*operands, step.out), strict=True))
     for labels, value in wires:

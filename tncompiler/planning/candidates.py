@@ -1,8 +1,6 @@
-"""Candidate orders of one network from cotengra, and what each costs forward and backward.
+"""Candidate orders of one network from cotengra.
 
-In: labels, sizes, which operands need gradients, which hold no data. Out: SSA pairs. The cost of a
-tree is that of its products and of those that reverse-mode differentiation makes of them: for
-C = A·B, one more for each of A and B that a gradient goes through.
+In: labels, sizes, which operands need gradients, which hold no data. Out: SSA pairs.
 """
 
 from __future__ import annotations
@@ -13,16 +11,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import combinations, groupby
+from itertools import combinations
 
 import cotengrust
 
-from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.program import Labels, Relation
 from tncompiler.planning.order import Pair, letter, split_path
-from tncompiler.planning.rates import Rates
 from tncompiler.planning.reconfigure import reconfigured
-from tncompiler.planning.windows import pair_cost, walk_windows
 
 Terms = frozenset[int]
 
@@ -35,7 +30,6 @@ _CROWD, _CROWDED_UP_TO = 4, 8
 _PART, _CROWDED_PART = 8, 6  # leaves of the parts that a larger tree is improved by
 _OBJECTIVES = ("flops", "write", "size", "combo-4", "combo-32", "combo-256")
 _MANY_TOUCH = 20  # pairs of tensors that share an index: from here on a search takes a millisecond
-_SOME_OBJECTIVES = ("flops", "combo-4", "write")
 _FEW_OBJECTIVES = ("flops", "combo-32")
 # the search takes contractions up to a cost, doubled until a tree is found; where all are few it is
 # done sooner with all at once, in less than half the time where everything touches everything
@@ -108,99 +102,6 @@ class Network:
         )
 
 
-# ---------------------------------------------------------------------------- what a tree costs
-
-
-def tree_cost(network: Network, pairs: Sequence[Pair], minimize: str, rates: Rates) -> float:
-    """Microseconds, flops, or elements held at most, of a tree with its adjoint."""
-    if minimize == "memory":
-        return _peak(network, pairs)
-    total = 0.0
-    active, fixed = set(network.active), set(network.fixed)
-    walk = walk_windows(network, pairs)
-    for made, (a, b, left, right, kept, windows) in enumerate(walk, len(network.terms)):
-        cost = partial(pair_cost, network) if windows else partial(product_cost, network)
-        how = (windows, minimize, rates) if windows else (minimize, rates)
-        free = network.cached and a in fixed and b in fixed
-        if not free:
-            if minimize == "time" and left & right - kept:
-                total += _copies_us(network, (a, b), left & right, kept, rates)
-            total += cost(left, right, kept, *how)
-        if a in active and not free:
-            total += cost(kept, right, left, *how)
-        if b in active and not free:
-            total += cost(kept, left, right, *how)
-        if a in active or b in active:
-            active.add(made)
-        if a in fixed and b in fixed:
-            fixed.add(made)
-    return total
-
-
-def product_cost(
-    network: Network, a: Terms, b: Terms, out: Terms, minimize: str, rates: Rates
-) -> float:
-    shared = a & b
-    both, batch = network.count(shared), network.count(shared & out)
-    inner, rows, columns = both // batch, network.count(a) // both, network.count(b) // both
-    if minimize == "flops":
-        return float((1 + (not shared <= out)) * batch * inner * rows * columns)
-    size = _item_bytes(network)
-    moved = float(size * batch * (rows * inner + inner * columns + rows * columns))
-    work = rates.pass_us(moved)
-    if inner > 1:
-        rows, columns = sorted((rows, columns))  # layouts decide which way round it is computed
-        work = max(work, rates.product_us(batch, rows, columns, inner, network.dtype))
-    return rates.step_us + work + rates.fresh_us(size * batch * rows * columns)
-
-
-def _copies_us(network: Network, pair: Pair, shared: Terms, kept: Terms, rates: Rates) -> float:
-    """Operands that a matrix product cannot read as they stand; of results layouts take care."""
-    total = 0.0
-    for operand in pair:
-        if operand < len(network.wires):
-            wire = network.wires[operand]
-            if not _stands_in_blocks(wire, shared, kept):
-                moved = 2.0 * _item_bytes(network) * network.count(network.terms[operand])
-                total += rates.step_us + rates.permute_us(moved, network.sizes[wire[-1]], True)
-    return total
-
-
-def _stands_in_blocks(wire: Labels, shared: Terms, kept: Terms) -> bool:
-    """Whether batch, free and summed labels are contiguous, and a batch not innermost."""
-    groups = [group for group, _ in groupby((k in shared, k in kept) for k in wire)]
-    batch_last = len(groups) > 1 and groups[-1] == (True, True)
-    return len(groups) == len(set(groups)) and not batch_last
-
-
-def _item_bytes(network: Network) -> int:
-    return ITEM_BYTES.get(network.dtype, 4)
-
-
-def _peak(network: Network, pairs: Sequence[Pair]) -> float:
-    """The most elements of intermediates at once; all that a gradient needs are kept."""
-    held: dict[int, int] = {}
-    active = set(network.active)
-    live = peak = kept = 0
-    walk = walk_windows(network, pairs)
-    for made, (a, b, _, _, out, _) in enumerate(walk, len(network.terms)):
-        size = network.count(out)
-        live += size
-        peak = max(peak, live)
-        needed = a in active or b in active
-        if needed:
-            active.add(made)
-        for operand, other in ((a, b), (b, a)):
-            if operand in held:
-                freed = held.pop(operand)
-                if other in active:  # the other's gradient reads it
-                    kept += freed
-                else:
-                    live -= freed
-        held[made] = size
-    return float(peak + kept)
-
-
 # ---------------------------------------------------------------------------- candidates
 
 
@@ -244,7 +145,7 @@ def _objectives(terms: Sequence[Terms]) -> tuple[str, ...]:
     if len(terms) > SMALL:
         return _FEW_OBJECTIVES
     touching = sum(not a.isdisjoint(b) for a, b in combinations(terms, 2))
-    return _OBJECTIVES if touching < _MANY_TOUCH else _SOME_OBJECTIVES
+    return _OBJECTIVES if touching < _MANY_TOUCH else _FEW_OBJECTIVES
 
 
 def _all_candidates(network: Network, trials: int, seed: int) -> Iterator[tuple[Pair, ...]]:

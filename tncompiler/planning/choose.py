@@ -21,14 +21,15 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.scans.steps import active_arguments, reached_values
 from tncompiler.ir.sizes import Binding, evaluate
-from tncompiler.planning.candidates import Network, tree_cost
+from tncompiler.planning.budget import Budget
+from tncompiler.planning.candidates import Network
 from tncompiler.planning.exchange import neighbours, shape_of
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
 from tncompiler.planning.rehearse import REHEARSED_UP_TO, Rehearsal, best_rehearsed
 from tncompiler.planning.search import find_orders
-from tncompiler.planning.workers import Budget
+from tncompiler.planning.tree_cost import TreeCosts
 
 
 def choose_orders(
@@ -118,7 +119,8 @@ def best_order(
     rates, count = as_machine(options.machine).planning, len(network.terms)
     candidates = (*neighbours(orders[0], count), *orders)
     different = {shape_of(pairs, count): pairs for pairs in candidates}
-    times = [(tree_cost(network, pairs, "time", rates), pairs) for pairs in different.values()]
+    cost = TreeCosts(network, "time", rates)
+    times = [(cost(pairs), pairs) for pairs in different.values()]
     return best_rehearsed(rehearsal, sorted(times), rates, budget)
 
 

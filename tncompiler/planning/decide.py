@@ -18,13 +18,13 @@ from tncompiler.ir.errors import PlanError
 from tncompiler.ir.program import Program, operand_values
 from tncompiler.ir.scans.steps import programs_within, steps_within
 from tncompiler.ir.sizes import Binding
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.cache import PLANS
 from tncompiler.planning.choose import choose_orders
 from tncompiler.planning.digest import program_digest
 from tncompiler.planning.hyper import Order, order_from
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import check_order
-from tncompiler.planning.workers import Budget
 
 
 @dataclass(frozen=True, slots=True)

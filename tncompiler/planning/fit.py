@@ -14,12 +14,12 @@ from tncompiler.ir.passes.partition import TrainingPrograms, partition
 from tncompiler.ir.passes.slicing import names_within
 from tncompiler.ir.program import Program
 from tncompiler.ir.sizes import Binding
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.memory import held_bytes, step_peak
 from tncompiler.planning.order import Pair
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.recompute import choose_kept
 from tncompiler.planning.slicing import Cut, Fitted, fit_program
-from tncompiler.planning.timing import program_us
 
 UNLIMITED = 1 << 100_000  # bytes: above every peak, also of sizes that no array can have
 T = TypeVar("T", "Fitted", "FittedStep")
@@ -65,14 +65,17 @@ def fit_step(
     rates: Rates,
     recompute: str,
     start: tuple[Cut, ...] = (),
+    budget: Budget | None = None,
 ) -> FittedStep:
     """The fastest step inside the limit that was found, else the one with the lowest peak.
 
     ``count``: outputs of the joint program that are no gradients. ``recompute``: "auto", "never"
     or "always". ``start``: cuts that are made before any other where there must be some.
+    ``budget``: the time that the search has.
     """
-    choices = _choices(joint, count, nominal, limit, rates, recompute)
-    found = [_sliced(cut, nominal, limit, rates, start) for cut in choices]
+    budget = budget or Budget()
+    choices = _choices(joint, count, nominal, limit, rates, recompute, budget)
+    found = [_sliced(cut, nominal, limit, rates, start, budget) for cut in choices]
     enough = [step for step in found if step.peak <= limit]
     if enough:
         return min(enough, key=lambda step: step.time_us)
@@ -80,14 +83,20 @@ def fit_step(
 
 
 def _choices(
-    joint: Program, count: int, nominal: Binding, limit: int, rates: Rates, recompute: str
+    joint: Program,
+    count: int,
+    nominal: Binding,
+    limit: int,
+    rates: Rates,
+    recompute: str,
+    budget: Budget,
 ) -> Iterator[TrainingPrograms]:
     """The step with the values kept that are best without loops; and with all, and with none."""
     outputs = frozenset(joint.outputs[:count])
     if recompute != "auto" or limit == UNLIMITED:
         yield partition(joint, count, outputs if recompute == "always" else None)
         return
-    kept = choose_kept(joint, count, nominal, limit, rates)
+    kept = choose_kept(joint, count, nominal, limit, rates, budget)
     everything = partition(joint, count)
     if kept is not None:
         yield partition(joint, count, kept)
@@ -98,15 +107,20 @@ def _choices(
 
 
 def _sliced(
-    cut: TrainingPrograms, nominal: Binding, limit: int, rates: Rates, start: tuple[Cut, ...]
+    cut: TrainingPrograms,
+    nominal: Binding,
+    limit: int,
+    rates: Rates,
+    start: tuple[Cut, ...],
+    budget: Budget,
 ) -> FittedStep:
     """The step as it is where it fits, else with loops in whichever program takes too much."""
     held = held_bytes(cut.forward, nominal)
-    forward = fit_program(cut.forward, nominal, limit, rates, start=start)
+    forward = fit_program(cut.forward, nominal, limit, rates, start=start, budget=budget)
     taken = names_within(forward.program)
-    backward = fit_program(cut.backward, nominal, limit - held, rates, taken, start)
+    backward = fit_program(cut.backward, nominal, limit - held, rates, taken, start, budget)
     programs = replace(cut, forward=forward.program, backward=backward.program)
-    time_us = program_us(forward.program, nominal, rates) + backward.time_us
+    time_us = forward.time_us + backward.time_us
     peak = step_peak(programs, nominal)
     sliced = tuple(dict.fromkeys((*forward.sliced, *backward.sliced)))
     return FittedStep(programs, forward.cuts, backward.cuts, sliced, peak, time_us)

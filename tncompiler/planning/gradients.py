@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
-from tncompiler.planning.candidates import Network, Terms, candidate_orders, product_cost
+from tncompiler.planning.candidates import Network, Terms, candidate_orders
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
 from tncompiler.planning.rates import Rates
+from tncompiler.planning.tree_cost import Members, OpenLabels, product_cost
 
-Tensors = int  # a set: bit k is operand k, the highest bit the cotangent
+Tensors = Members  # the highest bit is the cotangent
 Parts = dict[Tensors, tuple[Tensors, Tensors]]  # the two sets that a set is made of
 Tree = Mapping[Tensors, tuple[Tensors, Tensors]]
 
@@ -37,13 +39,10 @@ class Sets:
     minimize: str
     rates: Rates
     _costs: dict[tuple[Tensors, Tensors], float] = field(default_factory=dict)
-    _terms: dict[Tensors, Terms] = field(default_factory=dict)
-    _carriers: dict[int, Tensors] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for number, term in enumerate((*self.network.terms, self.network.output)):
-            for label in term:
-                self._carriers[label] = self._carriers.get(label, 0) | 1 << number
+    @cached_property
+    def _labels(self) -> OpenLabels:
+        return OpenLabels(self.network)
 
     @property
     def count(self) -> int:
@@ -62,12 +61,7 @@ class Sets:
 
     def terms(self, tensors: Tensors) -> Terms:
         """The labels of a set's contraction: those that something outside carries as well."""
-        found = self._terms.get(tensors)
-        if found is None:
-            rest = self.everything ^ tensors
-            found = frozenset(k for k, on in self._carriers.items() if on & tensors and on & rest)
-            self._terms[tensors] = found
-        return found
+        return self._labels.of(tensors)
 
     def cost(self, a: Tensors, b: Tensors) -> float:
         """What it costs to contract two sets with each other."""

@@ -9,7 +9,7 @@ wants to change. `passes/layout.py` gives the start.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product as choices
 
 from tncompiler.ir.builder import Builder
@@ -38,12 +38,17 @@ _TRIED = 6  # orders of one value, those of the fastest ways
 _MOST_STEPS = 400  # in a program that is searched
 
 
-def lay_out(program: Program, nominal: Binding, ways: Ways) -> Program:
-    """The program with axes in the orders that take least time, and copies as steps."""
+def lay_out(
+    program: Program, nominal: Binding, ways: Ways, is_late: Callable[[], bool] = lambda: False
+) -> Program | None:
+    """The program with axes in the orders that take least time, and copies as steps.
+
+    None if it was late before all copies were placed.
+    """
     program = order_axes(program)
     if len(program.steps) <= _MOST_STEPS:
-        program = _Layout(program, nominal, ways).improved()
-    return _Copying(program, nominal, ways).program()
+        program = _Layout(program, nominal, ways).improved(is_late)
+    return _Copying(program, nominal, ways).program(is_late)
 
 
 class _Costs:
@@ -55,7 +60,8 @@ class _Costs:
     def sizes(self, op: Networks, operands: Iterable[Value], out: Value) -> tuple[int, ...]:
         """By label; those of a contraction count from 0."""
         found = label_sizes(op, operands, out)
-        return tuple([evaluate(found[label], self.nominal) for label in range(len(found))])
+        sizes = [found[label] for label in range(len(found))]
+        return tuple([n if isinstance(n, int) else evaluate(n, self.nominal) for n in sizes])
 
     def step_us(self, step: Step, operands: tuple[Value, ...]) -> float:
         """Microseconds of what depends on the order of axes."""
@@ -96,16 +102,25 @@ class _Layout:
             for name in dict.fromkeys(step.operands):
                 self.readers.setdefault(name, []).append(step.out.name)
 
-    def improved(self) -> Program:
-        """The program when no value wants another order any more."""
+    def improved(self, is_late: Callable[[], bool]) -> Program:
+        """The program when no value wants another order any more, or it is late."""
         names = [step.out.name for step in self.program.steps]
         free = free_values(self.program)
         names = [name for name in names if name in free and len(self.values[name].shape) > 1]
+        unsettled = set(names)  # what changed since they were looked at
         for sweep in range(_SWEEPS):
-            order = names if sweep % 2 == 0 else reversed(names)
-            if not [name for name in order if self._place(name)]:
-                break
+            for name in names if sweep % 2 == 0 else reversed(names):
+                if name in unsettled and not is_late():
+                    unsettled.remove(name)
+                    if self._place(name):
+                        unsettled |= self._around(name)
         return self.program.with_steps(self.steps.values())
+
+    def _around(self, name: str) -> set[str]:
+        """The values whose best order may depend on that of a value."""
+        changed = [name, *self.readers.get(name, ())]
+        found = {operand for step in changed for operand in self.steps[step].operands}
+        return found.union(changed) - {name}
 
     def _place(self, name: str) -> bool:
         """Give a value its best order, all others staying; whether it changed."""
@@ -165,8 +180,11 @@ class _Copying:
         self.builder = Builder(like=program)
         self.made: dict[str, dict[Labels, Value]] = {}  # source → axes → copy
 
-    def program(self) -> Program:
+    def program(self, is_late: Callable[[], bool]) -> Program | None:
+        """The program with its copies; None if it got late."""
         for step in self.source.steps:
+            if is_late():
+                return None
             operands = operand_values(self.source, step)
             op = step.op
             if isinstance(op, Permute):

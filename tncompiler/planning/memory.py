@@ -30,9 +30,10 @@ from tncompiler.ir.program import (
     Value,
     operand_values,
 )
-from tncompiler.ir.sizes import Binding, Terms, evaluate, plain, resized
+from tncompiler.ir.sizes import Binding, Size, Terms, evaluate, plain, resized
 
 SUM_RADIX = 16  # blocks that a level of a running sum adds up; see backends/*/runtime.py
+_MOST_BLOCKS = 2**58  # beyond what any array has
 _SUMMED_IN_DOUBLE = ("float32", "complex64")  # by a Scatter
 
 
@@ -156,12 +157,19 @@ def _scratch_bytes(program: Program, step: Step, binding: Binding) -> int:
 def repeated_bytes(op: Loop | Scan, binding: Binding) -> int:
     """What a loop or scan takes beside its results."""
     inner = within(op, binding)
-    levels, room = 1, SUM_RADIX
-    while room < evaluate(op.count, binding):
-        levels, room = levels + 1, SUM_RADIX * (room + 1)
+    count = evaluate(op.count, binding)
+    levels = sum(count > room for room in _rooms())
     sums = sum(nbytes(op.body.values[name]).evaluate(inner) for name in added(op))
     states = sum(nbytes(value).evaluate(inner) for value in states_before(op))
-    return peak_bytes(op.body, inner) + (levels - 1) * sums + states
+    return peak_bytes(op.body, inner) + levels * sums + states
+
+
+def _rooms() -> Iterator[int]:
+    """How many blocks one level of a running sum holds, then two, and so on."""
+    room = SUM_RADIX
+    while room < _MOST_BLOCKS:
+        yield room
+        room = SUM_RADIX * (room + 1)
 
 
 def added(op: Loop | Scan) -> tuple[str, ...]:
@@ -200,13 +208,11 @@ def live_terms(program: Program) -> Iterator[Terms]:
 def _scratch_terms(program: Program, step: Step) -> Iterator[Terms]:
     """What a step takes beside its value at each moment of its run, as `_scratch_bytes` at most."""
     op = step.op
-    if isinstance(op, Loop):
-        for inner in live_terms(op.body):
-            yield inner.replaced(op.block, op.width)
-    if isinstance(op, Scan):
-        states = Terms.total(map(nbytes, states_before(op)))
-        for inner in live_terms(op.body):
-            yield states + inner
+    if isinstance(op, Loop | Scan):
+        beside = Terms.total((*_level_terms(op), *map(nbytes, states_before(op))))
+        for inner in (Terms(), *live_terms(op.body)):
+            alive = beside + inner
+            yield alive if isinstance(op, Scan) else alive.replaced(op.block, _width(op))
     if isinstance(op, Attention):
         made = nbytes(step.out)
         less = Terms.total(Terms.of(-count, factors) for count, factors in made.terms)
@@ -214,6 +220,22 @@ def _scratch_terms(program: Program, step: Step) -> Iterator[Terms]:
             yield inner + less
     if isinstance(op, Scatter) and step.out.dtype in _SUMMED_IN_DOUBLE:
         yield nbytes(step.out) + nbytes(step.out)
+
+
+def _level_terms(op: Loop | Scan) -> Iterator[Terms]:
+    """The levels of running sums after the first: one more each time that those before are full."""
+    sums = Terms.total(nbytes(op.body.values[name]) for name in added(op))
+    for room in _rooms() if sums.terms else ():
+        if not isinstance(op.count, int):
+            is_full = sympy.Min(1, sympy.floor(op.count / sympy.Integer(room + 1)))
+            yield Terms.total(Terms.of(c, (is_full, *f)) for c, f in sums.terms)
+        elif op.count > room:
+            yield sums
+
+
+def _width(op: Loop) -> Size:
+    """The positions of a whole block; a short index has one shorter block."""
+    return op.width if isinstance(op.size, int) else sympy.Min(op.width, op.size)
 
 
 # ---------------------------------------------------------------------------- a training step

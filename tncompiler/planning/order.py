@@ -58,7 +58,7 @@ def asked_order(
 
 def order_as_written(count: int) -> tuple[Pair, ...]:
     """The first two tensors, then one after the other."""
-    return ((0, 1), *((k, count + k - 2) for k in range(2, count)))
+    return ((0, 1), *((k, count + k - 2) for k in range(2, count)))[: max(count - 1, 0)]
 
 
 def check_order(pairs: Sequence[Pair], count: int) -> tuple[Pair, ...]:

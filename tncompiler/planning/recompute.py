@@ -8,11 +8,12 @@ saves most bytes for its time.
 from __future__ import annotations
 
 import math
-from itertools import combinations
+from itertools import combinations, takewhile
 
 from tncompiler.ir.passes.partition import inputs_of, partition
 from tncompiler.ir.program import Literal, Permute, Pick, Program, Step
 from tncompiler.ir.sizes import Binding
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.memory import is_token, is_view, nbytes, step_peak
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.timing import step_us
@@ -76,22 +77,29 @@ def _made_anyway(forward: Program) -> set[str]:
 
 
 def choose_kept(
-    joint: Program, count: int, nominal: Binding, limit: int, rates: Rates
+    joint: Program,
+    count: int,
+    nominal: Binding,
+    limit: int,
+    rates: Rates,
+    budget: Budget | None = None,
 ) -> Kept | None:
     """The values to keep in the fastest training step inside the limit; None if none fits.
 
-    ``count``: outputs of the joint program that are no gradients.
+    ``count``: outputs of the joint program that are no gradients. ``budget``: the time that the
+    choice has; None if none was found in it.
     """
+    budget = budget or Budget()
     forward = _Forward(joint, count, nominal, rates)
     everything = frozenset(forward.needed)
     if forward.peak(everything) <= limit:
         return everything
     if len(forward.candidates) <= EXACT_UP_TO:
-        return _exact(forward, limit)
-    return _fewer(forward, everything, limit)
+        return _exact(forward, limit, budget)
+    return _fewer(forward, everything, limit, budget)
 
 
-def _exact(forward: _Forward, limit: int) -> Kept | None:
+def _exact(forward: _Forward, limit: int, budget: Budget) -> Kept | None:
     """The fastest set that fits; among equals the smallest. None if none fits."""
     sets = (
         forward.outputs.union(chosen)
@@ -99,14 +107,15 @@ def _exact(forward: _Forward, limit: int) -> Kept | None:
         for chosen in combinations(forward.candidates, size)
     )
     ranked = sorted(enumerate(sets), key=lambda item: (forward.again_us(item[1]), item[0]))
-    return next((kept for _, kept in ranked if forward.peak(kept) <= limit), None)
+    in_time = takewhile(lambda _: not budget.late(), ranked)
+    return next((kept for _, kept in in_time if forward.peak(kept) <= limit), None)
 
 
-def _fewer(forward: _Forward, everything: Kept, limit: int) -> Kept | None:
+def _fewer(forward: _Forward, everything: Kept, limit: int, budget: Budget) -> Kept | None:
     """The first set that fits as values are dropped, refilled."""
     kept = everything
     peak, time = forward.peak(kept), forward.again_us(kept)
-    while peak > limit and kept - forward.outputs:
+    while peak > limit and kept - forward.outputs and not budget.late():
         options = []
         for name in _heaviest(forward, kept):
             fewer = kept - {name}
@@ -114,7 +123,7 @@ def _fewer(forward: _Forward, everything: Kept, limit: int) -> Kept | None:
             gain = peak - lower + 1e-3 * forward.bytes[name]
             options.append((-gain / max(slower - time, 1e-3), name, fewer, lower, slower))
         _, _, kept, peak, time = min(options)
-    return _refilled(forward, kept, everything, limit) if peak <= limit else None
+    return _refilled(forward, kept, everything, limit, budget) if peak <= limit else None
 
 
 def _heaviest(forward: _Forward, kept: Kept) -> list[str]:
@@ -122,9 +131,11 @@ def _heaviest(forward: _Forward, kept: Kept) -> list[str]:
     return sorted(kept - forward.outputs, key=lambda name: (-forward.bytes[name], name))[:_TRIED]
 
 
-def _refilled(forward: _Forward, kept: Kept, everything: Kept, limit: int) -> Kept:
+def _refilled(forward: _Forward, kept: Kept, everything: Kept, limit: int, budget: Budget) -> Kept:
     """The set with values put back as long as the step fits and gets faster."""
     for name in sorted(everything - kept, key=lambda name: (-forward.time_us[name], name)):
+        if budget.late():
+            break
         more = kept | {name}
         if forward.again_us(more) < forward.again_us(kept) and forward.peak(more) <= limit:
             kept = more

@@ -8,19 +8,19 @@ forward and backward share are counted as they will run.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from tncompiler.ir.passes import SCHEDULED_PASSES, load_pass
+from tncompiler.ir.passes import LAYOUT_PASSES, SCHEDULED_PASSES, load_pass
 from tncompiler.ir.passes.adjoint import adjoint
 from tncompiler.ir.program import Argument, Program, Step, operand_values
 from tncompiler.ir.sizes import Binding
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.schedule import schedule
 from tncompiler.planning.timing import step_us
-from tncompiler.planning.workers import Budget
 
 REHEARSED_UP_TO = 32  # tensors; scheduling more takes longer than the choice gains
 SHORTLIST = 3  # orders of a forward pass, which must be planned in 10 ms
@@ -68,16 +68,22 @@ class Rehearsal:
         program, _ = schedule(
             self.program, self.nominal, self.options, {self.program.outputs[0]: pairs}
         )
-        program = _laid_out(program)
         if self.wrt:
-            joint, _ = schedule(adjoint(program, self.wrt), self.nominal, self.options)
-            program = _laid_out(joint)
+            program = _after(SCHEDULED_PASSES, program)
+            program, _ = schedule(adjoint(program, self.wrt), self.nominal, self.options)
+        program = _after(SCHEDULED_PASSES if self._repeats else LAYOUT_PASSES, program)
         kept = self._made_once(program)
         return math.fsum(
             step_us(program, step, self.nominal, rates)
             for step in program.steps
             if step.out.name not in kept
         )
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether two steps may come out the same: with gradients, or where a core comes twice."""
+        (step,) = self.program.steps
+        return bool(self.wrt) or len(set(step.operands)) < len(step.operands)
 
     def _made_once(self, program: Program) -> set[str]:
         """Values that depend on free operands alone."""
@@ -96,20 +102,22 @@ def best_rehearsed(
 ) -> tuple[Pair, ...]:
     """The fastest of the first few, which come with their costs, the least first.
 
-    Of those that there is time for; at least of one.
+    Of those that there is time for; at least of one. Of a forward pass the cost that comes with it
+    leaves out copies, and is not less: what costs more than another one takes need not be tried.
     """
     count = STEP_SHORTLIST if rehearsal.wrt else SHORTLIST
-    within = [pairs for cost, pairs in ranked if cost <= _WITHIN * ranked[0][0]]
     times: dict[tuple[Pair, ...], float] = {}
-    for pairs in within[:count]:
-        if times and budget.spent():
+    for cost, pairs in ranked[:count]:
+        if cost > _WITHIN * ranked[0][0] or (times and budget.spent()):
+            break
+        if not rehearsal.wrt and cost > min(times.values(), default=math.inf):
             break
         times[pairs] = rehearsal.time_us(pairs, rates)
     return min(times, key=times.__getitem__)
 
 
-def _laid_out(program: Program) -> Program:
+def _after(passes: Iterable[str], program: Program) -> Program:
     """What `run_passes` makes of it, which validates besides."""
-    for name in SCHEDULED_PASSES:
+    for name in passes:
         program = load_pass(name)(program)
     return program

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from tncompiler.ir.passes.adjoint import GradientOrder
 from tncompiler.ir.program import Program
 from tncompiler.ir.sizes import Binding
-from tncompiler.planning.candidates import Network, candidate_orders, tree_cost
+from tncompiler.planning.candidates import Network, candidate_orders
 from tncompiler.planning.choose import networks_of
 from tncompiler.planning.cost import step_flops
 from tncompiler.planning.gradients import Sets, best_gradients, may_replan
@@ -19,6 +19,7 @@ from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
 from tncompiler.planning.timing import program_us
+from tncompiler.planning.tree_cost import tree_cost
 
 
 def orders_cost(

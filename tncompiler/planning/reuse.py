@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.program import Contract, Convolve, Program
 from tncompiler.ir.sizes import Binding
-from tncompiler.planning.candidates import POOL_UP_TO, Network, tree_cost
+from tncompiler.planning.candidates import POOL_UP_TO, Network
 from tncompiler.planning.hyper import Order
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import intermediate_labels
 from tncompiler.planning.plan import NetworkOrder
 from tncompiler.planning.search import find_orders
+from tncompiler.planning.tree_cost import tree_cost
 
 Name = tuple[str, int]  # a tensor's name, and which of its occurrences
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.errors import PlanError
+from tncompiler.ir.matmul import is_matmul
 from tncompiler.ir.program import (
     Contract,
     Labels,
@@ -28,7 +29,7 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.options import PlanOptions
-from tncompiler.planning.order import Pair, intermediate_labels
+from tncompiler.planning.order import Pair, intermediate_labels, order_as_written
 from tncompiler.planning.search import contraction_order
 from tncompiler.planning.windowed_steps import Term, Windowing
 from tncompiler.planning.windows import is_ready
@@ -56,6 +57,10 @@ def schedule(
             chosen.update(inner)
         if not isinstance(step.op, Networks) or not operands:
             builder.copy(step, operands)
+            continue
+        if isinstance(step.op, Contract) and is_matmul(step.op):  # nothing to take apart
+            builder.copy(step, operands)
+            chosen[step.out.name] = order_as_written(2)
             continue
         network = _Network(builder, step, step.op, operands, nominal)
         pairs = None if orders is None else orders.get(step.out.name)
@@ -93,7 +98,9 @@ class _Network:
         if len(self.terms) + len(self.scalars) > 1:
             self.terms = [self._reduced(term, uses) for term in self.terms]
         wires = [term.labels for term in self.terms]
-        if pairs is None:
+        if pairs is None and len(wires) < 3:
+            pairs = order_as_written(len(wires))
+        elif pairs is None:
             windows = relations_of(self.op)
             pairs = contraction_order(wires, self.op.output, self.numbers, options, windows)
         elif len(pairs) != max(len(wires) - 1, 0):

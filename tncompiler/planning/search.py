@@ -17,13 +17,15 @@ from typing import Any
 from tqdm import tqdm
 
 from tncompiler.ir.program import Labels, Relation
-from tncompiler.planning.candidates import POOL_UP_TO, Network, is_exact, tree_cost
+from tncompiler.planning.budget import Budget
+from tncompiler.planning.candidates import POOL_UP_TO, Network, is_exact
 from tncompiler.planning.hyper import Order, Trial, greedy_order, numbered_trials, refining
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import asked_order, order_as_written
+from tncompiler.planning.tree_cost import TreeCosts, tree_cost
 from tncompiler.planning.windows import label_models
-from tncompiler.planning.workers import Budget, Executor, Here, Processes, Runner
+from tncompiler.planning.workers import Executor, Here, Processes, Runner
 
 _RANDOM_UP_TO = 2000  # tensors; beyond, one greedy run
 _REFINED = 4  # of the best orders, at most; fewer where there are few trials
@@ -52,7 +54,7 @@ def find_orders(
     """The orders that the search finds, at least one, by the options' objective the best first."""
     count = len(network.terms)
     if count < 3:
-        return [((0, 1),) if count == 2 else ()]
+        return [order_as_written(count)]
     if network.relations:
         return _orders_of_windows(network, options, budget)
     if callable(options.search):
@@ -77,7 +79,8 @@ class _Search:
 
     def __init__(self, network: Network, options: PlanOptions, budget: Budget) -> None:
         self.network, self.options, self.budget = network, options, budget
-        self.rates = as_machine(options.machine).planning
+        rates = as_machine(options.machine).planning
+        self._tree_costs = TreeCosts(network, options.minimize, rates)
         self.found: dict[Order, int] = {}  # and the number of the trial that found it first
         self.costs: dict[Order, float] = {}
 
@@ -132,7 +135,7 @@ class _Search:
         """What the order costs by the options' objective; infinite beyond floating point."""
         if order not in self.costs:
             try:
-                cost = tree_cost(self.network, order, self.options.minimize, self.rates)
+                cost = self._tree_costs(order)
             except OverflowError:
                 cost = math.inf
             self.costs[order] = cost

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.program import Contract, Labels, Program, Step, label_sizes, operand_values
 from tncompiler.ir.sizes import Binding, evaluate
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.order import Pair, letter, split_path
 from tncompiler.planning.slicing import Cut
 
@@ -41,11 +42,12 @@ def slice_network(
     pairs: Sequence[Pair],
     target: int,
     seed: int,
+    budget: Budget | None = None,
 ) -> SlicedOrder:
     """Slice until all intermediates at once have at most `target` elements, if that can be.
 
     One index at a time, and after each the tree is reconfigured around it. The same for the same
-    seed.
+    seed. ``budget``: the time after which no further index is sliced.
     """
     from cotengra import ContractionTree  # takes a second to import
 
@@ -56,7 +58,10 @@ def slice_network(
         {letter(label): max(size, 1) for label, size in sizes.items()},
         ssa_path=pairs,
     )
+    budget = budget or Budget()
     for number in range(_ROUNDS):
+        if budget.late():
+            break
         if tree.peak_size() <= target or not tree.size_dict.keys() - tree.sliced_inds.keys():
             break
         tree.slice_(target_slices=2, seed=seed + number)
@@ -71,6 +76,7 @@ def slice_program(
     nominal: Binding,
     limit: int,
     seed: int,
+    budget: Budget | None = None,
 ) -> SlicedProgram | None:
     """Orders with cuts for the largest network of a logical program; None if none is large."""
     networks = [
@@ -83,7 +89,8 @@ def slice_program(
         return None  # of a core at several sites cotengra's labels do not say which use is meant
     terms, output, sizes = _terms(program, step, nominal)
     target = limit // ITEM_BYTES[step.out.dtype]
-    found = slice_network(terms, output, sizes, orders[step.out.name], target, seed)
+    pairs = orders[step.out.name]
+    found = slice_network(terms, output, sizes, pairs, target, seed, budget)
     cuts = [cut for label in found.labels for cut in _cuts(program, step, label)]
     return SlicedProgram({**orders, step.out.name: found.pairs}, tuple(cuts))
 

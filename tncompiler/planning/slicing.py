@@ -15,6 +15,7 @@ from tncompiler.ir.passes.slicing import Axis, linked_axes, names_within, slice_
 from tncompiler.ir.passes.uses import join_uses, part_uses
 from tncompiler.ir.program import Convolve, Loop, Op, Pick, Program, Scan, Step, Value
 from tncompiler.ir.sizes import Binding, evaluate
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.memory import (
     SUM_RADIX,
     Moment,
@@ -140,18 +141,20 @@ def fit_program(
     rates: Rates,
     avoid: Collection[str] = frozenset(),
     start: tuple[Cut, ...] = (),
+    budget: Budget | None = None,
 ) -> Fitted:
     """The program inside the limit if cuts can bring it there, else as low as they can.
 
     ``avoid``: names that are in use around the program. ``start``: cuts that are made before any
-    other, if the program does not fit without.
+    other, if the program does not fit without. ``budget``: the time that looking for cuts has.
     """
     peak = peak_bytes(program, nominal)
     if peak <= limit:
         return Fitted(program, (), (), peak, program_us(program, nominal, rates))
     numbers, _ = part_uses(numeric(program, nominal))
     own = tuple(cut for cut in start if cut.value in program.values)
-    cuts = _Search(numbers, limit, rates, frozenset(avoid)).cuts(own)
+    search = _Search(numbers, limit, rates, frozenset(avoid), budget or Budget())
+    cuts = search.cuts(own)
     fitted = apply_cuts(numbers, cuts, avoid)
     return Fitted(
         apply_cuts(program, cuts, avoid),
@@ -202,12 +205,13 @@ class _Search:
     limit: int
     rates: Rates
     avoid: frozenset[str]
+    budget: Budget
 
     def cuts(self, start: tuple[Cut, ...]) -> tuple[Cut, ...]:
         """The cuts that fit the program, or bring it as low as they can."""
         cuts, load = start, self._load(start)
         left = _MOST_STEPS // max(len(self.program.steps), 1)
-        while load.excess and len(cuts) < _MOST_CUTS and left > 0:
+        while load.excess and len(cuts) < _MOST_CUTS and left > 0 and not self.budget.late():
             tried = list(islice(self._tried(cuts), left))
             left -= len(tried)
             enough = [cut for after, cut in tried if not after.excess]
@@ -242,6 +246,8 @@ class _Search:
                 cut = Cut(name, axis, width, sink)
                 after = self._load((*cuts, cut))
                 yield after, cut
+                if self.budget.late():
+                    return
                 if not after.excess:
                     break
 
@@ -252,7 +258,7 @@ class _Search:
         """The cuts in the widest blocks that fit, the last one first, and the time they take."""
         fitted = apply_cuts(self.program, cuts, self.avoid)
         for position in reversed(range(len(cuts))):
-            while (cut := cuts[position]).width < self._size(cut):
+            while (cut := cuts[position]).width < self._size(cut) and not self.budget.late():
                 wider = replace(cut, width=2 * cut.width)
                 more = (*cuts[:position], wider, *cuts[position + 1 :])
                 tried = apply_cuts(self.program, more, self.avoid)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Any, Protocol
 
+from tncompiler.planning.budget import Budget
 from tncompiler.planning.candidates import Network
 from tncompiler.planning.hyper import (
     Order,
@@ -29,7 +30,6 @@ from tncompiler.planning.hyper import (
     run_trial,
     trial_data,
 )
-from tncompiler.planning.options import PlanOptions
 
 logger = logging.getLogger("tncompiler.planning")
 
@@ -38,41 +38,6 @@ Found = tuple[int, Order]
 THREAD = "tncompiler search"  # the name of those that feed processes
 _POLL_S = 0.002
 _AHEAD = 2  # trials under way for each worker
-
-
-@dataclass
-class Budget:
-    """When the searches of one plan must end; ``cut`` once one of them was stopped.
-
-    ``spare``: seconds that are kept for what comes after the searches.
-    """
-
-    deadline: float | None = None
-    cut: bool = False
-    spare: float = 0.0
-
-    @staticmethod
-    def of(options: PlanOptions) -> Budget:
-        seconds = options.max_seconds
-        return Budget(None if seconds is None else time.monotonic() + seconds)
-
-    @property
-    def left(self) -> float | None:
-        """Seconds that searches still have; None for no end."""
-        if self.deadline is None:
-            return None
-        return max(self.deadline - self.spare - time.monotonic(), 0.0)
-
-    def keep(self, seconds: float) -> None:
-        """Keep so much for later, at most half of what is left; what is kept already counts."""
-        if self.deadline is not None and seconds > self.spare:
-            whole = self.deadline - time.monotonic()
-            self.spare = max(min(seconds, whole / 2), self.spare)
-
-    def spent(self) -> bool:
-        """Whether there is no time left for more; then something is being cut."""
-        self.cut = self.cut or self.left == 0.0
-        return self.cut
 
 
 class Runner(Protocol):

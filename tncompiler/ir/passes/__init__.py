@@ -72,6 +72,8 @@ MERGING_PASSES = (
 STABILIZING_PASSES = ("carry_exponents",)
 # after planning, and after differentiating a planned program
 LAYOUT_PASSES = ("order_axes", "copy_operands", "hoist_invariants")
+# the same where there is no time left
+LATE_LAYOUT_PASSES = ("copy_operands", "hoist_invariants")
 SCHEDULED_PASSES = (*MERGING_PASSES, *LAYOUT_PASSES)
 # these look into scans themselves, or leave them as they are; all others run in each body too
 SHALLOW_PASSES = ("widen_low_precision", "carry_exponents", "trim_scans")

@@ -55,6 +55,9 @@ class _Copies:
         numbers = {k: s if isinstance(s, int) else _NOMINAL for k, s in sizes.items()}
         (a, wires_a), (b, wires_b) = self._readings(op, operands, numbers)
         form = matmul_form(Contract((wires_a, wires_b), op.output), numbers)
+        if not (form.a_copied or form.b_copied) and (a, b) == operands:
+            self.builder.copy(step, operands)
+            return
         if form.a_copied:
             a, wires_a = self._copied(a, wires_a, (form.batch, wanted_order(form.m, op), form.k))
         if form.b_copied:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tncompiler.ir.convolution import natural_axes, read_orders
 from tncompiler.ir.matmul import copied_elements, is_matmul, matmul_form
@@ -19,6 +19,7 @@ from tncompiler.ir.program import (
     Labels,
     Map,
     Networks,
+    Op,
     Program,
     Step,
     Value,
@@ -58,13 +59,12 @@ def _place(
     name: str, steps: dict[str, Step], values: dict[str, Value], readers: Iterable[str]
 ) -> None:
     step = steps[name]
-    candidates = _candidates(step, values)
+    best, *others = _candidates(step, values)
     identity = tuple(range(len(step.out.shape)))
-    best, least = identity, None
-    for order in candidates:
-        cost = sum(_copies(reread(steps[r], name, order), values, {name: order}) for r in readers)
-        if least is None or cost < least:
-            best, least = order, cost
+    if others:
+        reading = [_Reading.of(steps[reader], name, values) for reader in readers]
+        orders = (best, *others)
+        best = min(orders, key=lambda order: sum(one.copies(order) for one in reading))
     if best != identity:
         steps[name] = reordered(step, best)
         values[name] = steps[name].out
@@ -101,7 +101,7 @@ def places(labels: Labels) -> dict[int, int]:
     return {label: axis for axis, label in enumerate(labels)}
 
 
-def _numbers(op: Contract, step: Step, values: Mapping[str, Value]) -> dict[int, int]:
+def _numbers(op: Networks, step: Step, values: Mapping[str, Value]) -> dict[int, int]:
     sizes = label_sizes(op, [values[name] for name in step.operands], step.out)
     return {label: _number(size) for label, size in sizes.items()}
 
@@ -110,20 +110,41 @@ def _number(size: Size) -> int:
     return size if isinstance(size, int) else _NOMINAL
 
 
-def _copies(step: Step, values: Mapping[str, Value], orders: Mapping[str, Labels]) -> int:
-    """How many elements the step copies once the values in `orders` are reordered."""
-    op = step.op
-    operands = [
-        permuted(values[name], orders[name]) if name in orders else values[name]
-        for name in step.operands
-    ]
-    if isinstance(op, Convolve):
-        askew = [k for k, order in enumerate(read_orders(op)) if order != op.inputs[k]]
-        return sum(math.prod(map(_number, operands[k].shape)) for k in askew)
-    if not isinstance(op, Contract) or not is_matmul(op):
-        return 0
-    sizes = {k: _number(v) for k, v in label_sizes(op, operands, step.out).items()}
-    return copied_elements(matmul_form(op, sizes), op, sizes)
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A step that reads a value: ``at`` says as which operands; ``sizes`` are those of labels."""
+
+    op: Op
+    at: tuple[int, ...]
+    sizes: Mapping[int, int]
+
+    @staticmethod
+    def of(step: Step, name: str, values: Mapping[str, Value]) -> _Reading:
+        op = step.op
+        at = tuple([k for k, operand in enumerate(step.operands) if operand == name])
+        if isinstance(op, Convolve) or (isinstance(op, Contract) and is_matmul(op)):
+            return _Reading(op, at, _numbers(op, step, values))
+        return _Reading(op, at, {})
+
+    def copies(self, order: Labels) -> int:
+        """How many elements the step copies if the value comes with its axes in this order."""
+        op = self.op
+        if not self.sizes or not isinstance(op, Networks):
+            return 0
+        inputs = list(op.inputs)
+        for k in self.at:
+            labels = inputs[k]
+            inputs[k] = tuple([labels[axis] for axis in order])
+        if isinstance(op, Convolve):
+            read = replace(op, inputs=tuple(inputs))
+            pairs = zip(read.inputs, read_orders(read), strict=True)
+            return sum(_count(own, self.sizes) for own, wanted in pairs if own != wanted)
+        read_op = Contract(tuple(inputs), op.output)
+        return copied_elements(matmul_form(read_op, self.sizes), read_op, self.sizes)
+
+
+def _count(labels: Labels, sizes: Mapping[int, int]) -> int:
+    return math.prod([sizes[label] for label in labels])
 
 
 def permuted(value: Value, order: Labels) -> Value:

@@ -49,13 +49,21 @@ Axis = tuple[str, int]  # a value and one of its axes
 def linked_axes(program: Program) -> dict[Axis, Axis]:
     """Each axis of each value, with the first axis (in order of the program) that it goes with.
 
-    Axes go together where a step works along them position by position, or sums over them.
+    Axes go together where a step works along them position by position, or sums over them. But not
+    at a map that would so tie two axes of one value, along which nothing could be sliced then: the
+    sum of the gradients of a core at two sites of a chain reads the bond between them as rows and
+    as columns. It is made of whole gradients instead.
     """
     links = _Links(program)
+    maps: list[list[Axis]] = []
     for step in program.steps:
-        operands = operand_values(program, step)
-        for wires in _wirings(step, operands):
-            links.join(wires)
+        groups = _wirings(step, operand_values(program, step))
+        if isinstance(step.op, Map):
+            maps += groups
+        else:
+            for axes in groups:
+                links.join(axes)
+    links.join_apart(maps)
     return {axis: links.root(axis) for axis in links.parent}
 
 
@@ -80,6 +88,18 @@ class _Links:
         roots = sorted({self.root(axis) for axis in axes}, key=self.order.__getitem__)
         for other in roots[1:]:
             self.parent[other] = roots[0]
+
+    def join_apart(self, groups: Iterable[Sequence[Axis]]) -> None:
+        """Join each group, unless that would join two axes of one value."""
+        values: dict[Axis, set[str]] = {}
+        for axis in self.parent:
+            values.setdefault(self.root(axis), set()).add(axis[0])
+        for axes in groups:
+            roots = {self.root(axis) for axis in axes}
+            together = set[str]().union(*(values[root] for root in roots))
+            if len(together) == sum(len(values[root]) for root in roots):
+                self.join(axes)
+                values[self.root(axes[0])] = together
 
 
 def _wirings(step: Step, operands: tuple[Value, ...]) -> Iterator[list[Axis]]:
@@ -259,14 +279,15 @@ class _Slicing:
             return len(labels) == 1 and labels.isdisjoint(moving_labels(op))
         if isinstance(op, Loop | Pick | Literal):
             return False
-        reached = {
-            places[axis]
-            for name, places in zip(
-                step.operands, _places(op, operand_values(self.source, step)), strict=True
-            )
-            for axis in self.carried.get(name, ())
-        }
-        return reached == set(self.carried.get(step.out.name, ()))
+        made = set(self.carried.get(step.out.name, ()))
+        reached = set[int | None]()
+        all_places = _places(op, operand_values(self.source, step))
+        for name, places in zip(step.operands, all_places, strict=True):
+            carried = set(self.carried.get(name, ()))
+            reached.update(places[axis] for axis in carried)
+            if carried != {axis for axis, place in enumerate(places) if place in made}:
+                return False
+        return reached == made
 
     def _labels(self, step: Step, op: Networks) -> set[int]:
         wires = zip((*op.inputs, op.output), (*step.operands, step.out.name), strict=True)

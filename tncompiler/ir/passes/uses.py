@@ -75,7 +75,7 @@ def _joined(step: Step, stands_for: Mapping[str, str]) -> Step:
 
 
 def _tangled(program: Program) -> dict[str, Value]:
-    """Arguments read more than once, two axes of which go with one another."""
+    """Arguments read more than once, with two axes of one size, if some axes are tied."""
     uses = program.uses()
     candidates = {
         a.value.name: a.value
@@ -85,8 +85,8 @@ def _tangled(program: Program) -> dict[str, Value]:
     if not candidates:  # linking the axes of large programs takes seconds
         return {}
     links = linked_axes(program)
-    return {
-        name: value
-        for name, value in candidates.items()
-        if len({links[name, axis] for axis in range(len(value.shape))}) < len(value.shape)
-    }
+    ties = any(
+        len({links[name, axis] for axis in range(len(value.shape))}) < len(value.shape)
+        for name, value in program.values.items()
+    )
+    return candidates if ties else {}
