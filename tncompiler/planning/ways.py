@@ -18,6 +18,8 @@ from tncompiler.ir.matmul import led, readable
 from tncompiler.ir.program import Contract, Labels
 from tncompiler.planning.rates import Rates
 
+_FEW = 4  # terms; the fewest of a product that BLAS was measured with
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Way:
@@ -62,7 +64,7 @@ class Ways:
         key = (lead, rows, columns, k, dtype)
         time = self._products.get(key)
         if time is None:
-            work = self.rates.product_us(*key)
+            work = work_us(self.rates, *key)
             moved = ITEM_BYTES[dtype] * lead * (rows * k + k * columns + rows * columns)
             time = self.rates.step_us + max(work, self.rates.pass_us(moved))
             self._products[key] = time
@@ -84,6 +86,15 @@ class Ways:
         moved = 2.0 * ITEM_BYTES[dtype] * math.prod([sizes[label] for label in order])
         kept = after[-1] == before[-1]
         return self.rates.step_us + self.rates.permute_us(moved, run, kept)
+
+
+def work_us(rates: Rates, lead: int, rows: int, columns: int, k: int, dtype: str) -> float:
+    """Microseconds of a product without its start; of one term as of a few where that is less.
+
+    NumPy has a slow loop for one term, so that the code makes it two; see `numpy/runtime.py`.
+    """
+    time = rates.product_us(lead, rows, columns, k, dtype)
+    return min(time, rates.product_us(lead, rows, columns, _FEW, dtype)) if k == 1 else time
 
 
 @dataclass(frozen=True, slots=True)
