@@ -45,6 +45,12 @@ def _positive(value: Any) -> int:
     return value
 
 
+def _odd(value: Any) -> int:
+    if _positive(value) % 2 == 0:
+        raise ValueError("is no odd number")
+    return _positive(value)
+
+
 def _natural(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError("is no integer of 0 or more")
@@ -103,6 +109,7 @@ KINDS: dict[str, dict[str, Reader]] = {
     "mps": dict(sites=_positive, bond=_positive, features=_positive, classes=_positive),
     "peps": dict(rows=_positive, columns=_positive, bond=_positive),
     "regular": dict(nodes=_positive, degree=_positive, bond=_positive, seed=_natural),
+    "conv": dict(format=_text, channels=_shape, image=_shape, kernel=_odd, rank=_rank),
     "circuit": dict(qubits=_positive, depth=_positive, seed=_natural),
 }
 # fields that some kinds may have → reader, default

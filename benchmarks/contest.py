@@ -164,6 +164,8 @@ def _admit(
     peer = load_peer(name)
     if (why := peer.supports(problem)) is not None:
         return Entry("declined", why), None
+    if problem.windows and not peer.convolves:
+        return Entry("declined", "has no such convolution"), None
     if peer.slow_start and not slow_starters:
         return Entry("left out", "takes long to start; --all and marked cells have it"), None
     start = time.perf_counter()

@@ -15,6 +15,14 @@ import numpy as np
 
 from benchmarks import networks
 from benchmarks.cases import Case, CaseError, Cell
+from benchmarks.convolutions import (
+    CORES,
+    INPUT,
+    OUTPUT,
+    WindowLetters,
+    sizes_of,
+    windows_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +39,8 @@ class Problem:
     """``operands`` contracted to the letters ``output``; ``sizes`` of all letters, the batch too.
 
     ``gradients``: names of the operands that a training step differentiates. ``positive``: draw
-    positive numbers, so that a long sum cancels nothing.
+    positive numbers, so that a long sum cancels nothing. ``windows``: letters whose positions go
+    together; with any, the equation alone does not say what is computed.
     """
 
     cell: Cell
@@ -39,6 +48,7 @@ class Problem:
     output: str
     sizes: Mapping[str, int]
     positive: bool = False
+    windows: tuple[WindowLetters, ...] = ()
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -92,7 +102,8 @@ def build_problem(cell: Cell) -> Problem:
     try:
         operands, output, sizes = _BUILDERS[cell.case.kind](cell.case, cell.batch)
         positive = cell.case.kind in _POSITIVE
-        return _checked(Problem(cell, operands, output, sizes, positive))
+        windows = windows_of(cell.case.fields) if cell.case.kind == "conv" else ()
+        return _checked(Problem(cell, operands, output, sizes, positive, windows))
     except CaseError:
         raise
     except Exception as error:  # of whatever library builds it; the case is to be named
@@ -141,6 +152,12 @@ def _mps(case: Case, batch: int) -> Network:
     return named, output, {**sizes, "B": batch}
 
 
+def _conv(case: Case, batch: int) -> Network:
+    fields = case.fields
+    cores = (Operand(name, term, False) for name, term in CORES[fields["format"]].items())
+    return (Operand("x", INPUT, True), *cores), OUTPUT, {**sizes_of(fields), "B": batch}
+
+
 def _closed(case: Case, batch: int) -> Network:
     """A network with no open index; all tensors are parameters."""
     terms, sizes = getattr(networks, case.kind)(**case.fields)
@@ -151,6 +168,7 @@ _BUILDERS: dict[str, Any] = {
     "layer": _layer,
     "einsum": _einsum,
     "mps": _mps,
+    "conv": _conv,
     "peps": _closed,
     "regular": _closed,
     "circuit": _closed,
@@ -160,7 +178,8 @@ _BUILDERS: dict[str, Any] = {
 def _checked(problem: Problem) -> Problem:
     """Letters have sizes, and the batch is where the case says."""
     case = problem.cell.case
-    used = set("".join(problem.terms))
+    seen = "".join(window.out for window in problem.windows)  # through windows
+    used = set("".join((*problem.terms, seen)))
     for letter in sorted(used | set(problem.output)):
         if not problem.sizes.get(letter):
             fix = "give it in sizes, or list batch sizes for B"
@@ -193,6 +212,7 @@ def _draw(problem: Problem, operand: Operand, rng: np.random.Generator) -> np.nd
         return networks.draw_site(operand.name, shape, rng)
     if problem.positive:
         return rng.uniform(0.5, 1.5, shape) / np.sqrt(prod(shape))
-    summed = prod(n for k, n in problem.sizes.items() if k not in problem.output)
+    kept = {*problem.output, *(window.source for window in problem.windows)}
+    summed = prod(n for k, n in problem.sizes.items() if k not in kept)
     scale = 1.0 if operand.is_input else summed ** (-0.5 / max(len(problem.parameters), 1))
     return np.asarray(rng.standard_normal(shape) * scale)

@@ -17,6 +17,7 @@ import cotengrust
 import numpy as np
 import torch
 
+from benchmarks.convolutions import conv_flops, convolve
 from benchmarks.problems import Arrays, Problem
 
 Pair = tuple[int, int]
@@ -120,6 +121,13 @@ def best_tree(problem: Problem, part: str) -> tuple[int, tuple[Pair, ...]]:
     return min((tree_flops(problem, pairs, part), pairs) for pairs in trees)
 
 
+def least_flops(problem: Problem) -> int:
+    """The fewest flops of the cell's part that are found."""
+    if problem.windows:
+        return conv_flops(problem.cell.case.fields["format"], problem.sizes, problem.cell.part)
+    return best_tree(problem, problem.cell.part)[0]
+
+
 # ---------------------------------------------------------------------------- oracle
 
 
@@ -131,8 +139,11 @@ def oracle(problem: Problem, arrays: Arrays) -> Outcome:
     }
     for name in problem.gradients if step else ():
         leaves[name].requires_grad_()
-    _, pairs = best_tree(problem, "forward")
-    value = contract(problem, [leaves[o.name] for o in problem.operands], pairs)
+    if problem.windows:
+        value = convolve(problem.cell.case.fields["format"], leaves["x"], leaves)
+    else:
+        _, pairs = best_tree(problem, "forward")
+        value = contract(problem, [leaves[o.name] for o in problem.operands], pairs)
     if not step:
         return Outcome(value.numpy(), {})
     wanted = [leaves[name] for name in problem.gradients]

@@ -40,7 +40,7 @@ from benchmarks.record import (
     summarise,
     write_record,
 )
-from benchmarks.reference import Outcome, best_tree, oracle, tree_flops
+from benchmarks.reference import Outcome, best_tree, least_flops, oracle, tree_flops
 from benchmarks.run import main
 from benchmarks.table import change_table, print_results
 
@@ -56,6 +56,10 @@ CHAIN = dict(
     inputs=1,
     batch=[2],
 )
+CONV = dict(
+    id="conv", kind="conv", format="Tucker", channels=[2, 3], image=[5, 4], kernel=3, rank=[2, 2],
+    batch=[2],
+)  # fmt: skip
 
 
 def case_of(**changes: Any) -> Case:
@@ -236,6 +240,42 @@ def test_oracle_agrees_with_numpy(equation: str) -> None:
             np.testing.assert_allclose(found.gradients[name], expected)
 
 
+def conv_problem(part: str = "forward", **changes: Any) -> Problem:
+    return build_problem(cell_of(read_case(1, {**CONV, **changes}), part, "float64"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"format": "CP", "rank": 3, "kernel": 5}])
+def test_convolutions_by_hand(changes: dict[str, Any]) -> None:
+    """Every tap by itself, on an image with zeros around it."""
+    problem = conv_problem(**changes)
+    arrays = draw_arrays(problem).operands
+    terms = ",".join(o.term for o in problem.parameters)
+    kernel = np.einsum(f"{terms}->tskl", *(arrays[o.name] for o in problem.parameters))
+    padding = kernel.shape[-1] // 2
+    image = np.pad(arrays["x"], [(0, 0), (0, 0), (padding,) * 2, (padding,) * 2])
+    height, width = arrays["x"].shape[2:]
+    expected = sum(
+        np.einsum("ts,bsij->btij", kernel[..., k, l], image[..., k : k + height, l : l + width])
+        for k in range(kernel.shape[2])
+        for l in range(kernel.shape[3])
+    )
+    np.testing.assert_allclose(oracle(problem, draw_arrays(problem)).value, expected)
+
+
+def test_flops_of_convolutions_by_hand() -> None:
+    """Layer by layer 20 positions of 2 images, 2·2, 2·2·9 and 2·3 products; or one kernel."""
+    layers, kernel = 2 * 40 * (4 + 36 + 6), 2 * (72 + 108 + 40 * 54)
+    assert least_flops(conv_problem()) == min(layers, kernel) == layers
+    assert least_flops(conv_problem("step")) == 3 * layers
+
+
+def test_what_has_no_windows_declines_convolutions() -> None:
+    problem = conv_problem()
+    arrays = draw_arrays(problem)
+    entry, _ = contest._admit("opt_einsum numpy", problem, arrays, oracle(problem, arrays))
+    assert (entry.state, entry.why) == ("declined", "has no such convolution")
+
+
 def test_rates_are_measured() -> None:
     rates = measure_rates(("float32",), size=32, copied=2**12)
     assert rates.flops_per_s["float32"] > 0 and rates.bytes_per_s > 0
@@ -254,6 +294,8 @@ TINY_CASES = (
     ),
     dict(id="peps", kind="peps", rows=2, columns=3, bond=2),
     CHAIN,
+    CONV,
+    {**CONV, "id": "conv-cp", "format": "CP", "rank": 3},
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from tncompiler.inspection import Inspection
 from tncompiler.ir.errors import GradientError
 from tncompiler.ir.expressions import Leaf
-from tncompiler.ir.matmul import is_matmul, matmul_form
+from tncompiler.ir.matmul import is_product, matmul_form
 from tncompiler.ir.program import (
     Cast,
     Contract,
@@ -73,10 +73,12 @@ def copied_operands(program: Program, step: Step, nominal: Mapping[sympy.Symbol,
     """The operands that a step copies in another axis order, itself or before a matrix product."""
     if isinstance(step.op, Permute):
         return list(step.operands)
-    if not isinstance(step.op, Contract) or not is_matmul(step.op):
+    if not isinstance(step.op, Contract):
         return []
     sizes = label_sizes(step.op, operand_values(program, step), step.out)
     numbers = {label: evaluate(s, nominal) for label, s in sizes.items()}
+    if not is_product(step.op, numbers, step.out.dtype):
+        return []
     form = matmul_form(step.op, numbers, stacks=True)
     flags = zip(step.operands, (form.a_copied, form.b_copied), strict=True)
     return [name for name, copied in flags if copied]

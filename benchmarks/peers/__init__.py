@@ -30,6 +30,8 @@ PEERS: dict[str, str] = {
     "tensorkrowch": "benchmarks.peers.tensorkrowch:PEER",
     "tednet": "benchmarks.peers.tednet:PEER",
     "torchtt": "benchmarks.peers.torchtt:PEER",
+    "torch conv sequence": "benchmarks.peers.convolution:SEQUENCE",
+    "torch conv dense": "benchmarks.peers.convolution:RECONSTRUCTED",
     "reconstruct numpy": "benchmarks.peers.reconstruct:ON_NUMPY",
     "reconstruct torch": "benchmarks.peers.reconstruct:ON_TORCH",
     "dense layer": "benchmarks.peers.dense:PEER",

@@ -41,10 +41,12 @@ class Peer(Protocol):
     """``reference``: computes something else with the same shapes, so is shown but never 'best'.
 
     ``slow_start``: takes so long to prepare that a default run has it on marked cases only.
+    ``convolves``: does problems with windows.
     """
 
     reference: bool
     slow_start: bool
+    convolves: bool
 
     def available(self) -> str | None:
         """None, or why it cannot be used here."""
@@ -62,6 +64,7 @@ class Base:
     packages: tuple[str, ...] = ()
     reference = False
     slow_start = False
+    convolves = False
 
     def available(self) -> str | None:
         for package in self.packages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,17 @@ def expression(problem: Problem) -> Any:
             if letter in operand.term[:axis]:  # a trace or diagonal
                 own[axis] = tnc.Index(f"{names[letter]}_{axis}", problem.sizes[letter])
                 tensors.append(tnc.delta(index[letter], own[axis]))
-        tensors.append((tnc.input if operand.is_input else tnc.param)(operand.name, *own))
+        leaf = (tnc.input if operand.is_input else tnc.param)(operand.name, *own)
+        tensors.append(_windowed(problem, leaf, index) if operand.is_input else leaf)
     return tnc.contract(*tensors, out=[index[letter] for letter in problem.output])
+
+
+def _windowed(problem: Problem, leaf: Any, index: Mapping[str, Any]) -> Any:
+    """An input seen through the problem's windows."""
+    for window in problem.windows:
+        source, out, tap = (index[k] for k in (window.source, window.out, window.tap))
+        leaf = leaf.window(source, out=out, kernel=tap, padding=window.padding)
+    return leaf
 
 
 class Einsum(ForwardOnly):
@@ -37,6 +47,8 @@ class Einsum(ForwardOnly):
 
 class Function(ForwardOnly):
     """tnc.compile(…, framework="numpy")."""
+
+    convolves = True
 
     def prepare(self, problem: Problem, arrays: Arrays) -> Contestant:
         inputs = [arrays.operands[o.name] for o in problem.inputs]
@@ -53,6 +65,8 @@ class Function(ForwardOnly):
 
 class Module(Base):
     """tnc.compile(…, backend=…), a torch module."""
+
+    convolves = True
 
     def __init__(self, backend: str) -> None:
         self.backend = backend

@@ -27,7 +27,7 @@ from tncompiler.ir.attention import Attention
 from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.function_body import expand_functions
 from tncompiler.ir.gather import Gather, Scatter
-from tncompiler.ir.matmul import MatmulForm, is_matmul, matmul_form
+from tncompiler.ir.matmul import MatmulForm, is_broad, is_product, matmul_form
 from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.program import (
     Cast,
@@ -331,7 +331,7 @@ class Emitter(ABC):
             self.assign(step, text, self._labels(op.output, names))
         elif len(operands) == 1:
             self.assign(step, self._unary(step, op, operands[0]), self._equation(op, names))
-        elif is_matmul(op):
+        elif is_product(op, self._numbers(op, operands, step.out), step.out.dtype):
             self._matmul(step, op, operands, names)
         else:
             self._multiply(step, op, operands, names)
@@ -410,11 +410,17 @@ class Emitter(ABC):
             text = self.permute(text, [labels.index(label) for label in present])
         return self.insert_axes(text, present, wanted)
 
+    @staticmethod
+    def _numbers(op: Contract, operands: tuple[Value, ...], out: Value) -> dict[int, int]:
+        """Sizes by label, a usual one for those that only a call brings."""
+        sizes = label_sizes(op, operands, out)
+        return {k: size if isinstance(size, int) else _NOMINAL for k, size in sizes.items()}
+
     def _matmul(
         self, step: Step, op: Contract, operands: tuple[Value, ...], names: dict[int, str]
     ) -> None:
         sizes = label_sizes(op, operands, step.out)
-        numbers = {k: s if isinstance(s, int) else _NOMINAL for k, s in sizes.items()}
+        numbers = self._numbers(op, operands, step.out)
         form = matmul_form(op, numbers, stacks=True)
         if all(len(labels) == 1 for labels in op.inputs) and not op.output:
             length = count([sizes[label] for label in form.k], math.inf)
@@ -438,7 +444,10 @@ class Emitter(ABC):
         if form.outer:
             times = self.product([sizes[label] for label in form.outer])
             a, b = (a, self.repeated(b, times)) if a_lead else (self.repeated(a, times), b)
-        text = self.matmul(a, b, bool(lead), long_k=long_k)
+        if length == 1 and is_inexact(step.out.dtype):
+            text = self.outer(a, b, bool(lead), broad=is_broad(op, numbers))
+        else:
+            text = self.matmul(a, b, bool(lead), long_k=long_k)
         natural = columns_first if swapped else rows_first
         blocks = [tuple(sizes[k] for k in g) for g in (*([lead] if lead else []), rows, columns)]
         if [len(block) for block in blocks] != [1] * len(natural):
@@ -534,6 +543,10 @@ class Emitter(ABC):
 
     @abstractmethod
     def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str: ...
+
+    def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
+        """Every element of a column times every one of a row; ``broad``: there are many."""
+        return self.matmul(a, b, batched, long_k=False)
 
     def dot(self, a: str, b: str) -> str:
         """The inner product of two vectors of at most `long_sum` elements."""

@@ -6,10 +6,11 @@ operand needs a permuting copy. BLAS reads transposed operands, so only interlea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product as choices
+from math import prod
 
 from tncompiler.ir.program import Contract, Labels
 
@@ -17,6 +18,9 @@ from tncompiler.ir.program import Contract, Labels
 _KEPT = 4096
 # elements that are copied in the time that starting one more product takes
 _PRODUCT = 512
+# rows and columns, and elements, from which on an outer product is one for BLAS
+_OUTER_SIDE, _OUTER_ELEMENTS = 8, 2**15
+_OUTER_DTYPES = ("float32", "float64", "complex64", "complex128")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,35 @@ def _multiplies(op: Contract) -> bool:
     out = set(op.output)
     distinct = all(len(set(labels)) == len(labels) for labels in (*op.inputs, op.output))
     return distinct and bool((a & b) - out) and (a ^ b) <= out and out <= a | b
+
+
+def is_product(op: Contract, sizes: Mapping[int, int] | Sequence[int], dtype: str) -> bool:
+    """Whether a matrix product computes it: it sums something, or is a large outer product.
+
+    Outer products are products of one term; ``sizes``: by label.
+    """
+    if len(op.inputs) != 2:
+        return False
+    return _multiplies(op) or (_is_outer(op) and dtype in _OUTER_DTYPES and is_broad(op, sizes))
+
+
+@lru_cache(maxsize=_KEPT)
+def _is_outer(op: Contract) -> bool:
+    """Nothing is summed, no label is repeated, and each operand has one of its own."""
+    a, b = map(set, op.inputs)
+    distinct = all(len(set(labels)) == len(labels) for labels in (*op.inputs, op.output))
+    return distinct and bool(a - b) and bool(b - a) and (a | b) == set(op.output)
+
+
+def is_broad(op: Contract, sizes: Mapping[int, int] | Sequence[int]) -> bool:
+    """Whether a product of one term has rows and columns enough for BLAS."""
+    a, b = op.inputs
+    rows, columns = (
+        prod([sizes[label] for label in own if label not in other])
+        for own, other in ((a, b), (b, a))
+    )
+    elements = prod([sizes[label] for label in op.output])
+    return min(rows, columns) >= _OUTER_SIDE and elements >= _OUTER_ELEMENTS
 
 
 def matmul_form(op: Contract, sizes: Mapping[int, int], *, stacks: bool = False) -> MatmulForm:

@@ -18,6 +18,7 @@ import cotengrust
 from tncompiler.ir.program import Labels, Relation
 from tncompiler.planning.order import Pair, letter, split_path
 from tncompiler.planning.reconfigure import reconfigured
+from tncompiler.planning.windows import walk_windows
 
 Terms = frozenset[int]
 
@@ -35,6 +36,9 @@ _FEW_OBJECTIVES = ("flops", "combo-32")
 # done sooner with all at once, in less than half the time where everything touches everything
 _NO_CAP = 1e300
 _COST_MODIFIERS = (0.5, 1.0, 4.0)
+# multiplications of an order from which on more starts are made, and how many: a tenth of a second
+# each for 150 tensors, once, where every call takes milliseconds, or tens of them
+_LONG_RUNS = ((1e9, 15), (1e7, 7))
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,10 @@ def _objectives(terms: Sequence[Terms]) -> tuple[str, ...]:
 def _all_candidates(network: Network, trials: int, seed: int) -> Iterator[tuple[Pair, ...]]:
     everything = range(len(network.terms))
     methods = _methods(network, trials, seed)
+    whole = []
     for method in methods:
-        yield _Tree(network).contract(everything, method)
+        whole.append(_Tree(network).contract(everything, method))
+        yield whole[-1]
     fixed = [k for k in everything if k in network.fixed]
     if 1 < len(fixed) < len(network.terms):
         for method in methods:  # the weight first, then the data
@@ -166,6 +172,19 @@ def _all_candidates(network: Network, trials: int, seed: int) -> Iterator[tuple[
             tree = _Tree(network)
             rest = tree.join([k for k in everything if k != last], methods[0])
             yield tree.contract([rest, last], methods[0])
+    if not is_exact(network.terms):
+        least = min(tree_multiplications(network, pairs) for pairs in whole)
+        count = next((count for long, count in _LONG_RUNS if least >= long), 0)
+        for further in range(seed + 1, seed + 1 + count):
+            # what reconfiguring leads to depends on its start: on circuits by a factor of ten
+            start = _RandomGreedy(trials, further)
+            yield _Tree(network).contract(everything, _Reconfigured(start))
+
+
+def tree_multiplications(network: Network, pairs: Sequence[Pair]) -> float:
+    """The multiplications of a forward pass in this order."""
+    walk = walk_windows(network, pairs)
+    return float(sum(network.count(left | right) for _, _, left, right, _, _ in walk))
 
 
 class _Tree:

@@ -14,7 +14,7 @@ from itertools import product as choices
 
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.convolution import natural_axes, read_orders
-from tncompiler.ir.matmul import is_matmul
+from tncompiler.ir.matmul import is_product
 from tncompiler.ir.passes.layout import free_values, order_axes, permuted, reordered, reread
 from tncompiler.ir.program import (
     Contract,
@@ -63,10 +63,13 @@ class _Costs:
         sizes = [found[label] for label in range(len(found))]
         return tuple([n if isinstance(n, int) else evaluate(n, self.nominal) for n in sizes])
 
+    def is_product(self, op: Contract, operands: Iterable[Value], out: Value) -> bool:
+        return is_product(op, self.sizes(op, operands, out), out.dtype)
+
     def step_us(self, step: Step, operands: tuple[Value, ...]) -> float:
         """Microseconds of what depends on the order of axes."""
         op = step.op
-        if isinstance(op, Contract) and is_matmul(op):
+        if isinstance(op, Contract) and self.is_product(op, operands, step.out):
             sizes = self.sizes(op, operands, step.out)
             return self.ways.best(op, sizes, step.out.dtype).time_us
         if isinstance(op, Convolve):
@@ -161,8 +164,9 @@ class _Layout:
         if not isinstance(op, Contract):
             return
         place = {label: axis for axis, label in enumerate(op.output)}
-        if is_matmul(op):
-            sizes = self.costs.sizes(op, self._operands(step, {}), step.out)
+        operands = self._operands(step, {})
+        if self.costs.is_product(op, operands, step.out):
+            sizes = self.costs.sizes(op, operands, step.out)
             orders = self.costs.ways.results(op, sizes, step.out.dtype)[:_TRIED]
             yield from (tuple([place[label] for label in order]) for order in orders)
         elif len(op.inputs) == 2 and len(place) == len(op.output):
@@ -189,7 +193,7 @@ class _Copying:
             op = step.op
             if isinstance(op, Permute):
                 self.made.setdefault(operands[0].name, {}).setdefault(op.axes, step.out)
-            if isinstance(op, Contract) and is_matmul(op):
+            if isinstance(op, Contract) and self.costs.is_product(op, operands, step.out):
                 self._product(step, op, operands)
             else:
                 self.builder.copy(step, operands)

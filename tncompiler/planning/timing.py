@@ -11,7 +11,7 @@ from tncompiler.ir.attention import Attention
 from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.convolution import form_of
 from tncompiler.ir.dtypes import ITEM_BYTES
-from tncompiler.ir.matmul import is_matmul, matmul_form
+from tncompiler.ir.matmul import is_matmul, is_product, matmul_form
 from tncompiler.ir.program import (
     Contract,
     Convolve,
@@ -30,6 +30,7 @@ from tncompiler.ir.program import (
 from tncompiler.ir.sizes import Size, evaluate, volume
 from tncompiler.planning.memory import is_view, made_bytes, read_values, within
 from tncompiler.planning.rates import Rates
+from tncompiler.planning.ways import work_us
 from tncompiler.planning.windows import convolution_us
 
 Sizes = Mapping[sympy.Symbol, int]
@@ -115,11 +116,11 @@ def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates
     read = read_values(step, operands)
     moved = float(sum(_bytes(value, sizes) for value in (*read, step.out)))
     traffic = rates.pass_us(moved)
-    if isinstance(op, Contract) and is_matmul(op):
-        return max(traffic, _product_us(op, operands, step.out, sizes, rates))
     if isinstance(op, Contract) and len(op.inputs) == 2:
-        inner = _sweep(op, {k: evaluate(s, sizes) for k, s in _labels(op, operands, step.out)})
-        return max(traffic, rates.permute_us(moved, inner, True))
+        numbers = {k: evaluate(s, sizes) for k, s in _labels(op, operands, step.out)}
+        if is_product(op, numbers, step.out.dtype):
+            return max(traffic, _product_us(op, numbers, step.out.dtype, rates))
+        return max(traffic, rates.permute_us(moved, _sweep(op, numbers), True))
     if isinstance(op, Permute):
         return rates.permute_us(moved, *_innermost(op, operands[0], sizes))
     if isinstance(op, Map) and op.function not in _AT_MEMORY_SPEED:
@@ -144,18 +145,15 @@ def _repeated_us(loop: Loop | Scan, sizes: Sizes, rates: Rates) -> float:
     return evaluate(loop.count, sizes) * block
 
 
-def _product_us(
-    op: Contract, operands: tuple[Value, ...], out: Value, sizes: Sizes, rates: Rates
-) -> float:
+def _product_us(op: Contract, numbers: Mapping[int, int], dtype: str, rates: Rates) -> float:
     """A matrix product the way round that the backends write it."""
-    numbers = {k: evaluate(s, sizes) for k, s in _labels(op, operands, out)}
     form = matmul_form(op, numbers, stacks=True)
     lead = (*form.outer, *form.batch)
     swapped = op.output == form.natural()[1]
     groups = (lead, form.n, form.m) if swapped else (lead, form.m, form.n)
     batch, rows, columns = (math.prod(numbers[label] for label in group) for group in groups)
     inner = math.prod(numbers[label] for label in form.k)
-    return rates.product_us(batch, rows, columns, inner, out.dtype)
+    return work_us(rates, batch, rows, columns, inner, dtype)
 
 
 def _labels(op: Networks, operands: tuple[Value, ...], out: Value) -> ItemsView[int, Size]:

@@ -19,6 +19,8 @@ from tncompiler.ir.matmul import led, readable
 from tncompiler.ir.program import Contract, Labels
 from tncompiler.planning.rates import Rates
 
+_FEW = 4  # terms; the fewest of a product that BLAS was measured with
+
 
 class Way(NamedTuple):  # made by the hundred: half the time of a frozen dataclass
     """How a product is computed: ``time_us``, what the operands are permuted to, and the result.
@@ -63,7 +65,7 @@ class Ways:
         key = (lead, rows, columns, k, dtype)
         time = self._products.get(key)
         if time is None:
-            work = self.rates.product_us(*key)
+            work = work_us(self.rates, *key)
             moved = ITEM_BYTES[dtype] * lead * (rows * k + k * columns + rows * columns)
             time = self.rates.step_us + max(work, self.rates.pass_us(moved))
             self._products[key] = time
@@ -94,6 +96,15 @@ class Ways:
             time = self.rates.step_us + self.rates.permute_us(moved, run, kept)
             self._copies[key] = time
         return time
+
+
+def work_us(rates: Rates, lead: int, rows: int, columns: int, k: int, dtype: str) -> float:
+    """Microseconds of a product without its start; of one term as of a few where that is less.
+
+    NumPy has a slow loop for one term, so that the code makes it two; see `numpy/runtime.py`.
+    """
+    time = rates.product_us(lead, rows, columns, k, dtype)
+    return min(time, rates.product_us(lead, rows, columns, _FEW, dtype)) if k == 1 else time
 
 
 class _Reading(NamedTuple):

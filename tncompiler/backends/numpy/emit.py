@@ -71,6 +71,7 @@ class NumpyEmitter(Emitter):
             "scramble",
             "shift_exponent",
             "take_diagonal",
+            "two_terms",
         ),
     )
 
@@ -147,6 +148,14 @@ class NumpyEmitter(Emitter):
             return f"{a} @ {b}"
         self.imports.add("long_matmul")
         return f"long_matmul({a}, {b})"
+
+    def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
+        if not broad:
+            return self.matmul(a, b, batched, long_k=False)
+        self.imports.add("two_terms")
+        multiply = "product" if self.reuses else "np.matmul"
+        self.imports.update(("product",) if self.reuses else ())
+        return f"{multiply}(*two_terms({a}, {b}))"
 
     def is_long(self, length: float, rows: float, columns: float) -> bool:
         terms = LONG_SUM if math.isinf(length) else length

@@ -61,6 +61,17 @@ def rsqrt(x: np.ndarray) -> np.ndarray:
     return out
 
 
+def two_terms(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A column and a row, of shapes (..., m, 1) and (..., 1, n), with a second term of zeros.
+
+    NumPy has a loop of its own for products of one term; BLAS does two in a tenth of its time.
+    """
+    left = np.zeros((*a.shape[:-1], 2), a.dtype)
+    right = np.zeros((*b.shape[:-2], 2, b.shape[-1]), b.dtype)
+    left[..., :1], right[..., :1, :] = a, b
+    return left, right
+
+
 def long_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """`a @ b` of shapes (..., m, k) and (..., k, n), in blocks of k where BLAS adds term by term.
 

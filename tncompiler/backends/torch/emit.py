@@ -76,6 +76,9 @@ class TorchEmitter(Emitter):
         self.imports.add(f"long_{name}")
         return f"long_{name}({a}, {b})"
 
+    def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
+        return f"{a} * {b}"
+
     def dot(self, a: str, b: str) -> str:
         return f"torch.dot({a}, {b})"
 

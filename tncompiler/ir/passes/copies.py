@@ -11,7 +11,7 @@ import math
 from itertools import product as choices
 
 from tncompiler.ir.builder import Builder
-from tncompiler.ir.matmul import copied_elements, is_matmul, matmul_form
+from tncompiler.ir.matmul import copied_elements, is_product, matmul_form
 from tncompiler.ir.passes.layout import places, wanted_order
 from tncompiler.ir.program import (
     Contract,
@@ -48,11 +48,14 @@ class _Copies:
         op = step.op
         if isinstance(op, Permute):
             self.made.setdefault(operands[0].name, {}).setdefault(op.axes, step.out)
-        if not isinstance(op, Contract) or not is_matmul(op):
+        if not isinstance(op, Contract) or len(operands) != 2:
             self.builder.copy(step, operands)
             return
         sizes = label_sizes(op, operands, step.out)
         numbers = {k: s if isinstance(s, int) else _NOMINAL for k, s in sizes.items()}
+        if not is_product(op, numbers, step.out.dtype):
+            self.builder.copy(step, operands)
+            return
         (a, wires_a), (b, wires_b) = self._readings(op, operands, numbers)
         form = matmul_form(Contract((wires_a, wires_b), op.output), numbers)
         if not (form.a_copied or form.b_copied) and (a, b) == operands:
