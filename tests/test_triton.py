@@ -5,8 +5,8 @@ The shared corpus and the fuzzer run it as they run every backend; here is what 
 
 from __future__ import annotations
 
-import math
 import itertools
+import math
 import subprocess
 import sys
 from collections.abc import Sequence

@@ -38,6 +38,9 @@ _PUBLIC: dict[str, str] = {
     "PlanFamily": "tncompiler.planning.family",
     "Machine": "tncompiler.planning.machine",
     "calibrate": "tncompiler.planning.calibrate",
+    "tensorize": "tncompiler.models.tensorize",
+    "tensorize_": "tncompiler.models.tensorize",
+    "Rule": "tncompiler.models.config",
     "Expr": "tncompiler.ir.expressions",
     "TncError": "tncompiler.ir.errors",
 }
