@@ -41,6 +41,8 @@ _PUBLIC: dict[str, str] = {
     "tensorize": "tncompiler.models.tensorize",
     "tensorize_": "tncompiler.models.tensorize",
     "Rule": "tncompiler.models.config",
+    "save": "tncompiler.models.files.save",
+    "load": "tncompiler.models.files.load",
     "Expr": "tncompiler.ir.expressions",
     "TncError": "tncompiler.ir.errors",
 }

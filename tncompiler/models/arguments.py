@@ -5,15 +5,13 @@ from __future__ import annotations
 from inspect import Parameter, signature
 from typing import Any
 
-from torch import Tensor
-
-from tncompiler.nn.tensorized import Tensorized
+from torch import Tensor, nn
 
 _PLACES = ("device", "dtype")  # where and in what a layer is, not what it is
 
 
-def arguments_of(layer: Tensorized) -> dict[str, Any]:
-    """The arguments that make a layer like this one, with numbers of its own, on any device.
+def arguments_of(layer: nn.Module) -> dict[str, Any]:
+    """The arguments that make a module like this one, with numbers of its own, on any device.
 
     A tensor (a bias) stands for whether there is one; what the layer does not keep is the default.
     """

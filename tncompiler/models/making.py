@@ -146,7 +146,7 @@ def _network_weight(task: Task, making: Making) -> Made:
     goal = {**rule.goal, "seed": making.seed}
     found = decompose_weight(rule.format, as_table(weight), rule.in_shape, rule.out_shape, goal)
     layer = NetworkWeight(tuple(weight.shape), found.format, rule.in_shape, rule.out_shape)
-    return Made(task, layer.start(found), (), found)
+    return Made(task, layer.start(found.cores), (), found)
 
 
 def _tied(layer: Tensorized, site: Site) -> nn.Module:

@@ -6,7 +6,7 @@ The module goes on reading its parameter, which is contracted from cores at each
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.format import Format
 from tncompiler.formats.modes import Modes
 from tncompiler.nn.tensorized import CoreReading, check_shape, decompose_weight
@@ -39,8 +38,10 @@ class NetworkWeight(nn.Module):
         modes = Modes.of(self.in_shape, self.out_shape)
         network = format.network(modes.ins, modes.outs)
         self.reading = CoreReading(network, "auto")
-        self._found: Decomposition | None = None
-        self.core_names = [leaf.name for leaf in network.leaves if leaf.kind == "param"]
+        self._start: dict[str, np.ndarray] = {}
+        self.core_shapes = {
+            leaf.name: leaf.shape for leaf in network.leaves if leaf.kind == "param"
+        }
         for leaf in network.leaves:
             if leaf.kind == "constant":
                 self.register_buffer(_flat(leaf.name), torch.tensor(np.array(leaf.value)))
@@ -48,7 +49,7 @@ class NetworkWeight(nn.Module):
     def forward(self, *cores: Tensor) -> Tensor:
         """The parameter that the cores stand for."""
         rows, columns = self.table_shape
-        held = dict(zip(self.core_names, cores, strict=True))
+        held = dict(zip(self.core_shapes, cores, strict=True))
         leaves = [
             held[name] if name in held else self.get_buffer(_flat(name)).to(cores[0])
             for name in self.reading.leaves
@@ -58,17 +59,16 @@ class NetworkWeight(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Cores for a dense parameter: those that `start` gave, once, or the nearest there are."""
-        found, self._found = self._found, None
-        if found is None:
-            goal: dict[str, Any] = {}
+        cores, self._start = self._start, {}
+        if not cores:
             shapes = (self.in_shape, self.out_shape)
-            found = decompose_weight(self.format, as_table(weight), *shapes, goal)
-        cores = (torch.from_numpy(found.cores[name].copy()) for name in self.core_names)
-        return tuple(core.to(weight) for core in cores)
+            cores = decompose_weight(self.format, as_table(weight), *shapes, {}).cores
+        tensors = (torch.from_numpy(cores[name].copy()) for name in self.core_shapes)
+        return tuple(tensor.to(weight) for tensor in tensors)
 
-    def start(self, found: Decomposition) -> NetworkWeight:
+    def start(self, cores: Mapping[str, np.ndarray]) -> NetworkWeight:
         """Use these cores when it is registered."""
-        self._found = found
+        self._start = dict(cores)
         return self
 
     def extra_repr(self) -> str:
