@@ -26,6 +26,7 @@ RANKS = {
     "formats": 4,
     "nn": 5,
     "compress": 6,
+    "models": 6,
     "interpret": 7,
     "draw": 8,
     "front": 9,

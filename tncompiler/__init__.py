@@ -38,6 +38,11 @@ _PUBLIC: dict[str, str] = {
     "PlanFamily": "tncompiler.planning.family",
     "Machine": "tncompiler.planning.machine",
     "calibrate": "tncompiler.planning.calibrate",
+    "tensorize": "tncompiler.models.tensorize",
+    "tensorize_": "tncompiler.models.tensorize",
+    "Rule": "tncompiler.models.config",
+    "save": "tncompiler.models.files.save",
+    "load": "tncompiler.models.files.load",
     "Expr": "tncompiler.ir.expressions",
     "TncError": "tncompiler.ir.errors",
 }

@@ -144,6 +144,17 @@ class Inspection:
             cost = replace(cost, peak_bytes=step_peak(cut, nominal))
         return cost.at(self.compilation.nominal(sizes)) if sizes else cost
 
+    def predicted_us(self, sizes: Mapping[Any, Any] | None = None) -> float:
+        """Predicted microseconds of a call without gradients on a CPU, by torch's table.
+
+        Free sizes that are not given count as 128. What parameters alone make is left out where a
+        call keeps it (a module after `eval()`).
+        """
+        nominal, dtypes = self.compilation.nominal({} if sizes is None else sizes), self._dtypes()
+        cut = self.compilation.kept(dtypes, nominal) if self.keeps else None
+        program = None if cut is None else cut.rest
+        return self.compilation.predicted_us(dtypes, nominal, (), "torch", program)
+
     @property
     def flops(self) -> sympy.Expr | int:
         """Flops of the forward pass in the free sizes."""

@@ -22,7 +22,7 @@ from tncompiler.formats.modes import Modes
 from tncompiler.formats.refine import refined
 from tncompiler.formats.weights import Weight
 from tncompiler.formats.whitening import Whitening
-from tncompiler.ir.errors import FormatError
+from tncompiler.ir.errors import BudgetError, FormatError
 from tncompiler.ir.expressions import Expr
 
 _BISECTIONS = 24
@@ -216,7 +216,7 @@ def _within_budget(task: _Task, budget: float) -> Factored:
     )
     if rank == 0:
         least = task.count(_capped(limits, 1))
-        raise FormatError(
+        raise BudgetError(
             f"{type(task.format).__name__} has {least} parameters at rank 1, more than {allowed}",
             fix=f"allow a budget of {least}, or choose more modes",
         )

@@ -135,6 +135,14 @@ class FormatError(TncError):
     """Shapes, ranks or weights do not fit a format."""
 
 
+class BudgetError(FormatError):
+    """No rank of a format meets a budget of parameters."""
+
+
+class UnsupportedModule(ArgumentError):
+    """A module of a kind that no layer can take the place of."""
+
+
 class ScanError(TncError):
     """The cell of a scan does not fit its states or inputs, or leaks what is inside it."""
 

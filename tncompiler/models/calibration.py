@@ -1,0 +1,129 @@
+"""What runs through a model: batches as users give them, moments of inputs, output errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tncompiler.ir.errors import ArgumentError
+
+Batch = tuple[tuple[Any, ...], dict[str, Any]]  # what a model is called with
+
+
+def read_batches(calibration: Any) -> list[Batch]:
+    """Calls of a model. A tensor or a tuple (positional) or a mapping (keywords) is one batch, any
+    other iterable is many of these. Raises ArgumentError for what is neither, or empty."""
+    if calibration is None:
+        return []
+    one = _as_batch(calibration)
+    if one is not None:
+        return [one]
+    if not isinstance(calibration, Iterable):
+        raise _no_batches(f"calibration is a {type(calibration).__name__}")
+    batches = [_as_batch(each) for each in calibration]
+    known = [batch for batch in batches if batch is not None]
+    if not known or len(known) < len(batches):
+        raise _no_batches(f"calibration has {len(batches)} batches, of which {len(known)} are any")
+    return known
+
+
+def _as_batch(value: Any) -> Batch | None:
+    if isinstance(value, Tensor):
+        return (value,), {}
+    if isinstance(value, Mapping):
+        return (), dict(value)
+    return (value, {}) if isinstance(value, tuple) and value else None
+
+
+def _no_batches(what: str) -> ArgumentError:
+    return ArgumentError(
+        what, fix="give a tensor, a tuple or a dict as the model takes it, or a list of these"
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode without gradients; every module's own mode is back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def run_hooked(model: nn.Module, batches: Sequence[Batch], hooks: Mapping[nn.Module, Any]) -> None:
+    """Call the model on all batches with a forward hook (module, args, kwargs, result) on some."""
+    handles = [
+        module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks.items()
+    ]
+    try:
+        with evaluating(model):
+            for args, kwargs in batches:
+                model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# ---------------------------------------------------------------------------- second moments
+
+
+class Moments:
+    """Second moments of the rows that a Linear gets."""
+
+    def __init__(self) -> None:
+        self.total, self.rows = torch.zeros((), dtype=torch.float64), 0
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        x: Tensor = next(iter((*args, *kwargs.values())))
+        rows = x.detach().reshape(-1, x.shape[-1]).cpu()
+        rows = rows.to(torch.complex128 if rows.is_complex() else torch.float64)
+        self.total = self.total + rows.mH @ rows
+        self.rows += len(rows)
+
+    @property
+    def value(self) -> Tensor | None:
+        """What `Format.decompose` takes as moments; None where nothing came through."""
+        return self.total / self.rows if self.rows else None
+
+
+# ---------------------------------------------------------------------------- output errors
+
+
+class OutputError:
+    """How far a layer's outputs are from those of the module that it stands for."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.missed = self.norm = 0.0
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        with evaluating(self.layer):
+            other = self.layer(*args, **kwargs)
+        for mine, theirs in zip(_tensors(other), _tensors(result), strict=True):
+            self.missed += _square(mine - theirs)
+            self.norm += _square(theirs)
+
+    @property
+    def value(self) -> float | None:
+        """The relative error over all calls; None where there was none."""
+        return float((self.missed / self.norm) ** 0.5) if self.norm else None
+
+
+def _square(tensor: Tensor) -> float:
+    return float(tensor.detach().abs().double().square().sum())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors of a result, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    nested = value if isinstance(value, tuple | list) else ()
+    return [tensor for item in nested for tensor in _tensors(item)]

@@ -1,0 +1,1 @@
+"""Models as files: safetensors for the numbers, JSON in their header for what they mean."""

@@ -1,0 +1,166 @@
+"""Layers for tasks, made beside the model and put into it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+from tqdm import tqdm
+
+import tncompiler.nn
+from tncompiler.formats.decomposition import Decomposition
+from tncompiler.formats.low_rank import LowRank
+from tncompiler.formats.modes import Modes
+from tncompiler.ir.errors import BudgetError, TncError
+from tncompiler.models.parameters import NetworkWeight, as_table
+from tncompiler.models.report import LayerReport
+from tncompiler.models.sites import Site
+from tncompiler.models.swapping import inherit, put
+from tncompiler.models.tasks import Task, Work
+from tncompiler.models.timing import predicted_us
+from tncompiler.nn.tensorized import Tensorized, decompose_weight
+
+_PATIENCE_S = 2.0  # before a progress bar shows
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How layers are made; ``moments``: those of the modules' inputs, where they count."""
+
+    implementation: str
+    backend: str
+    seed: int
+    moments: Mapping[nn.Module, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """``layer`` for a task's site, and one for each site that is tied to it."""
+
+    task: Task
+    layer: Any
+    tied: tuple[nn.Module, ...]
+    found: Decomposition
+
+    @property
+    def module(self) -> nn.Module:
+        """What the layer takes the place of, or the parameter is in."""
+        return self.task.site.module
+
+    @property
+    def is_layer(self) -> bool:
+        return self.task.site.parameter is None
+
+    @property
+    def changed(self) -> list[nn.Module]:
+        """The modules that `commit` changes."""
+        sites = (self.task.site, *self.task.tied)
+        return [module for s in sites for module in (s.module, *(parent for parent, _ in s.slots))]
+
+    def commit(self) -> None:
+        """Put it into the model."""
+        site = self.task.site
+        if site.parameter is not None:
+            parametrize.register_parametrization(site.module, site.parameter, self.layer)
+            return
+        for layer, place in zip((self.layer, *self.tied), (site, *self.task.tied), strict=True):
+            put(layer, place.module, place.slots)
+
+    def report(self, output_error: float | None) -> LayerReport:
+        """What the report says of it."""
+        found, site, layer = self.found, self.task.site, self.layer
+        modes = Modes.of(layer.in_shape, layer.out_shape)
+        times = predicted_us(layer) if isinstance(layer, Tensorized) else None
+        others = (*site.names[1:], *(name for other in self.task.tied for name in other.names))
+        return LayerReport(
+            name=site.name,
+            layer=type(layer).__name__,
+            shape=layer.table_shape,
+            format=str(found.format),
+            ranks={bond: int(size) for bond, size in found.format.sizes(modes).items()},
+            in_shape=layer.in_shape,
+            out_shape=layer.out_shape,
+            parameters_before=sum(weight.numel() for weight in site.weights),
+            parameters_after=found.parameters,
+            error=found.error,
+            lower_bound=found.lower_bound,
+            output_error=output_error,
+            us_before=None if times is None else times[0],
+            us_after=None if times is None else times[1],
+            tied=others,
+        )
+
+
+def make_all(work: Work, making: Making, progress: bool) -> list[Made]:
+    """Layers for all tasks; those that no rank fits into a budget join what is skipped."""
+    made = []
+    bar = tqdm(work.tasks, "tensorize", disable=not progress, delay=_PATIENCE_S, unit="weight")
+    for task in bar:
+        try:
+            made.append(_make(task, making))
+        except BudgetError as error:
+            if task.exact:
+                raise _located(error, task.site) from None
+            for site in (task.site, *task.tied):
+                work.skip(site, error.what)
+        except TncError as error:
+            raise _located(error, task.site) from None
+    return made
+
+
+def _located(error: TncError, site: Site) -> TncError:
+    """The error, with the layer in which it came up."""
+    place = site.shown if error.where is None else f"{site.shown}, {error.where}"
+    return type(error)(error.what, where=place, fix=error.fix)
+
+
+def _make(task: Task, making: Making) -> Made:
+    site, rule = task.site, task.rule
+    shapes = {"in_shape": rule.in_shape, "out_shape": rule.out_shape}
+    if site.parameter is not None:
+        return _network_weight(task, making)
+    assert site.kind is not None
+    layer = getattr(tncompiler.nn, site.kind.layer).from_dense(
+        site.kind.dense(site.module),
+        rule.format,
+        **rule.goal,
+        **shapes,
+        moments=making.moments.get(site.module),
+        seed=making.seed,
+        implementation=making.implementation,
+        backend=making.backend,
+    )
+    inherit(layer, site.module)
+    tied = tuple(_tied(layer, other) for other in task.tied)
+    return Made(task, layer, tied, layer.decomposition)
+
+
+def _network_weight(task: Task, making: Making) -> Made:
+    """A parameter's network; its module stays."""
+    site, rule = task.site, task.rule
+    weight = site.weight
+    assert weight is not None
+    goal = {**rule.goal, "seed": making.seed}
+    found = decompose_weight(rule.format, as_table(weight), rule.in_shape, rule.out_shape, goal)
+    layer = NetworkWeight(tuple(weight.shape), found.format, rule.in_shape, rule.out_shape)
+    return Made(task, layer.start(found.cores), (), found)
+
+
+def _tied(layer: Tensorized, site: Site) -> nn.Module:
+    """A Linear that shares the cores of a layer, for a site that shared its weight."""
+    assert site.kind is not None
+    dense = site.kind.dense(site.module)
+    options = {"implementation": layer.implementation, "backend": layer.backend}
+    other = tncompiler.nn.Linear(
+        dense.in_features,
+        dense.out_features,
+        dense.bias is not None,
+        format=LowRank(1),  # of no consequence: its cores are replaced
+        **options,
+    )
+    other.tie(layer)
+    inherit(other, site.module)
+    return other  # type: ignore[no-any-return]
