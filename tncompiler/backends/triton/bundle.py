@@ -21,6 +21,7 @@ from tncompiler.ir.sizes import same_size
 Way = tuple[Chain, ...]
 
 EASY = 2**12  # elements alive on chip that no kernel spills
+_BRANCHES = (2, 4)
 ROOMY = 2**13  # a tile is made so wide
 
 
@@ -75,12 +76,13 @@ def _ways(program: Program, chain: Chain) -> list[Way]:
 
 
 def _cuts(program: Program, chain: Chain) -> Iterator[Way]:
-    """The whole, two branches, and a branch for each result, tiled where it crowds the chip."""
+    """The whole, few branches, and a branch for each result, tiled where it crowds the chip."""
     results = _in_order(chain)
     yield (chain,)
     try:
-        if len(results) > 2:
-            yield _branches(program, chain, results, 2)
+        for count in _BRANCHES:
+            if len(results) > count:
+                yield _branches(program, chain, results, count)
         parts = _branches(program, chain, results, len(results))
     except Unfit:
         return  # the whole it is
