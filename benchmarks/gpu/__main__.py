@@ -33,6 +33,8 @@ from benchmarks.machine import machine_facts
 
 FUZZ_SHARE = 0.1  # of the time
 ENDING_S = 10.0
+# how many cells a peer is timed on: compiling and searching take seconds a cell
+_PEER_CELLS = {"torch.einsum": 1000, "cotengra": 12, "TensorLy-Torch": 12, "torch.compile": 3}
 PATIENCE_S = 40.0  # for the kernels of one cell; the others do not wait longer for it
 
 
@@ -153,8 +155,7 @@ def main(argv: list[str] | None = None) -> int:
                 ready[cell].get(timeout=min(left, PATIENCE_S))
             except TimeoutError:
                 continue
-            slow = () if len(results) < 3 else ("torch.compile",)
-            results.append(run_cell(cell, [peer for peer in PEERS if peer not in slow]))
+            results.append(run_cell(cell, [p for p in PEERS if len(results) < _PEER_CELLS[p]]))
             shown = {
                 k: v if isinstance(v, str) else _text(v)
                 for k, v in results[-1].items()
