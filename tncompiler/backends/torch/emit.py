@@ -77,7 +77,7 @@ class TorchEmitter(Emitter):
         return f"long_{name}({a}, {b})"
 
     def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
-        return f"{a} * {b}"
+        return f"torch.mul({a}, {b})"
 
     def dot(self, a: str, b: str) -> str:
         return f"torch.dot({a}, {b})"
