@@ -29,6 +29,7 @@ from tncompiler.ir.program import (
 
 MAX_TILE = 2**15  # elements of one row's largest intermediate that can stay on chip
 MAX_RESIDENT = 2**15  # elements of cores, and of their gradients, that can
+MAX_MADE = 2**12  # elements that every program makes from cores for itself
 MAX_ALIVE = 40 * 2**10  # elements of one row and of the sums beside it that can be alive at once
 _FREE = 4096  # stands for a free size
 
@@ -205,6 +206,8 @@ def _resident_needed(program: Program, steps: list[Step], state: dict[str, str])
             _check_step(step, program)
         except Unfit:
             continue  # made before, and read from memory
+        if not _renames(step) and _padded(step.out) > MAX_MADE:
+            continue
         needed.add(name)
         pending += step.operands
     return needed
@@ -217,6 +220,11 @@ def row_elements(chain: Chain, name: str) -> int:
         for a in chain.flat(name)
         if a != chain.stream
     )
+
+
+def _padded(value: Value) -> int:
+    """Elements of a value on chip; of one with a free size more than any chip has."""
+    return math.prod(pad(size) if isinstance(size, int) else 2**32 for size in value.shape)
 
 
 def pad(size: int) -> int:
