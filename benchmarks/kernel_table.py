@@ -106,7 +106,7 @@ def row_of(cell: Cell) -> dict[str, Any]:
     """Compile a cell and count its bytes."""
     program, source, sizes = program_of(cell)
     (launches,) = compile_jobs([job_of(program, source, sizes, cell.target)])
-    actions = plan_launches(program)
+    program, actions = plan_launches(program)
     state, why = state_of(actions, program, launches)
     row: dict[str, Any] = {
         **asdict(cell),

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import tncompiler as tnc
-from tests.test_triton import launches
+from tests.test_triton import FORMATS, check_layer, launches
+from tncompiler.backends.triton import emit, training
+from tncompiler.backends.triton.atoms import Unfit
 from tncompiler.backends.triton.bundle import Bundle
 from tncompiler.backends.triton.emit import count_launches, plan_launches
 from tncompiler.backends.triton.fuse import fuse
@@ -16,9 +18,10 @@ from tncompiler.planning.schedule import schedule
 from tncompiler.planning.sweep import sweep_orders
 
 
-def programs(dtype: str) -> tuple[Program, Program]:
-    """Forward and backward of a layer whose cheapest order first joins two cores."""
-    layer = tnc.nn.Linear(1024, 1024, format=tnc.formats.TTMatrix(rank=8), backend="triton")
+def programs(dtype: str, layer: tnc.nn.Linear | None = None) -> tuple[Program, Program]:
+    """Forward and backward; if no other, of a layer whose cheapest order first joins two cores."""
+    if layer is None:
+        layer = tnc.nn.Linear(1024, 1024, format=tnc.formats.TTMatrix(rank=8), backend="triton")
     compilation = layer.cores.compilation
     wrt = tuple(leaf.name for leaf in (*compilation.inputs, *compilation.params))
     dtypes, nominal = compilation.default_dtypes(dtype), compilation.nominal({"b": 256})
@@ -28,12 +31,51 @@ def programs(dtype: str) -> tuple[Program, Program]:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_default_factors_take_one_launch_forward_and_two_backward(dtype: str) -> None:
-    assert [count_launches(plan_launches(program)) for program in programs(dtype)] == [1, 2]
+    assert [count_launches(plan_launches(program).actions) for program in programs(dtype)] == [1, 2]
+
+
+@pytest.fixture
+def stepwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No program is a chain."""
+
+    def refuse(program: Program) -> Bundle:
+        raise Unfit("not today")
+
+    monkeypatch.setattr(emit, "find_bundle", refuse)
+    monkeypatch.setattr(training, "find_bundle", refuse)
+
+
+@pytest.mark.usefixtures("stepwise")
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_layer_in_pairwise_steps_agrees_with_float64(name: str) -> None:
+    check_layer(name, torch.float16, batch=7)
+
+
+@pytest.mark.usefixtures("stepwise")
+def test_reshapes_and_casts_take_no_launch() -> None:
+    """two products forward; backward three, the sum for the bias, and one for what both read"""
+    layer = tnc.nn.Linear(1024, 512, format=tnc.formats.LowRank(rank=32), backend="triton").half()
+    assert launches(layer.cores.source({"b": 256})) == 2
+    made = programs("float16", layer)
+    assert [count_launches(plan_launches(p).actions) for p in made] == [2, 5]
+    kept = [a.value for a in made[1].arguments if a.kind == "saved"]
+    assert [value.shape[1:] for value in kept] == [(32,)], "x and the cores are read again"
+
+
+def test_an_axis_apart_in_two_ways_stays_as_it_is() -> None:
+    i = tnc.Index("i", 12)
+    x = tnc.input("x", i)
+    a = x.split(i, (tnc.Index("a", 3), tnc.Index("b", 4)))
+    b = x.split(i, (tnc.Index("c", 4), tnc.Index("d", 3)))
+    f = tnc.compile((tnc.relu(a), tnc.relu(b)), backend="triton")
+    given = torch.randn(12)
+    for got, shape in zip(f(given), ((3, 4), (4, 3)), strict=True):
+        torch.testing.assert_close(got, given.relu().reshape(shape))
 
 
 def test_the_plan_is_the_faster_one_by_prediction() -> None:
     for program in programs("float16"):
-        chained = plan_launches(program)
+        chained = plan_launches(program).actions
         assert any(isinstance(action, Bundle) for action in chained)
         assert predicted_us(chained, program) < predicted_us(fuse(program), program)
 

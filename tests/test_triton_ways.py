@@ -12,7 +12,7 @@ from tncompiler.backends.triton.chain import pressure
 from tncompiler.backends.triton.tiles import Tiles, way_candidates
 from tncompiler.ir.program import Program
 
-WAYS = 3
+WAYS = 4
 
 
 def backward(name: str) -> Program:

@@ -152,7 +152,7 @@ def _step_state(
     if "after" in before:
         return "after"
     if "reduced" in before:
-        return "reduced" if _renames(step) else "after"
+        return "reduced" if renames(step) else "after"
     if "streamed" not in before:
         if own == "streamed":
             raise Unfit(f"{step.out.name} has the streamed index of no operand")
@@ -160,7 +160,7 @@ def _step_state(
     return own if own == "streamed" else "reduced"
 
 
-def _renames(step: Step) -> bool:
+def renames(step: Step) -> bool:
     """Whether the step moves or casts elements, and does no more."""
     op = step.op
     if isinstance(op, Contract):
@@ -206,7 +206,7 @@ def _resident_needed(program: Program, steps: list[Step], state: dict[str, str])
             _check_step(step, program)
         except Unfit:
             continue  # made before, and read from memory
-        if not _renames(step) and _padded(step.out) > MAX_MADE:
+        if not renames(step) and _padded(step.out) > MAX_MADE:
             continue
         needed.add(name)
         pending += step.operands
@@ -263,7 +263,7 @@ def pressure(chain: Chain) -> tuple[int, int]:
     source: dict[str, str] = {}
     last: dict[str, int] = {}
     for position, step in enumerate(chain.streamed):
-        own = step.operands[0] if _renames(step) else step.out.name
+        own = step.operands[0] if renames(step) else step.out.name
         source[step.out.name] = source.get(own, own)
         for name in (*step.operands, step.out.name):
             last[source.get(name, name)] = position

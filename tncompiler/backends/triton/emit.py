@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 from tncompiler.backends.source import Source
 from tncompiler.backends.torch.emit import TorchEmitter
@@ -12,6 +12,7 @@ from tncompiler.backends.triton.atoms import Unfit
 from tncompiler.backends.triton.bundle import Bundle, find_bundle
 from tncompiler.backends.triton.bundle_kernel import BundleSource, bundle_kernel
 from tncompiler.backends.triton.chain_tiles import WIDENING
+from tncompiler.backends.triton.flatten import flatten
 from tncompiler.backends.triton.fuse import Action, fuse
 from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
 from tncompiler.backends.triton.pairwise_kernel import KernelSource, blocks_of, pairwise_kernel
@@ -19,9 +20,10 @@ from tncompiler.backends.triton.predict import predicted_us
 from tncompiler.backends.triton.spelling import HELPERS
 from tncompiler.backends.triton.tiles import Tiles, tile_candidates, way_candidates
 from tncompiler.ir.dtypes import kind
+from tncompiler.ir.function_body import expand_functions
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.program import Argument, Literal, Merge, Program, Split, Step, Value
-from tncompiler.ir.sizes import Size, product, size_symbol
+from tncompiler.ir.sizes import Binding, Size, product, size_symbol
 
 PROGRAMS = size_symbol("programs of a launch")  # no index can be called so: it is only compared
 
@@ -49,7 +51,8 @@ class TritonEmitter(TorchEmitter):
     decorators = ("@on_device_of_arguments",)
 
     def __init__(self, program: Program, entry: str, precision: str = "ieee") -> None:
-        super().__init__(program, entry)
+        self.planned = plan_launches(program)
+        super().__init__(self.planned.program, entry)
         self.precision = precision
         self.kernels: list[KernelSource] = []
         self.tables: list[str] = []  # candidates of kernels that have several
@@ -79,7 +82,7 @@ class TritonEmitter(TorchEmitter):
 
     def write_steps(self) -> None:
         """Write every action, and give up values when nobody needs them any more."""
-        actions = plan_launches(self.program)
+        actions = self.planned.actions
         last_use = _last_uses(actions)
         kept = {*self.program.outputs, *(a.value.name for a in self.program.arguments)}
         for position, action in enumerate(actions):
@@ -294,15 +297,28 @@ def _keywords(blocks: Mapping[str, int], tiles: Tiles) -> str:
     return f"dict({', '.join(f'{name}={number}' for name, number in options.items())})"
 
 
-def plan_launches(program: Program) -> list[Action | Bundle]:
+class LaunchPlan(NamedTuple):
+    """What is launched, and the program whose values that makes."""
+
+    program: Program
+    actions: Sequence[Action | Bundle]
+
+
+def plan_launches(program: Program) -> LaunchPlan:
     """The program as launches and steps for the host, with a chain if that is predicted faster."""
-    plain = fuse(program)
+    program = expand_functions(program)
+    flat = flatten(program)
+    plain = LaunchPlan(flat, fuse(flat))
     try:
-        chained = _around(find_bundle(program))
+        chained = LaunchPlan(program, _around(find_bundle(program)))
     except Unfit:
-        return [*plain]
-    faster = predicted_us(chained, program) < predicted_us(plain, program)
-    return chained if faster else [*plain]
+        return plain
+    return min(plain, chained, key=planned_us)
+
+
+def planned_us(plan: LaunchPlan, sizes: Binding | None = None) -> float:
+    """Predicted microseconds of a plan of launches."""
+    return predicted_us(plan.actions, plan.program, sizes)
 
 
 def count_launches(actions: Sequence[Action | Bundle]) -> int:
@@ -346,7 +362,7 @@ def _made(action: Action | Bundle) -> list[str]:
     return [*action.done] if isinstance(action, Bundle) else [action.out.name]
 
 
-def _last_uses(actions: list[Action | Bundle]) -> dict[str, int]:
+def _last_uses(actions: Sequence[Action | Bundle]) -> dict[str, int]:
     """By value, the position of the last action that makes or reads it."""
     last: dict[str, int] = {}
     for position, action in enumerate(actions):

@@ -14,11 +14,11 @@ import sympy
 
 from tncompiler.backends.triton.atoms import Unfit
 from tncompiler.backends.triton.bundle import find_bundle
-from tncompiler.backends.triton.emit import plan_launches
-from tncompiler.backends.triton.predict import predicted_us
+from tncompiler.backends.triton.chain import renames
+from tncompiler.backends.triton.emit import plan_launches, planned_us
 from tncompiler.ir.passes.dead import drop_dead_steps
 from tncompiler.ir.passes.partition import TrainingPrograms
-from tncompiler.ir.program import Argument, Program
+from tncompiler.ir.program import Argument, Program, Step
 from tncompiler.ir.sizes import Binding, symbols_of
 
 
@@ -29,14 +29,14 @@ def fastest_step(
     the programs whose launches are predicted to take the least time at these sizes.
     """
     found = [recompute_on_chip(joint, count) for joint, count in joints]
-    made = [*(programs for programs in found if programs is not None), saving]
+    made = [*(programs for programs in found if programs is not None), read_again(saving)]
     return min(made, key=lambda programs: step_us(programs, sizes))
 
 
 def step_us(programs: TrainingPrograms, sizes: Binding) -> float:
     """Predicted microseconds of a training step."""
     both = (programs.forward, programs.backward)
-    return sum(predicted_us(plan_launches(program), program, sizes) for program in both)
+    return sum(planned_us(plan_launches(program), sizes) for program in both)
 
 
 def recompute_on_chip(joint: Program, output_count: int) -> TrainingPrograms | None:
@@ -60,6 +60,44 @@ def recompute_on_chip(joint: Program, output_count: int) -> TrainingPrograms | N
     except Unfit:
         return None
     return TrainingPrograms(forward, backward, ())
+
+
+def read_again(programs: TrainingPrograms) -> TrainingPrograms:
+    """Arguments that are cast or laid out anew are not saved so: kernels do that where they read.
+
+    A forward pass in 16 bits would else save what it reads once more, in 32.
+    """
+    forward, backward = programs.forward, programs.backward
+    chains = {name: _from_argument(name, forward) for name in programs.saved}
+    again = {name: chain for name, chain in chains.items() if chain}
+    if not again:
+        return programs
+    saved = tuple(name for name in programs.saved if name not in again)
+    outputs = forward.outputs[: len(forward.outputs) - len(programs.saved)]
+    steps = dict.fromkeys(step for chain in again.values() for step in chain)
+    read = {argument.value.name for argument in backward.arguments} - again.keys()
+    read |= {name for step in steps for name in step.operands}
+    primals = tuple(a for a in forward.arguments if a.value.name in read)
+    known = {argument.value.name for argument in primals} | again.keys()
+    rest = tuple(a for a in backward.arguments if a.value.name not in known)
+    return replace(
+        programs,
+        forward=drop_dead_steps(replace(forward, outputs=(*outputs, *saved))),
+        backward=replace(backward, arguments=(*primals, *rest), steps=(*steps, *backward.steps)),
+        saved=saved,
+    )
+
+
+def _from_argument(name: str, program: Program) -> list[Step]:
+    """The steps that make a value of an argument, each for nothing; none if others do."""
+    steps: list[Step] = []
+    while name in program.producers:
+        step = program.producers[name]
+        if not renames(step):
+            return []
+        steps.insert(0, step)
+        (name,) = step.operands
+    return steps
 
 
 def _symbols(argument: Argument) -> set[sympy.Symbol]:
