@@ -5,6 +5,7 @@ All in microseconds, the median of a few samples.
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,7 @@ def device_us(run: Run) -> float:
         for _ in range(3):
             run()
     torch.cuda.current_stream().wait_stream(stream)
+    gc.collect()  # a graph that is let go during a capture spoils it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
