@@ -10,6 +10,9 @@ from typing import Any
 
 LAYERS: dict[str, str] = {
     "Linear": "tncompiler.nn.linear",
+    "Conv1d": "tncompiler.nn.conv",
+    "Conv2d": "tncompiler.nn.conv",
+    "Conv3d": "tncompiler.nn.conv",
     "Embedding": "tncompiler.nn.embedding",
     "EmbeddingBag": "tncompiler.nn.embedding",
 }
@@ -18,9 +21,10 @@ __all__ = sorted(LAYERS)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in LAYERS:
+    module = LAYERS.get(name)
+    if module is None:
         raise AttributeError(f"module 'tncompiler.nn' has no attribute {name!r}")
-    value = getattr(import_module(LAYERS[name]), name)
+    value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 
