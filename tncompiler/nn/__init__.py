@@ -13,6 +13,9 @@ LAYERS: dict[str, str] = {
     "Conv1d": "tncompiler.nn.conv",
     "Conv2d": "tncompiler.nn.conv",
     "Conv3d": "tncompiler.nn.conv",
+    "MultiheadAttention": "tncompiler.nn.attention",
+    "LSTM": "tncompiler.nn.recurrent",
+    "GRU": "tncompiler.nn.recurrent",
     "Embedding": "tncompiler.nn.embedding",
     "EmbeddingBag": "tncompiler.nn.embedding",
 }
