@@ -16,15 +16,18 @@ LAYERS: dict[str, str] = {
     "MultiheadAttention": "tncompiler.nn.attention",
     "LSTM": "tncompiler.nn.recurrent",
     "GRU": "tncompiler.nn.recurrent",
+    "GraphConv": "tncompiler.nn.graph",
     "Embedding": "tncompiler.nn.embedding",
     "EmbeddingBag": "tncompiler.nn.embedding",
 }
 
-__all__ = sorted(LAYERS)
+_OTHERS: dict[str, str] = {"DenseGraphConv": "tncompiler.nn.graph"}
+
+__all__ = sorted({*LAYERS, *_OTHERS})
 
 
 def __getattr__(name: str) -> Any:
-    module = LAYERS.get(name)
+    module = LAYERS.get(name) or _OTHERS.get(name)
     if module is None:
         raise AttributeError(f"module 'tncompiler.nn' has no attribute {name!r}")
     value = getattr(import_module(module), name)

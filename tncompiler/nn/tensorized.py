@@ -59,6 +59,7 @@ class Tensorized(nn.Module):
     decomposition: Decomposition | None = None
     flipped = False  # whether torch holds the transpose of the table that the format describes
     has_bias = False
+    inputs: ClassVar[tuple[str, ...] | None] = None  # of `cores`, where their order is not plain
 
     def _describe_weight(
         self,
@@ -84,6 +85,7 @@ class Tensorized(nn.Module):
     def _compiled(self, dtype: torch.dtype | None) -> Any:
         return compile_network(
             self._expression(),
+            inputs=self.inputs,
             backend=self.backend,
             dtype=None if dtype is None else dtype_name(dtype),
             plan=IMPLEMENTATIONS[self.implementation],
