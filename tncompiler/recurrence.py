@@ -196,11 +196,14 @@ def _mismatch(number: int, before: Expr, value: Any, cell: Cell) -> StateMismatc
 # ---------------------------------------------------------------------------- cells
 
 
-def lstm_cell(from_input: Gates, from_hidden: Gates) -> Cell:
+def lstm_cell(
+    from_input: Gates, from_hidden: Gates, project: Callable[[Expr], Expr] | None = None
+) -> Cell:
     """The cell of an LSTM, for `scan` with the states (h, c) and one input; its output is h.
 
     ``from_input`` and ``from_hidden`` make of the input and of h what goes into the gates: input,
     forget, cell, output, in torch's order. Each may be any network, with a bias or without.
+    ``project`` makes h smaller than c, as torch's proj_size does.
     Source: Hochreiter & Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735, as torch.nn.LSTM has it.
     """
 
@@ -210,6 +213,7 @@ def lstm_cell(from_input: Gates, from_hidden: Gates) -> Cell:
         i, f, o = (_map("sigmoid", sums[k]) for k in (0, 1, 3))
         c = f * c + i * _map("tanh", sums[2])
         h = o * _map("tanh", c)
+        h = h if project is None else project(h)
         return (h, c), h
 
     return cell

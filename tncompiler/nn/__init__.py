@@ -10,17 +10,27 @@ from typing import Any
 
 LAYERS: dict[str, str] = {
     "Linear": "tncompiler.nn.linear",
+    "Conv1d": "tncompiler.nn.conv",
+    "Conv2d": "tncompiler.nn.conv",
+    "Conv3d": "tncompiler.nn.conv",
+    "MultiheadAttention": "tncompiler.nn.attention",
+    "LSTM": "tncompiler.nn.recurrent",
+    "GRU": "tncompiler.nn.recurrent",
+    "GraphConv": "tncompiler.nn.graph",
     "Embedding": "tncompiler.nn.embedding",
     "EmbeddingBag": "tncompiler.nn.embedding",
 }
 
-__all__ = sorted(LAYERS)
+_OTHERS: dict[str, str] = {"DenseGraphConv": "tncompiler.nn.graph"}
+
+__all__ = sorted({*LAYERS, *_OTHERS})
 
 
 def __getattr__(name: str) -> Any:
-    if name not in LAYERS:
+    module = LAYERS.get(name) or _OTHERS.get(name)
+    if module is None:
         raise AttributeError(f"module 'tncompiler.nn' has no attribute {name!r}")
-    value = getattr(import_module(LAYERS[name]), name)
+    value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 

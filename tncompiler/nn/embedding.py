@@ -24,6 +24,8 @@ class Embedding(Table):
     of cores cannot have.
     """
 
+    dense = nn.Embedding
+
     def __init__(
         self,
         num_embeddings: int,
@@ -113,6 +115,8 @@ class Embedding(Table):
 
 class EmbeddingBag(Table):
     """torch.nn.EmbeddingBag with its table as the network of a format; modes sum, mean and max."""
+
+    dense = nn.EmbeddingBag
 
     def __init__(
         self,

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from tncompiler.ir.errors import ArgumentError
 
 _ORTHOGONAL_UP_TO = 512  # columns; larger Gaussian matrices are flat enough
 PROBES = 64
@@ -39,3 +41,14 @@ def typical_scale(rows: Tensor) -> float:
     """The geometric mean of the rows' root mean squares: what a stack of layers multiplies up."""
     squares = rows.detach().to(torch.promote_types(rows.dtype, torch.float32)).abs().square()
     return float(squares.mean(1).log().mean().mul(0.5).exp())
+
+
+def gain_of(nonlinearity: str) -> float:
+    """torch's gain for what follows a layer. Raises ArgumentError for names it does not know."""
+    try:
+        return float(nn.init.calculate_gain(nonlinearity))  # type: ignore[arg-type]
+    except ValueError:
+        raise ArgumentError(
+            f"nonlinearity is {nonlinearity!r:.40}",
+            fix="name one that torch.nn.init.calculate_gain knows, as 'relu'",
+        ) from None

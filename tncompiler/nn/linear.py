@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tncompiler.api import compile as compile_network
 from tncompiler.formats.format import Format
-from tncompiler.formats.modes import Modes
-from tncompiler.ir import algebra
-from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.errors import ArgumentError, ShapeError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
-from tncompiler.nn.initialize import PROBES, typical_scale
-from tncompiler.nn.tensorized import (
-    IMPLEMENTATIONS,
-    Tensorized,
-    check_kind,
-    check_size,
-    decompose_weight,
-    input_leaf,
-    on_device,
-)
+from tncompiler.nn.matrix import Matrix
+from tncompiler.nn.tensorized import check_kind, input_leaf
 
 
-class Linear(Tensorized):
+class Linear(Matrix):
     """y = x W + bias, with W as the network of a format.
 
     Shapes: input (*, in_features), output (*, out_features).
@@ -42,7 +29,7 @@ class Linear(Tensorized):
     Raises: FormatError for shapes, ranks or implementations that do not fit.
     """
 
-    flipped = True  # False where the format's inputs are the layer's outputs: tied to an embedding
+    dense = nn.Linear
 
     def __init__(
         self,
@@ -59,39 +46,14 @@ class Linear(Tensorized):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.in_features = check_size(in_features, "in_features")
-        self.out_features = check_size(out_features, "out_features")
-        self.has_bias = bool(bias)
-        self._describe_weight(
-            (in_features, out_features), format, in_shape, out_shape, implementation, backend
-        )
-        with on_device(device):
-            self.cores = self._compiled(dtype)
-        self.reset_parameters()
-
-    def _compiled(self, dtype: torch.dtype | None) -> Any:
-        return compile_network(
-            self._expression(),
-            backend=self.backend,
-            dtype=None if dtype is None else dtype_name(dtype),
-            plan=IMPLEMENTATIONS[self.implementation],
-        )
+        features, shapes = (in_features, out_features), (in_shape, out_shape)
+        self._describe(features, bias, format, shapes, implementation, backend)
+        self._make(device, dtype)
 
     def _expression(self) -> Expr:
-        """The layer on a batch of rows, padded and cut where modes are more than features."""
-        modes = Modes.of(self.in_shape, self.out_shape)
-        ins, outs = (modes.ins, modes.outs) if self.flipped else (modes.outs, modes.ins)
-        padded_in, padded_out = self._padded()
-        n, m = Index("inputs", self.in_features), Index("outputs", self.out_features)
-        x = input_leaf("x", (Index("b"), n)).pad(n, 0, padded_in - self.in_features)
-        y = x.split("inputs", ins) @ self._network
-        y = y.merge(outs, Index("outputs", padded_out)).slice("outputs", 0, self.out_features)
-        return y + algebra.leaf("bias", (m,), kind="param", init="zeros") if self.has_bias else y
-
-    def _padded(self) -> tuple[int, int]:
-        """What the modes of inputs and outputs multiply to."""
-        sizes = prod(self.in_shape), prod(self.out_shape)
-        return sizes if self.flipped else sizes[::-1]
+        """The layer on a batch of rows."""
+        x = input_leaf("x", (Index("b"), Index("inputs", self.in_features)))
+        return self._biased(self.product(x, self._network))
 
     def forward(self, x: Tensor) -> Tensor:
         """x W + bias over the last axis."""
@@ -109,69 +71,10 @@ class Linear(Tensorized):
         y: Tensor = self.cores(x.reshape(-1, self.in_features))
         return y.reshape(*x.shape[:-1], self.out_features)
 
-    @property
-    def bias(self) -> Tensor | None:
-        return self.cores.bias if self.has_bias else None
-
-    @torch.no_grad()
-    def reset_parameters(self, nonlinearity: str = "linear") -> None:
-        """Draw the cores anew so that the output has the input's variance, and set the bias to 0.
-
-        ``nonlinearity``: what follows the layer, as torch.nn.init.calculate_gain knows it: "relu"
-        makes up for the half of the variance that a relu takes.
-        """
-        try:
-            gain = nn.init.calculate_gain(nonlinearity)  # type: ignore[arg-type]
-        except ValueError:
-            raise ArgumentError(
-                f"nonlinearity is {nonlinearity!r:.40}",
-                fix="name one that torch.nn.init.calculate_gain knows, as 'relu'",
-            ) from None
-        like = self._draw()
-        if like is not None:
-            probes = torch.randn(PROBES, self.in_features, dtype=like.dtype, device=like.device)
-            self._scale_by(gain / typical_scale(self.cores.run_aten(probes)))
-
-    @torch.no_grad()
-    def tie(self, other: Tensorized) -> None:
-        """Use the cores of another layer from now on, transposed where the sizes ask for it.
-
-        The other is an Embedding or a Linear; the bias stays this layer's own. Tie before making
-        the optimizer and after `to_empty`, as with torch's own layers: the parameters change.
-
-        Raises: ShapeError if the other's weight has another size.
-        """
-        same = self._tied_like(other)
-        like, bias = other._core(other._table.leaves[0]), self.bias
-        self._share_weight(other)
-        self.flipped = other.flipped if same else not other.flipped
-        with on_device(like.device):
-            self.cores = self._compiled(like.dtype)
-        for leaf in self._network.leaves:
-            if leaf.kind == "param":
-                path, _, last = leaf.name.rpartition(".")
-                setattr(self.cores.get_submodule(path), last, other._core(leaf.name))
-        if bias is not None:
-            moved = bias.to(like)
-            self.cores.bias = bias if moved is bias else nn.Parameter(moved, bias.requires_grad)
-
-    # ---------------------------------------------------------------- dense
-
-    @property
-    def weight_shape(self) -> tuple[int, int]:
-        return (self.out_features, self.in_features)
-
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:
         """A torch.nn.Linear that computes the same."""
-        weight = self.reconstruct()
-        dense = nn.Linear(
-            self.in_features, self.out_features, self.has_bias, weight.device, weight.dtype
-        )
-        dense.weight.copy_(weight)
-        if self.bias is not None:
-            dense.bias.copy_(self.bias)
-        return dense.train(self.training)
+        return self._dense_linear()
 
     @classmethod
     def from_dense(
@@ -196,28 +99,13 @@ class Linear(Tensorized):
         Raises: FormatError for NaN weights and for shapes or ranks that do not fit.
         """
         check_kind(module, nn.Linear)
-        goal = {"rank": rank, "tolerance": tolerance, "budget": budget, "moments": moments}
-        goal["seed"] = seed
-        found = decompose_weight(format, module.weight.t(), in_shape, out_shape, goal)
-        layer = cls(
-            module.in_features,
-            module.out_features,
-            module.bias is not None,
-            module.weight.device,
-            module.weight.dtype,
-            format=found.format,
-            in_shape=in_shape,
-            out_shape=out_shape,
+        goal = dict(rank=rank, tolerance=tolerance, budget=budget, moments=moments, seed=seed)
+        return cls._near(
+            module,
+            format,
+            goal,
+            in_shape,
+            out_shape,
             implementation=implementation,
             backend=backend,
-        )
-        layer._take(found)
-        if module.bias is not None:
-            with torch.no_grad():
-                layer.cores.bias.copy_(module.bias)
-        return layer.train(module.training)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.in_features}, {self.out_features}, bias={self.has_bias}, {self._shown_format()}"
         )

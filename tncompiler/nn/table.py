@@ -9,14 +9,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tncompiler.api import compile as compile_network
 from tncompiler.autograd import watched
 from tncompiler.formats.format import Format
-from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
 from tncompiler.nn.reading import digits_of, read_slices, token_reader
 from tncompiler.nn.tensorized import (
-    IMPLEMENTATIONS,
     CoreReading,
     Tensorized,
     check_size,
@@ -63,9 +60,7 @@ class Table(Tensorized):
         shape = (num_embeddings, embedding_dim)
         self._describe_weight(shape, format, in_shape, out_shape, implementation, backend)
         with on_device(device):
-            name = None if dtype is None else dtype_name(dtype)
-            options = IMPLEMENTATIONS[implementation]
-            self.cores = compile_network(self._network, backend=backend, dtype=name, plan=options)
+            self.cores = self._compiled(dtype)
             if self.padding_idx is not None:
                 row = torch.zeros(embedding_dim, dtype=self._core_dtype())
                 self.register_buffer("padding_row", row)
@@ -106,8 +101,8 @@ class Table(Tensorized):
             read_slices(self._core(name), axes, [digits[k] for k in which])
             for name, axes, which in self._slices
         ]
-        rows = self._reader(slices).reshape(len(tokens), prod(self.out_shape))
-        return rows[:, : self.embedding_dim]
+        rows: Tensor = self._reader(slices)
+        return rows.reshape(len(tokens), prod(self.out_shape))[:, : self.embedding_dim]
 
     def _as_whole(self, count: int) -> bool:
         """Whether so many tokens are read from the whole table."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import reduce
 from math import prod
 from operator import attrgetter, index
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tncompiler.api import compile as compile_network
 from tncompiler.formats.conditioning import condition_numbers
@@ -48,12 +50,16 @@ class Tensorized(nn.Module):
 
     ``format``, ``in_shape``, ``out_shape``: of the weight; ``table_shape``: its rows and columns
     without padding. ``decomposition``: how near the cores of `from_dense` came, otherwise None.
+    ``dense``: the layer that `from_dense` takes and `to_dense` gives.
     """
 
+    dense: ClassVar[type[nn.Module]]
     cores: Any
     table_shape: tuple[int, int]
     decomposition: Decomposition | None = None
     flipped = False  # whether torch holds the transpose of the table that the format describes
+    has_bias = False
+    inputs: ClassVar[tuple[str, ...] | None] = None  # of `cores`, where their order is not plain
 
     def _describe_weight(
         self,
@@ -72,6 +78,29 @@ class Tensorized(nn.Module):
         self._network = self.format.network(*self._modes())  # its leaves name the cores
         self._table = CoreReading(self._network, backend)
 
+    def _expression(self) -> Expr:
+        """What `cores` computes."""
+        return self._network
+
+    def _compiled(self, dtype: torch.dtype | None) -> Any:
+        return compile_network(
+            self._expression(),
+            inputs=self.inputs,
+            backend=self.backend,
+            dtype=None if dtype is None else dtype_name(dtype),
+            plan=IMPLEMENTATIONS[self.implementation],
+        )
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.cores.bias if self.has_bias else None
+
+    def _take_bias(self, bias: Tensor | None) -> None:
+        """Hold the numbers of a dense layer's bias."""
+        if bias is not None:
+            with torch.no_grad():
+                self.cores.bias.copy_(bias)
+
     def _modes(self) -> tuple[Any, Any]:
         modes = Modes.of(self.in_shape, self.out_shape)
         return modes.ins, modes.outs
@@ -83,7 +112,7 @@ class Tensorized(nn.Module):
 
     def _whole_table(self) -> Tensor:
         """The weight of the network without its padding, (rows, columns)."""
-        table = self._table([self._core(name) for name in self._table.leaves])
+        table: Tensor = self._table([self._core(name) for name in self._table.leaves])
         rows, columns = self.table_shape
         return table.reshape(prod(self.in_shape), prod(self.out_shape))[:rows, :columns]
 
@@ -101,7 +130,7 @@ class Tensorized(nn.Module):
         return table.t() if self.flipped else table
 
     @property
-    def weight_shape(self) -> tuple[int, int]:
+    def weight_shape(self) -> tuple[int, ...]:
         """The shape of `weight`."""
         return self.table_shape
 
@@ -120,6 +149,19 @@ class Tensorized(nn.Module):
         for name in ("table_shape", "format", "in_shape", "out_shape", "_network", "_table"):
             setattr(self, name, getattr(other, name))
         self.decomposition = other.decomposition
+
+    def _hold_cores_of(self, other: Tensorized) -> None:
+        """Compile anew around the parameters of another layer; a bias stays this layer's own."""
+        like, bias = other._core(other._table.leaves[0]), self.bias
+        with on_device(like.device):
+            self.cores = self._compiled(like.dtype)
+        for leaf in self._network.leaves:
+            if leaf.kind == "param":
+                path, _, last = leaf.name.rpartition(".")
+                setattr(self.cores.get_submodule(path), last, other._core(leaf.name))
+        if bias is not None:
+            moved = bias.to(like)
+            self.cores.bias = bias if moved is bias else nn.Parameter(moved, bias.requires_grad)
 
     def condition_numbers(self) -> dict[str, float]:
         """For each bond, how much rounding its terms amplify: 1 where they are orthogonal.
@@ -170,34 +212,44 @@ class Tensorized(nn.Module):
         """One line: the compiled network inside says nothing that the format does not."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
+    def shown_ranks(self) -> str:
+        """The format with the ranks that its bonds have."""
+        ranks = self.format.sizes(Modes.of(self.in_shape, self.out_shape))
+        return str(self.format.with_ranks(ranks) if ranks else self.format)
+
+    def core_count(self) -> int:
+        """How many numbers the cores hold."""
+        return int(self.format.parameters(self.in_shape, self.out_shape))
+
     def _shown_format(self) -> str:
         """The format with its ranks and shapes, parameters, and how many times fewer they are."""
-        ranks = self.format.sizes(Modes.of(self.in_shape, self.out_shape))
-        shown = self.format.with_ranks(ranks) if ranks else self.format
         shapes = f"{'x'.join(map(str, self.in_shape))} → {'x'.join(map(str, self.out_shape))}"
-        count = int(self.format.parameters(self.in_shape, self.out_shape))
-        compression = prod(self.table_shape) / max(count, 1)
-        return f"format={shown}, {shapes}, {count:,} parameters, compression {compression:.3g}x"
+        count = self.core_count()
+        return (
+            f"format={self.shown_ranks()}, {shapes}, {count:,} parameters, "
+            f"compression {prod(self.table_shape) / max(count, 1):.3g}x"
+        )
 
 
-class CoreReading:
-    """A network whose leaves are given at each call, so that it follows their dtype and device."""
+class GivenTensors:
+    """A program whose tensors are given at each call, so that it follows their dtype and device.
 
-    def __init__(self, network: Expr, backend: str, options: PlanOptions | None = None) -> None:
-        leaves = {node: None for node in walk(network) if isinstance(node, Leaf)}
-        self.leaves = tuple(leaf.name for leaf in leaves)
-        inputs = [input_leaf(f"t{k}", leaf.indices) for k, leaf in enumerate(leaves)]
-        self.names = [leaf.name for leaf in inputs]
-        self.network = replace_leaves(network, dict(zip(leaves, inputs, strict=True)))
+    ``outputs``: an expression or a tuple of them, of inputs called ``names``.
+    """
+
+    def __init__(
+        self, outputs: Any, names: Sequence[str], backend: str, options: PlanOptions | None = None
+    ) -> None:
+        self.outputs, self.names = outputs, list(names)
         # tables are read where the layer is: while it is on a CPU, no kernel can run
         self.backend, self.options = "auto" if backend == "triton" else backend, options
         self.compiled: dict[torch.dtype, Any] = {}
 
     def prepare(self, dtype: torch.dtype) -> Any:
-        """The network compiled for a dtype."""
+        """The program compiled for a dtype."""
         if dtype not in self.compiled:
             self.compiled[dtype] = compile_network(
-                self.network,
+                self.outputs,
                 inputs=self.names,
                 backend=self.backend,
                 dtype=dtype_name(dtype),
@@ -205,13 +257,41 @@ class CoreReading:
             )
         return self.compiled[dtype]
 
-    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The value for these leaves, in the order of ``leaves``; at their dtype under autocast."""
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        """The outputs for these tensors, in the order of names; at their dtype under autocast."""
         dtype = common_dtype(tensors)
         run = self.prepare(dtype)
         with _without_autocast(tensors[0].device.type):
-            value: Tensor = run(*(tensor.to(dtype) for tensor in tensors))
-        return value
+            return run(*(tensor.to(dtype) for tensor in tensors))
+
+
+class CoreReading(GivenTensors):
+    """A network whose leaves are given at each call, in the order of ``leaves``, their names."""
+
+    def __init__(self, network: Expr, backend: str, options: PlanOptions | None = None) -> None:
+        given = with_inputs(network)
+        self.leaves = given.leaves
+        super().__init__(given.network, given.names, backend, options)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A network with inputs for leaves: ``names`` of the inputs, ``leaves`` they stand for."""
+
+    network: Expr
+    names: tuple[str, ...]
+    leaves: tuple[str, ...]
+
+
+def with_inputs(network: Expr, prefix: str = "t") -> Given:
+    """The network with an input for every leaf; a leaf at several sites has one for each."""
+    leaves = [*dict.fromkeys(node for node in walk(network) if isinstance(node, Leaf))]
+    inputs = [input_leaf(f"{prefix}{k}", leaf.indices) for k, leaf in enumerate(leaves)]
+    return Given(
+        replace_leaves(network, dict(zip(leaves, inputs, strict=True))),
+        tuple(leaf.name for leaf in inputs),
+        tuple(leaf.name for leaf in leaves),
+    )
 
 
 def input_leaf(name: str, indices: Sequence[Index]) -> Leaf:
@@ -240,6 +320,13 @@ def check_size(value: Any, what: str) -> int:
     return value
 
 
+def check_probability(value: Any, what: str) -> float:
+    """A probability. Raises ArgumentError unless it is a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ArgumentError(f"{what} is {value!r:.40}", fix="give a number from 0 to 1")
+    return float(value)
+
+
 def check_format(format: Any) -> Format:
     """The format, if it is one. Raises FormatError."""
     if not isinstance(format, Format):
@@ -249,14 +336,17 @@ def check_format(format: Any) -> Format:
     return format
 
 
-def check_shape(shape: Any, features: int, what: str, format: Format) -> tuple[int, ...]:
+def check_shape(
+    shape: Any, features: int, what: str, format: Format, count: int | None = None
+) -> tuple[int, ...]:
     """The modes of a size: as given, or balanced factors, as many as the format likes.
 
+    ``count``: how many factors, if not that many.
     Raises: FormatError if their product is less than the size; more is padded with zeros.
     """
-    count = MODES.get(type(format).__name__, _MODES_OF_OTHERS)
     if shape is None:
-        return factorize(features, count)
+        usual = MODES.get(type(format).__name__, _MODES_OF_OTHERS)
+        return factorize(features, usual if count is None else count)
     try:
         modes = tuple(index(n) for n in (shape if isinstance(shape, Iterable) else (shape,)))
     except TypeError:
@@ -287,9 +377,10 @@ def check_kind(module: Any, kind: type[nn.Module]) -> None:
             f"from_dense takes a torch.nn.{kind.__name__}, not a {type(module).__name__}",
             fix="give the dense layer",
         )
-    if module.weight.is_meta:
+    if any(is_lazy(weight) or weight.is_meta for weight in module.parameters()):
         raise ArgumentError(
-            "the weight is on the meta device: it has no numbers", fix="load the layer first"
+            "a weight is lazy or on the meta device: it has no numbers",
+            fix="load the layer first",
         )
 
 

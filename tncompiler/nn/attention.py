@@ -1,0 +1,351 @@
+"""MultiheadAttention: torch's, with its four projections as networks of cores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tncompiler.formats.format import Format
+from tncompiler.ir.errors import ArgumentError, DTypeError, FormatError, ShapeError
+from tncompiler.nn.linear import Linear
+from tncompiler.nn.parts import Composite, Part
+from tncompiler.nn.tensorized import check_kind, check_probability, check_size
+
+_LETTERS = "qkv"
+
+
+class MultiheadAttention(Composite):
+    """torch.nn.MultiheadAttention with its projections as networks of a format.
+
+    Parts are ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``, each a `tnc.nn.Linear` that
+    chooses its own way to run; torch's fused ``in_proj_weight`` is the first three of them.
+    ``in_shape``: modes of the features that the projections read (for `kdim` and `vdim` always
+    balanced factors), ``out_shape`` of the embed_dim features that they make; balanced factors
+    where not given. The attention itself is torch's kernel, or written out where the weights are
+    asked for.
+    Raises: FormatError for sizes, shapes or ranks that do not fit; ShapeError or DTypeError for
+    inputs and masks.
+    """
+
+    dense = nn.MultiheadAttention
+    # what torch's transformer layers ask before they read weights past the layer's forward pass
+    in_proj_bias, _qkv_same_embed_dim = None, False
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    out_proj: Linear
+    bias_k: nn.Parameter | None
+    bias_v: nn.Parameter | None
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        format: Format,
+        in_shape: Sequence[int] | None = None,
+        out_shape: Sequence[int] | None = None,
+        implementation: str = "auto",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self._describe(embed_dim, num_heads, dropout, bias, add_zero_attn, kdim, vdim, batch_first)
+        self.in_shape, self.out_shape = in_shape, out_shape
+        self._use(format, implementation, backend)
+        self._build(lambda part: self._new_part(part, device, dtype))
+        self._add_biases(bool(add_bias_kv))
+        self.reset_parameters()
+
+    def _describe(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float,
+        bias: bool,
+        add_zero_attn: bool,
+        kdim: int | None,
+        vdim: int | None,
+        batch_first: bool,
+    ) -> None:
+        self.embed_dim = check_size(embed_dim, "embed_dim")
+        self.num_heads = check_size(num_heads, "num_heads")
+        if embed_dim % num_heads:
+            raise FormatError(
+                f"embed_dim {embed_dim} does not make {num_heads} heads of one size",
+                fix="give a number of heads that divides it",
+            )
+        self.kdim = embed_dim if kdim is None else check_size(kdim, "kdim")
+        self.vdim = embed_dim if vdim is None else check_size(vdim, "vdim")
+        self.head_dim = embed_dim // num_heads
+        self.dropout, self.bias = check_probability(dropout, "dropout"), bool(bias)
+        self.add_zero_attn, self.batch_first = bool(add_zero_attn), bool(batch_first)
+
+    def _add_biases(self, wanted: bool) -> None:
+        """The key and value that `add_bias_kv` adds to every sequence."""
+        like = self.q_proj._core(self.q_proj._table.leaves[0])
+        for name in ("bias_k", "bias_v"):
+            made = nn.Parameter(torch.empty(1, 1, self.embed_dim).to(like)) if wanted else None
+            self.register_parameter(name, made)
+
+    # ---------------------------------------------------------------- parts
+
+    def _plan_parts(self) -> Iterator[Part]:
+        for letter, size in zip(_LETTERS, (self.embed_dim, self.kdim, self.vdim), strict=True):
+            ins = self.in_shape if size == self.embed_dim else None
+            name = f"{letter}_proj"
+            yield Part(f"{name}_weight", name, size, self.embed_dim, self.bias, ins, self.out_shape)
+        shapes = (self.in_shape, self.out_shape)
+        yield Part("out_proj.weight", "out_proj", *(self.embed_dim,) * 2, self.bias, *shapes)
+
+    def _dense_parts(self, module: Any) -> dict[str, tuple[Tensor, Tensor | None]]:
+        weights = [getattr(module, f"{letter}_proj_weight") for letter in _LETTERS]
+        if module.in_proj_weight is not None:
+            weights = [*module.in_proj_weight.chunk(3)]
+        biased = module.in_proj_bias is not None
+        biases = [*module.in_proj_bias.chunk(3)] if biased else [None] * 3
+        pairs = zip(_LETTERS, weights, biases, strict=True)
+        found = {f"{letter}_proj_weight": (weight, bias) for letter, weight, bias in pairs}
+        out = module.out_proj
+        return {**found, "out_proj.weight": (out.weight, out.bias)}
+
+    def _blank_dense(self, like: Tensor) -> nn.Module:
+        return nn.MultiheadAttention(
+            self.embed_dim,
+            self.num_heads,
+            self.dropout,
+            self.bias,
+            self.bias_k is not None,
+            self.add_zero_attn,
+            self.kdim,
+            self.vdim,
+            self.batch_first,
+            like.device,
+            like.dtype,
+        )
+
+    @torch.no_grad()
+    def to_dense(self) -> nn.MultiheadAttention:
+        """A torch.nn.MultiheadAttention that computes the same."""
+        dense: nn.MultiheadAttention = super().to_dense()
+        self._copy_biases(self, dense)
+        return dense
+
+    @staticmethod
+    def _copy_biases(source: Any, target: Any) -> None:
+        for name in ("bias_k", "bias_v"):
+            given = getattr(source, name)
+            if given is not None:
+                getattr(target, name).copy_(given)
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: nn.MultiheadAttention,
+        format: Format,
+        *,
+        in_shape: Sequence[int] | None = None,
+        out_shape: Sequence[int] | None = None,
+        rank: Any = None,
+        tolerance: float | None = None,
+        budget: float | None = None,
+        seed: int = 0,
+        implementation: str = "auto",
+        backend: str = "auto",
+    ) -> MultiheadAttention:
+        """The layer nearest to a dense one; `layer.decomposition` tells how near.
+
+        ``rank``, ``tolerance``, ``budget``: as `Format.decompose`, for each projection; a budget in
+        numbers is shared out among them.
+        """
+        check_kind(module, nn.MultiheadAttention)
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._describe(
+            module.embed_dim,
+            module.num_heads,
+            module.dropout,
+            module.in_proj_bias is not None,
+            module.add_zero_attn,
+            module.kdim,
+            module.vdim,
+            module.batch_first,
+        )
+        layer.in_shape, layer.out_shape = in_shape, out_shape
+        layer._use(format, implementation, backend)
+        layer._build_near(module, dict(rank=rank, tolerance=tolerance, budget=budget, seed=seed))
+        layer._add_biases(module.bias_k is not None)
+        with torch.no_grad():
+            layer._copy_biases(module, layer)
+        return layer.train(module.training)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the projections so that each keeps the variance of its input; biases are 0, those of
+        `add_bias_kv` as torch draws them."""
+        for part in self.parts().values():
+            part.reset_parameters()
+        for added in (self.bias_k, self.bias_v):
+            if added is not None:
+                nn.init.xavier_normal_(added)
+
+    # ---------------------------------------------------------------- running
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attention's output, and its weights if they are asked for; arguments as torch's.
+
+        ``is_causal`` says, as in torch, that `attn_mask` is the causal mask: it is needed as well.
+        """
+        self._check(query, key, value)
+        single = query.ndim == 2
+        given = [
+            t[:, None] if single else t.transpose(0, 1) if self.batch_first else t
+            for t in (query, key, value)
+        ]  # (positions, batch, features)
+        if single and isinstance(key_padding_mask, Tensor):
+            key_padding_mask = key_padding_mask[None]
+        q, k, v = self._heads(*given)
+        lengths = given[0].shape[0], given[1].shape[0]
+        if is_causal and attn_mask is None:
+            raise ArgumentError(
+                "is_causal says what attn_mask is, and there is none",
+                where=str(self),
+                fix="give it: torch.nn.Transformer.generate_square_subsequent_mask(length)",
+            )
+        mask = self._mask(attn_mask, key_padding_mask, given[0].shape[1], lengths, q.dtype)
+        made, weights = self._attend(q, k, v, mask, need_weights)
+        out = self.out_proj(made.permute(2, 0, 1, 3).flatten(2))
+        if weights is not None:
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights[0] if single else weights
+        if single:
+            return out[:, 0], weights
+        return (out.transpose(0, 1) if self.batch_first else out), weights
+
+    def _heads(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """Queries, keys and values, (batch, heads, positions, features of a head)."""
+        made = [self.q_proj(query), self.k_proj(key), self.v_proj(value)]
+        if self.bias_k is not None and self.bias_v is not None:
+            for place, added in ((1, self.bias_k), (2, self.bias_v)):
+                row = added.expand(1, made[place].shape[1], -1).to(made[place].dtype)
+                made[place] = torch.cat([made[place], row])
+        split = [
+            t.reshape(*t.shape[:2], self.num_heads, self.head_dim).permute(1, 2, 0, 3) for t in made
+        ]
+        if self.add_zero_attn:
+            split[1:] = [F.pad(t, (0, 0, 0, 1)) for t in split[1:]]
+        return split
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        rate = self.dropout if self.training else 0.0
+        if not need_weights:
+            return F.scaled_dot_product_attention(q, k, v, mask, rate), None
+        scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+        weights = torch.softmax(scores if mask is None else scores + mask, -1)
+        weights = F.dropout(weights, rate) if rate else weights
+        return weights @ v, weights
+
+    def _mask(
+        self,
+        attn_mask: Tensor | None,
+        padding: Tensor | None,
+        batch: int,
+        lengths: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> Tensor | None:
+        """What is added to the scores, (batch or 1, heads or 1, queries or 1, keys)."""
+        targets, sources = lengths
+        found = []
+        if attn_mask is not None:
+            per_head = (batch * self.num_heads, targets, sources)
+            added = self._as_added(attn_mask, "attn_mask", ((targets, sources), per_head), dtype)
+            shape = (1, 1) if added.ndim == 2 else (batch, self.num_heads)
+            found.append(added.reshape(*shape, targets, sources))
+        if padding is not None:
+            added = self._as_added(padding, "key_padding_mask", ((batch, sources),), dtype)
+            found.append(added[:, None, None])
+        if not found:
+            return None
+        more = (self.bias_k is not None) + self.add_zero_attn
+        return F.pad(sum(found[1:], found[0]), (0, more))
+
+    def _as_added(
+        self, mask: Any, what: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
+    ) -> Tensor:
+        """A mask as numbers to add: of booleans, true ones are not to be seen."""
+        if not isinstance(mask, Tensor) or tuple(mask.shape) not in shapes:
+            raise ShapeError(
+                f"{what} has shape {tuple(getattr(mask, 'shape', ()))}, not "
+                f"{' or '.join(map(str, shapes))}",
+                where=str(self),
+                fix="give one number for each query and key, or for each key of a batch",
+            )
+        if mask.dtype == torch.bool:
+            return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
+        if not mask.is_floating_point():
+            raise DTypeError(
+                f"{what} has dtype {mask.dtype}",
+                where=str(self),
+                fix="give booleans (true is not seen) or floats that are added to the scores",
+            )
+        return mask.to(dtype)
+
+    def _check(self, query: Any, key: Any, value: Any) -> None:
+        """Raises ArgumentError or ShapeError for what are no sequences that belong together."""
+        named = dict(query=(query, self.embed_dim), key=(key, self.kdim), value=(value, self.vdim))
+        for name, (tensor, features) in named.items():
+            if not isinstance(tensor, Tensor) or tensor.is_nested:
+                raise ArgumentError(
+                    f"{name} is no plain tensor but {type(tensor).__name__}",
+                    where=str(self),
+                    fix="give a torch tensor; pad nested ones and use key_padding_mask",
+                )
+            if tensor.ndim not in (2, 3) or tensor.shape[-1] != features:
+                raise ShapeError(
+                    f"{name} has shape {tuple(tensor.shape)}, not (…, {features})",
+                    where=str(self),
+                    fix="give (positions, batch, features), batch first if the layer says so, or "
+                    "(positions, features)",
+                )
+        batch = 0 if self.batch_first else 1
+        same = query.ndim == key.ndim == value.ndim and key.shape[:-1] == value.shape[:-1]
+        if not same or (query.ndim == 3 and query.shape[batch] != key.shape[batch]):
+            raise ShapeError(
+                f"query {tuple(query.shape)}, key {tuple(key.shape)} and value "
+                f"{tuple(value.shape)} do not go together",
+                where=str(self),
+                fix="give one batch, and as many keys as values",
+            )
+
+    def extra_repr(self) -> str:
+        shown = f"{self.embed_dim}, {self.num_heads}"
+        usual = dict(dropout=0.0, bias=True, add_zero_attn=False, kdim=self.embed_dim)
+        for name, value in (usual | dict(vdim=self.embed_dim, batch_first=False)).items():
+            if getattr(self, name) != value:
+                shown += f", {name}={getattr(self, name)}"
+        shown += ", add_bias_kv=True" if self.bias_k is not None else ""
+        return f"{shown}, {self._shown_parts()}"
