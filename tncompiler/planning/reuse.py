@@ -142,7 +142,9 @@ def _anew(network: Network, kept: Order, weigh: _Weights) -> Order | None:
     """
     enough = (1 - _WORTH) * weigh(network, kept)
     if not is_exact(network.terms):
-        trials = Trial("random greedy", {"ntrials": weigh.options.trials, "seed": weigh.options.seed})
+        trials = Trial(
+            "random greedy", {"ntrials": weigh.options.trials, "seed": weigh.options.seed}
+        )
         (greedy,) = run_trial(network, weigh.options.minimize, trials)
         if weigh(network, greedy) >= enough:
             return None
