@@ -138,14 +138,13 @@ def reuse_order(old: NetworkOrder, edited: NetworkOrder, options: PlanOptions) -
 def _anew(network: Network, kept: Order, weigh: _Weights) -> Order | None:
     """An order of the whole network, searched anew, if what was kept of the old tree is far worse.
 
-    Where the search takes some milliseconds, it tells; else greedy runs tell whether it is worth it.
+    Where a search takes milliseconds it tells; else greedy runs tell whether it is worth making.
     """
     enough = (1 - _WORTH) * weigh(network, kept)
     if not is_exact(network.terms):
-        trials = Trial(
-            "random greedy", {"ntrials": weigh.options.trials, "seed": weigh.options.seed}
-        )
-        (greedy,) = run_trial(network, weigh.options.minimize, trials)
+        options = weigh.options
+        settings = {"ntrials": options.trials, "seed": options.seed}
+        (greedy,) = run_trial(network, options.minimize, Trial("random greedy", settings))
         if weigh(network, greedy) >= enough:
             return None
     order = find_orders(network, weigh.options)[0]
