@@ -102,7 +102,7 @@ def test_sums_in_steps_of_their_own() -> None:
 def test_without_steps_of_their_own_nothing_fits(known, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit above is kept by them alone."""
     expr, _, _ = known
-    monkeypatch.setattr("tncompiler.scheduling.summed_axes", lambda program: [])
+    monkeypatch.setattr("tncompiler.limiting.summed_axes", lambda program: [])
     f = tnc.compile(expr, framework="numpy", plan=options(8_000))
     with pytest.raises(tnc.TncError, match="8,000 B cannot be kept"):
         f.plan()

@@ -82,12 +82,14 @@ class Emitter(ABC):
 
     ``long_sum``: a sum of more terms goes to a helper that splits it, as the library may add the
     terms one after the other; for positive terms that leaves the agreed error bound.
+    ``vectors_in_rows``: whether matrices of a batch meet vectors from the left, as rows of one.
     """
 
     library: str  # the backend whose runtime the code calls
     long_sum: int
     helpers: tuple[str, ...]  # what the runtime module offers: no variable is called so
     decorators: tuple[str, ...] = ()  # lines above the function
+    vectors_in_rows = False
     lanes = False  # whether the blocks of a loop can be given to threads
 
     def __init__(self, program: Program, entry: str) -> None:
@@ -429,8 +431,10 @@ class Emitter(ABC):
                 self.assign(step, text, self._equation(op, names))
                 return
         rows_first, columns_first = form.natural()
-        swapped = op.output == columns_first != rows_first
         lead = form.outer or form.batch
+        swapped = op.output == columns_first != rows_first
+        if rows_first == columns_first and lead and not form.n:  # either way round is the same
+            swapped = self.vectors_in_rows
         a_lead, b_lead = (lead if form.batch or form.outer_on == side else () for side in (0, 1))
         a = self._block(operands[0], op.inputs[0], form.a_order, (a_lead, form.m, form.k), sizes)
         b = self._block(operands[1], op.inputs[1], form.b_order, (b_lead, form.k, form.n), sizes)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.program import Contract, Convolve, Program
 from tncompiler.ir.sizes import Binding
-from tncompiler.planning.candidates import POOL_UP_TO, Network
-from tncompiler.planning.hyper import Order
+from tncompiler.planning.candidates import POOL_UP_TO, Network, is_exact
+from tncompiler.planning.hyper import Order, Trial, run_trial
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import intermediate_labels
@@ -128,7 +128,27 @@ def reuse_order(old: NetworkOrder, edited: NetworkOrder, options: PlanOptions) -
         if gain > saved + _WORTH * (whole - saved):
             best, saved = tree.order(parts), gain
             searched = sum(len(part.order) for part in parts.values())
+    if changed and len(network.terms) <= POOL_UP_TO:
+        fresh = _anew(network, best, weigh)
+        if fresh is not None:
+            return fresh, len(fresh)
     return best, searched
+
+
+def _anew(network: Network, kept: Order, weigh: _Weights) -> Order | None:
+    """An order of the whole network, searched anew, if what was kept of the old tree is far worse.
+
+    Where a search takes milliseconds it tells; else greedy runs tell whether it is worth making.
+    """
+    enough = (1 - _WORTH) * weigh(network, kept)
+    if not is_exact(network.terms):
+        options = weigh.options
+        settings = {"ntrials": options.trials, "seed": options.seed}
+        (greedy,) = run_trial(network, options.minimize, Trial("random greedy", settings))
+        if weigh(network, greedy) >= enough:
+            return None
+    order = find_orders(network, weigh.options)[0]
+    return order if weigh(network, order) < enough else None
 
 
 @dataclass(frozen=True, slots=True)

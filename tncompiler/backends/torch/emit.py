@@ -29,6 +29,7 @@ class TorchEmitter(Emitter):
 
     library = "torch"
     long_sum = LONG_SUM
+    vectors_in_rows = True  # in a batch four times as fast as vectors in columns
     helpers: tuple[str, ...] = (
         *ATTENTION,
         *PAIRS,

@@ -85,6 +85,8 @@ def hoist_from_scans(program: Program) -> Program:
 
 
 def _hoisted(program: Program, *, all_positions: bool) -> Program:
+    if not any(isinstance(step.op, Scan) for step in program.steps):
+        return program
     builder = Builder(like=program)
     for step in program.steps:
         operands = operand_values(program, step)

@@ -1,0 +1,34 @@
+"""How the torch backend writes products that torch computes at very different speeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import tncompiler as tnc
+
+B, I, J = tnc.indices("b i j", b=5, i=6, j=7)
+MATRICES, VECTORS = tnc.input("A", B, I, J), tnc.input("v", B, J)
+
+
+@pytest.mark.parametrize("leaves", [(MATRICES, VECTORS), (VECTORS, MATRICES)], ids=["Av", "vA"])
+def test_matrices_of_a_batch_meet_vectors_from_the_left(leaves: tuple[tnc.Expr, ...]) -> None:
+    """bmm takes four times as long for a result of one column as for one of one row."""
+    f = tnc.compile(tnc.contract(*leaves, out=(B, I)), backend="torch", dtype="float64")
+    (line,) = (line for line in f.source(backend="torch").splitlines() if "bmm" in line)
+    assert line.endswith("# (b, 1, i) = (b, 1, j) @ (b, j, i)")
+    rng = np.random.default_rng(0)
+    values = {"A": rng.standard_normal((5, 6, 7)), "v": rng.standard_normal((5, 7))}
+    given = {name: torch.from_numpy(value).requires_grad_() for name, value in values.items()}
+    result = f(**given)
+    expected = np.einsum("bij,bj->bi", values["A"], values["v"])
+    np.testing.assert_allclose(result.detach(), expected, rtol=1e-12)
+    result.sum().backward()
+    np.testing.assert_allclose(given["v"].grad, values["A"].sum(axis=1), rtol=1e-12)
+
+
+def test_one_matrix_and_one_vector_stay_as_they_are() -> None:
+    i, j = tnc.indices("i j", i=6, j=7)
+    f = tnc.compile(tnc.input("A", i, j) @ tnc.input("v", j), backend="torch")
+    assert "torch.mm(A, v.reshape(7, 1))" in f.source(backend="torch")
