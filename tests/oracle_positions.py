@@ -1,6 +1,8 @@
-"""What the oracle makes of reads and sums at positions: one-hot matrices, contracted."""
+"""What the oracle makes of reads and sums at positions, or of the largest: one-hot matrices."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -25,7 +27,15 @@ def scatter(node: Scatter, source: Tensor, ids: Tensor, size: int) -> Tensor:
     values = [letters[i] for i in node.source.indices]
     at = [letters[i] for i in node.ids.indices]
     out = [-1 if k == node.axis else letters[i] for k, i in enumerate(node.indices)]
-    return _contract(source, values, chosen, [*at, -1], out)
+    if node.function == "sum":
+        return _contract(source, values, chosen, [*at, -1], out)
+    summed = [letters[node.ids.indices[k]] for k in node.summed]
+    comes = _contract(torch.ones_like(source), values, chosen, [*at, -1], [*out, *summed])
+    there = _contract(source, values, torch.ones_like(chosen), [*at, -1], [*out, *summed])
+    kept, length = there.shape[: len(out)], math.prod(there.shape[len(out) :])
+    there = torch.where(comes > 0, there, -torch.inf).reshape(*kept, length)
+    top = torch.cat([there, there.new_full((*kept, 1), -torch.inf)], -1).amax(-1)
+    return torch.where(comes.reshape(*kept, length).sum(-1) > 0, top, 0.0)
 
 
 def _numbers(*nodes: object) -> dict[Index, int]:

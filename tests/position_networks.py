@@ -54,7 +54,7 @@ def gathered(make: _Maker) -> _Item | None:
 
 
 def scattered(make: _Maker) -> _Item | None:
-    """Sums of a tensor by position."""
+    """Sums of a tensor by position, or the largest."""
     item = make.take()
     axes = make.some(item.indices, make.pick([1, 1, 2]))
     kept = [i for i in item.indices if i not in axes]
@@ -66,4 +66,6 @@ def scattered(make: _Maker) -> _Item | None:
     if not make.fits([*kept, *axes, into]):
         return item
     at = _ids(make, axes, make.extent(into))
-    return replace(item, expr=item.expr.scatter_add(at, into, over))
+    largest = not (item.complex or make.smooth) and make.chance(0.3)
+    scatter = tnc.scatter_max if largest else tnc.scatter_add
+    return replace(item, expr=scatter(item.expr, at, into, over))

@@ -84,6 +84,7 @@ WANTED = [
     "Concat",
     "Gather",
     "Scatter",
+    "Scatter max",
     "Arange",
     "relu",
     "gelu",
@@ -122,6 +123,7 @@ def features(seed: int) -> set[str]:
     nodes = list(tnc.ir.expressions.walk(*case.outputs))
     found = {type(node).__name__ for node in nodes} | {case.dtype}
     found |= {node.function for node in nodes if hasattr(node, "function")}
+    found |= {f"{type(n).__name__} {n.function}" for n in nodes if hasattr(n, "function")}
     sizes = {size for node in nodes for size in node.shape}
     found |= {f"size-{size}" for size in sizes if isinstance(size, int)}
     found |= {"symbol"} if any(not isinstance(size, int) for size in sizes) else set()

@@ -92,6 +92,52 @@ def test_sums_over_some_of_the_indices_of_the_ids(runner: str) -> None:
     assert np.allclose(run(expr, {"m": x, "ids": AT}, runner), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("runner", oracle.RUNNERS)
+def test_the_largest_by_position(runner: str) -> None:
+    """zeros where nothing comes, also between negative numbers; not-a-numbers stay"""
+    values, receiver = tnc.input("m", T, F), tnc.input("ids", T, dtype="int64")
+    expr = values.scatter_max(receiver, N)
+    assert expr.indices == (N, F)
+    x = np.array([[-1, 2, 3], [4, 5, np.nan], [-2, 7, 1], [0, -8, -9]], np.float32)
+    got = run(expr, {"m": x, "ids": np.array([4, 1, 4, 0])}, runner)
+    assert np.array_equal(got, [x[3], x[1], [0, 0, 0], [0, 0, 0], [-1, 7, 3]], equal_nan=True)
+
+
+@pytest.mark.parametrize("runner", oracle.RUNNERS)
+def test_gradients_of_the_largest(runner: str) -> None:
+    """to the largest value of a position alone, in equal parts among equal ones, as amax does"""
+    values, ids = tnc.input("m", F, B, T), tnc.input("ids", B, T, dtype="int64")
+    expr = tnc.scatter_max(values, ids, into=V, over=T)
+    assert expr.indices == (F, B, V)
+    x = RNG.integers(-2, 3, (3, 2, 4)).astype(np.float32)
+    ct = RNG.standard_normal((3, 2, 7)).astype(np.float32)
+    own = torch.tensor(x, requires_grad=True)
+    expected = torch.zeros(3, 2, 7)
+    for b in range(2):
+        for v in set(AT[b]):
+            expected[:, b, v] = own[:, b, AT[b] == v].amax(-1)
+    expected.backward(torch.tensor(ct))
+    (value,), found = oracle.Runner((expr,), runner, "float32", {}).gradients(
+        {"m": x, "ids": AT}, [ct], ("m",)
+    )
+    assert own.grad is not None
+    assert np.array_equal(value, expected.detach().numpy())
+    assert np.allclose(found["m"], own.grad.numpy())
+
+
+def test_the_largest_moves_as_what_it_was_taken_from() -> None:
+    x, moved = RNG.standard_normal((2, 4)), RNG.standard_normal((2, 4))
+    m, d = tnc.input("m", B, T), tnc.input("d", B, T)
+    expr = m.scatter_max(IDS, V, T)
+    given = {"m": x, "d": moved, "ids": AT}
+    step = 1e-6
+    shifted = evaluate(expr, {**given, "m": x + step * moved}).value - evaluate(expr, given).value
+    assert np.allclose(evaluate(tnc.jvp(expr, {m: d}), given).value, shifted / step)
+    complex_m = tnc.input("z", B, T, dtype="complex64")
+    with pytest.raises(DTypeError, match="scatter_max is not defined for complex64"):
+        tnc.compile(complex_m.scatter_max(IDS, V))
+
+
 def test_torchs_embedding_agrees() -> None:
     """forward and the gradient of the table, where ids repeat"""
     dense = torch.nn.Embedding(7, 3)
@@ -250,8 +296,9 @@ def test_bad_use() -> None:
         TABLE.gather((), IDS)
     with pytest.raises(IndexMismatch, match="no index 'b', which the ids have"):
         tnc.input("m", T).scatter_add(IDS, V)
-    with pytest.raises(RepeatedIndex, match="'f' twice"):
-        tnc.input("m", B, T, F).scatter_add(IDS, F)
+    for name in ("scatter_add", "scatter_max"):
+        with pytest.raises(RepeatedIndex, match=f"{name}.*'f' twice|'f' twice.*{name}"):
+            getattr(tnc, name)(tnc.input("m", B, T, F), IDS, F)
     with pytest.raises(UnknownIndex, match="no index 'n'"):
         tnc.input("m", B, T, F).scatter_add(IDS, V, over=N)
 

@@ -16,7 +16,7 @@ from tncompiler.ir.derivatives import environment, grad, jvp
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.expressions import INITIALIZERS, Expr, Initializer, Leaf
 from tncompiler.ir.functions.defined import elementwise
-from tncompiler.ir.gather_nodes import gather, scatter_add
+from tncompiler.ir.gather_nodes import gather, scatter_add, scatter_max
 from tncompiler.ir.index import Index, indices
 from tncompiler.ir.names import check_leaf_name
 from tncompiler.ir.origin import call_site
@@ -64,6 +64,7 @@ __all__ = [
     "relu",
     "rsqrt",
     "scatter_add",
+    "scatter_max",
     "scope",
     "sigmoid",
     "sign",

@@ -11,7 +11,7 @@ from typing import Any
 
 from tncompiler.ir import algebra
 from tncompiler.ir.expressions import Expr
-from tncompiler.ir.gather_nodes import gather, scatter_add
+from tncompiler.ir.gather_nodes import gather, scatter_add, scatter_max
 from tncompiler.ir.index import Index
 
 
@@ -47,16 +47,11 @@ def normalized_weights(sources: Any, targets: Any, nodes: Index) -> Expr:
 def edge_softmax(scores: Any, targets: Any, nodes: Index) -> Expr:
     """Scores of edges made to weights that add up to 1 over the edges of each target.
 
-    Shapes: scores(e, …) at targets(e) give (e, …). Scores are shifted by the mean of their target's
-    and then by the largest that is left, so that none overflows; in float32 the weights of a target
-    are exact as long as no target's scores reach 80 above their mean.
+    Shapes: scores(e, …) at targets(e) give (e, …). Scores are shifted by the largest of their
+    target, so that none overflows and of no target all underflow.
     """
     given = algebra.as_expr(scores)
-    edges = [i for i in algebra.as_expr(targets).indices if i in given.indices]
-    count = gather(degrees(targets, nodes), nodes, targets)
-    mean = gather(scatter_add(given, targets, nodes), nodes, targets) / count
-    level = given - algebra.elementwise("stop", mean)
-    top = algebra.elementwise("stop", algebra.reduce_over("max", level, edges))
-    raised = algebra.elementwise("exp", level - top)
+    top = gather(scatter_max(given, targets, nodes), nodes, targets)
+    raised = algebra.elementwise("exp", given - algebra.elementwise("stop", top))
     total = gather(scatter_add(raised, targets, nodes), nodes, targets)
     return raised / total

@@ -14,11 +14,13 @@ from typing import Self
 import sympy
 
 from tncompiler.backends.attending import write_attention
+from tncompiler.backends.blocks import GIVEN
 from tncompiler.backends.gathering import write_gather
 from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
 from tncompiler.backends.pairing import write_pairs
 from tncompiler.backends.scans import write_scan
+from tncompiler.backends.sharing import Shared, signature
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
 from tncompiler.backends.windows import HELPERS, write_window_step
@@ -62,6 +64,8 @@ from tncompiler.ir.sizes import Size, render_size, symbols_of
 _OPERATORS = {"add", "sub", "div", "neg", "less", "less_equal", "greater", "greater_equal"}
 _OPERATORS |= {"equal", "not_equal", "floordiv", "mod"}
 _NOMINAL = 128
+# what an emitter for the body of a loop has in common with that of the whole
+_SHARED = ("names", "symbols", "bound", "imports", "extra", "scope", "aliases", "functions")
 # maps whose result may share memory with an operand
 _ALIASING = {"conj", "real", "imag", "project", "stop"}
 
@@ -91,6 +95,7 @@ class Emitter(ABC):
     decorators: tuple[str, ...] = ()  # lines above the function
     vectors_in_rows = False
     lanes = False  # whether the blocks of a loop can be given to threads
+    shares = True  # whether equal runs of steps become calls of one function
 
     def __init__(self, program: Program, entry: str) -> None:
         self.program, self.entry = expand_functions(program), entry
@@ -101,6 +106,8 @@ class Emitter(ABC):
         self.imports: set[str] = set()
         self.extra: set[str] = set()  # further lines of the prelude
         self.lines: list[str] = []
+        self.functions: list[str] = []  # lines of those that the function calls
+        self.hidden: set[str] = set()  # values that only functions know which it calls
         self.scope = ""  # of which scan this is the body
         self.aliases: dict[str, str] = {}  # values that are called as they are outside the body
         self.literals = {
@@ -114,23 +121,32 @@ class Emitter(ABC):
 
     def source(self) -> Source:
         """The whole source text."""
-        arguments = [self.name(a.value) for a in self.program.arguments]
+        function = self.function()
+        prelude = [*self.prelude(), *sorted(self.extra)]
+        lines = [*prelude, "", "", *self.functions, *self.decorators, *function, ""]
+        return Source("\n".join(lines), self.entry)
+
+    def function(self) -> list[str]:
+        """The lines of the function alone."""
+        arguments, first = signature(self)
         self.write_steps()
         results = [self.result(self.program.values[name]) for name in self.program.outputs]
         returned = ", ".join(results) + ("," if len(results) == 1 else "")
         wanted = {k: name for k, name in self.symbols.items() if k not in self.bound}
         header = size_header(self.program, wanted, self.names_of_arguments(), self.symbol_name)
-        body = [*header, *self.lines, f"return {returned}" if results else "return ()"]
-        signature = f"def {self.entry}({', '.join(arguments)}):"
-        prelude = [*self.prelude(), *sorted(self.extra)]
-        head = [*prelude, "", "", *self.decorators, signature]
-        text = "\n".join([*head, *(f"    {x}" for x in body), ""])
-        return Source(text, self.entry)
+        body = [*first, *header, *self.lines, f"return {returned}" if results else "return ()"]
+        return [f"def {self.entry}({', '.join(arguments)}):", *(f"    {x}" for x in body)]
+
+    def beside(self, body: Program, entry: str) -> Self:
+        """An emitter for another function of the same source."""
+        other = type(self)(body, entry)
+        other.imports, other.extra, other.shares = self.imports, self.extra, False
+        return other
 
     def nested(self, body: Program) -> Self:
         """An emitter for the body of a loop: names, sizes and imports are those of the whole."""
         inner = type(self)(body, self.entry)
-        for shared in ("names", "symbols", "bound", "imports", "extra", "scope", "aliases"):
+        for shared in _SHARED:
             setattr(inner, shared, getattr(self, shared))
         return inner
 
@@ -138,13 +154,20 @@ class Emitter(ABC):
         """Append the lines of all steps; what is not needed any more is let go."""
         last_use = self._last_uses()
         last = len(self.program.steps) - 1
+        shared = Shared(self) if self.shares else None
+        if shared is not None:
+            self.hidden = shared.hidden
         for position, step in enumerate(self.program.steps):
-            if not isinstance(step.op, Literal):
-                self.dying = frozenset(last_use.get(position, ()))
+            if isinstance(step.op, Literal):
+                continue
+            self.dying = frozenset(last_use.get(position, ()))
+            if shared is None or position not in shared.covered:
                 self._step(step)
                 self._own(step)
-                if position < last:
-                    self.release(last_use.get(position, ()))
+            elif position in shared.calls:
+                shared.write_call(shared.calls[position])
+            if position < last:
+                self.release(last_use.get(position, ()))
 
     def _own(self, step: Step) -> None:
         """Note whether the step's array is new and nobody else's, and which arrays are not."""
@@ -183,7 +206,7 @@ class Emitter(ABC):
             for name in (*step.operands, step.out.name):
                 last[name] = position
         kept = {*self.program.outputs, *self.literals}
-        kept.update(argument.value.name for argument in self.program.arguments)
+        kept.update(a.value.name for a in self.program.arguments if a.kind != GIVEN)
         released: dict[int, list[str]] = {}
         for name, position in last.items():
             if name not in kept:
@@ -191,7 +214,8 @@ class Emitter(ABC):
         return released
 
     def release(self, names: Sequence[str]) -> None:
-        large = [self.name(self.program.values[n]) for n in names if self.program.values[n].shape]
+        values = [self.program.values[n] for n in names if n not in self.hidden]
+        large = [self.name(value) for value in values if value.shape]
         if large:
             self.lines.append(f"del {', '.join(large)}")
 

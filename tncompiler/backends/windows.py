@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tncompiler.backends.naming import comment_name
-from tncompiler.ir.convolution import form_of, joined
+from tncompiler.ir.convolution import form_of, has_channels_last, joined
 from tncompiler.ir.program import (
     Contract,
     Convolve,
@@ -84,7 +84,8 @@ def _write_convolve(
         f"({axis.step}, {axis.reach}, {emitter.size(axis.before)})" for axis in form.axes
     )
     moves = f"({moves}{',' * (len(form.axes) == 1)})"
-    text = f"{_helper(emitter, f'{form.kind}_windows')}({a}, {w}, {positions}, {moves})"
+    order = ", last=True" if has_channels_last(op) else ""
+    text = f"{_helper(emitter, f'{form.kind}_windows')}({a}, {w}, {positions}, {moves}{order})"
     made = joined(form.out_blocks)
     if any(len(block) != 1 for block in form.out_blocks):
         text = emitter.reshape(text, emitter.dims([(sizes[k],) for k in made]))

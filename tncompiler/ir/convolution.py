@@ -1,8 +1,9 @@
 """How a contraction of two operands with windows is one convolution, or one transposed.
 
 In: labels. Out: which operand is the data and which the weight, and the labels of the groups that
-the backends' kernels know, in the order in which they read and make them. A label that has no
-window may be a position with one tap, so that data lies as it is.
+the backends' kernels know, in the orders in which they read and make them: channels before the
+positions, or last. A label that has no window may be a position with one tap, so that data lies as
+it is.
 """
 
 from __future__ import annotations
@@ -73,6 +74,34 @@ class Form:
         """The groups of the result's labels as they are made."""
         groups = [self.g, self.n, self.m] if self.kind == KERNEL else [self.m, self.g, self.n]
         return [*groups, *((axis.out,) for axis in self.axes)]
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        """The operands with positions; the other one, if there is one, is a kernel."""
+        return (0, 1) if self.kind == KERNEL else (self.data,)
+
+    def read_orders(self, *, last: bool) -> tuple[Labels, Labels]:
+        """The orders in which the operands are read as they lie; other ones are copied.
+
+        ``last``: with channels after the positions. A kernel, which is small, has its own order;
+        where it is the result, both operands are images.
+        """
+        data = joined(_channels_last(self.data_blocks) if last else self.data_blocks)
+        weight = self.weight_blocks
+        weight = _channels_last(weight) if last and self.kind == KERNEL else weight
+        orders = (data, joined(weight))
+        return orders if self.data == 0 else orders[::-1]
+
+    def made_order(self, *, last: bool) -> Labels:
+        """The order in which the result is made."""
+        blocks = self.out_blocks
+        return joined(_channels_last(blocks) if last and self.kind != KERNEL else blocks)
+
+
+def _channels_last(blocks: list[Labels]) -> list[Labels]:
+    """The groups of an image with its positions before its channels."""
+    batch, *channels = blocks[:3]
+    return [batch, *blocks[3:], *channels]
 
 
 @lru_cache(maxsize=1024)
@@ -155,17 +184,22 @@ def _with_still_axes(labels: Labels, axes: list[Axis], m: list[int]) -> tuple[Ax
     return tuple(moving[label] for label in labels if label in moving)
 
 
-def read_orders(op: Convolve) -> tuple[Labels, Labels]:
-    """The order in which a scheduled convolution reads each operand; another one is copied."""
+def has_channels_last(op: Convolve) -> bool:
+    """Whether a scheduled convolution's data lies with its channels after the positions."""
     form = form_of(op)
-    orders = (joined(form.data_blocks), joined(form.weight_blocks))
-    return orders if form.data == 0 else orders[::-1]
+    first, last = (form.read_orders(last=last)[form.data] for last in (False, True))
+    return op.inputs[form.data] == last != first
 
 
-def natural_axes(op: Convolve) -> Labels:
-    """The axes of a scheduled convolution's value in the order in which they are made."""
-    place = {label: axis for axis, label in enumerate(op.output)}
-    return tuple(place[label] for label in joined(form_of(op).out_blocks))
+def natural_axes(op: Convolve) -> list[Labels]:
+    """The axes of a scheduled convolution's value in the orders in which they can be made.
+
+    That which goes with the order of the data comes first.
+    """
+    form, place = form_of(op), {label: axis for axis, label in enumerate(op.output)}
+    is_last = has_channels_last(op)
+    orders = [form.made_order(last=last) for last in (is_last, not is_last)]
+    return [tuple([place[label] for label in order]) for order in dict.fromkeys(orders)]
 
 
 def joined(blocks: Iterable[Labels]) -> Labels:

@@ -1,4 +1,4 @@
-"""Steps at positions that integers tell: Gather reads there, Scatter, its adjoint, adds there.
+"""Steps at positions that integers tell: Gather reads there, Scatter adds there, or compares.
 
 How the axes of a table, of the ids and of what is gathered go together is said here, once.
 """
@@ -29,17 +29,20 @@ class Gather:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Sums of what a Gather of the same fields would read from each position.
+    """Sums of what a Gather of the same fields would read from each position; its adjoint.
 
     The first operand is laid out as what is gathered, the second holds the positions; the step's
-    value is laid out as the table.
+    value is laid out as the table. ``function``: "sum", or "max" for the largest instead; a
+    position at which nothing comes holds 0 in either case.
     """
 
     axis: int
     shared: tuple[int | None, ...]
+    function: str = "sum"
 
     def text(self) -> str:
-        return f"scatter[axis {self.axis}{_shared_text(self.shared)}]"
+        name = "scatter" if self.function == "sum" else f"scatter_{self.function}"
+        return f"{name}[axis {self.axis}{_shared_text(self.shared)}]"
 
 
 def _shared_text(shared: Sequence[int | None]) -> str:

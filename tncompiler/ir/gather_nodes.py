@@ -23,6 +23,8 @@ from tncompiler.ir.scope import (
 )
 from tncompiler.ir.sizes import product, size_text
 
+NAMES = {"sum": "add", "max": "max"}  # of what a Scatter does: scatter_add, scatter_max
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Gather(Expr):
@@ -51,13 +53,15 @@ class Scatter(Expr):
     """`source` added up at the positions `ids` along a new index, which is axis `axis`.
 
     ``summed``: which axes of ids are summed; those of source stand together, in this order, where
-    the new index comes. All other indices of ids are kept.
+    the new index comes. All other indices of ids are kept. ``function``: "sum", or "max" where the
+    largest is taken instead.
     """
 
     source: Expr
     ids: Expr
     axis: int
     summed: tuple[int, ...]
+    function: str = "sum"
 
     @property
     def operands(self) -> tuple[Expr, ...]:
@@ -73,7 +77,7 @@ class Scatter(Expr):
 
     def _positional(self) -> tuple[object, ...]:
         size = size_text(self.into.size)
-        return (self.axis, self.summed, size, *wiring(self.operands, ()))
+        return (self.function, self.axis, self.summed, size, *wiring(self.operands, ()))
 
 
 def gather(table: Any, over: Any, ids: Any) -> Expr:
@@ -166,16 +170,38 @@ def scatter_add(values: Any, ids: Any, into: Index, over: Any = None) -> Expr:
     Raises: PositionError in the call, for an id outside `into`; DTypeError for ids that are no
     integers; IndexMismatch if values lack an index of ids.
     """
+    return _scattered("sum", values, ids, into, over)
+
+
+def scatter_max(values: Any, ids: Any, into: Index, over: Any = None) -> Expr:
+    """The largest of the values at each position, where `scatter_add` adds them up.
+
+    Shapes, errors and ``over`` are as there. A position that no id names holds 0. The gradient of a
+    position goes to the largest value in equal parts where several are the largest, as that of
+    `max` does.
+    """
+    return _scattered("max", values, ids, into, over)
+
+
+def _scattered(function: str, values: Any, ids: Any, into: Index, over: Any) -> Expr:
     source, at = algebra.as_expr(values), _checked_ids(ids)
-    check_indices((into,), "scatter_add")
+    check_indices((into,), f"scatter_{NAMES[function]}")
     keys = (over,) if isinstance(over, Index | str) else over
     summed = at.indices if keys is None else find_all(at, keys)
     places = [k for k, index in enumerate(source.indices) if index in summed]
-    return scatter_at(source, at, into, summed, min(places, default=0))
+    return scatter_at(source, at, into, summed, min(places, default=0), function)
 
 
-def scatter_at(source: Expr, ids: Expr, into: Index, summed: Sequence[Index], axis: int) -> Expr:
-    """`scatter_add` with the new index at position `axis` of the result."""
+def scatter_at(
+    source: Expr,
+    ids: Expr,
+    into: Index,
+    summed: Sequence[Index],
+    axis: int,
+    function: str = "sum",
+) -> Expr:
+    """`scatter_add` or `scatter_max` with the new index at position `axis` of the result."""
+    name = f"scatter_{NAMES[function]}"
     missing = [index.name for index in ids.indices if index not in source.indices]
     if missing:
         raise IndexMismatch(
@@ -187,11 +213,11 @@ def scatter_at(source: Expr, ids: Expr, into: Index, summed: Sequence[Index], ax
     kept = [index for index in source.indices if index not in summed]
     before, after = kept[:axis], kept[axis:]
     indices = (*before, into, *after)
-    check_unique(indices, "scatter_add")
-    check_scope([("scatter_add", indices)])
+    check_unique(indices, name)
+    check_scope([(name, indices)])
     laid = algebra.transpose(source, (*before, *summed, *after))
     axes = tuple(ids.indices.index(index) for index in summed)
-    return Scatter(indices, laid, ids, axis, axes)
+    return Scatter(indices, laid, ids, axis, axes, function)
 
 
 def _checked_ids(ids: Any) -> Expr:

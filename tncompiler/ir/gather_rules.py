@@ -1,21 +1,27 @@
 """The rules of Gather and Scatter by stage: lowered, validated, differentiated, lifted, written.
 
-Both are linear in what they read or add, and each is the other's adjoint.
+Both are linear in what they read or add, and each is the other's adjoint. A Scatter that takes the
+largest is linear where no two are: its rules read back what it took, and share it among ties.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tncompiler.ir import algebra
 from tncompiler.ir import gather_nodes as nodes
+from tncompiler.ir.builder import Builder
+from tncompiler.ir.dtypes import kind, real_part
+from tncompiler.ir.errors import DTypeError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.gather import Gather, Scatter, gathered, ids_places, new_axes, table_places
 from tncompiler.ir.gather_nodes import check_integers
 from tncompiler.ir.index import Index
 from tncompiler.ir.program import Step, Value, fresh_name
 from tncompiler.ir.sizes import Size
+from tncompiler.ir.trace import Tracer
 
 if TYPE_CHECKING:
     from tncompiler.ir.lower import _Lowering
@@ -34,6 +40,11 @@ def lower_gather(low: _Lowering, node: nodes.Gather) -> Value:
 
 def lower_scatter(low: _Lowering, node: nodes.Scatter) -> Value:
     source, ids = low.operand(node.source), _positions(low, node.ids)
+    if node.function != "sum" and kind(source.dtype) == "complex":
+        raise DTypeError(
+            f"scatter_{node.function} is not defined for {source.dtype} numbers",
+            fix="take .real or .abs() first",
+        )
     axes = tuple(index.name for index in node.indices)
     return low.builder.emit(scatter_of(node), (source, ids), low.shape(node), source.dtype, axes)
 
@@ -52,9 +63,8 @@ def gather_of(node: nodes.Gather) -> Gather:
 def scatter_of(node: nodes.Scatter) -> Scatter:
     """The step of an expression."""
     shared = _shared(node.indices, node.ids.indices, node.axis)
-    return Scatter(
-        node.axis, tuple(None if k in node.summed else axis for k, axis in enumerate(shared))
-    )
+    kept = tuple(None if k in node.summed else axis for k, axis in enumerate(shared))
+    return Scatter(node.axis, kept, node.function)
 
 
 def _shared(table: Sequence[Index], ids: Sequence[Index], axis: int) -> tuple[int | None, ...]:
@@ -78,7 +88,8 @@ def lift(step: Step, operands: Sequence[Expr], values: Sequence[Value]) -> Expr:
     at = algebra.reindex(ids, [source.indices[k] for k in where])
     taken = [index.name for index in source.indices]
     into = Index(fresh_name(step.out.axes[op.axis], taken), step.out.shape[op.axis])
-    return nodes.scatter_at(source, at, into, [at.indices[k] for k in new_axes(op)], op.axis)
+    summed = [at.indices[k] for k in new_axes(op)]
+    return nodes.scatter_at(source, at, into, summed, op.axis, op.function)
 
 
 def _ids_indices(op: Gather, ids: Expr, *, table: Sequence[Index], taken: list[str]) -> list[Index]:
@@ -134,21 +145,49 @@ def adjoint_gather(
 def adjoint_scatter(
     rev: _Reverse, step: Step, operands: tuple[Value, ...], cotangent: Value
 ) -> None:
-    """Each term of a sum receives what the sum received."""
+    """Each term of a sum receives what the sum received; of others, the largest."""
     source, ids = operands
     op: Scatter = step.op  # type: ignore[assignment]
-    back = Gather(op.axis, op.shared)
-    made = rev.builder.emit(back, (cotangent, ids), source.shape, cotangent.dtype, source.axes)
-    rev.give(source, made)
+    received = _read_back(rev.builder, op, cotangent, source, ids)
+    if op.function == "max":
+        share = _largest_share(rev.builder, op, step.out, source, ids)
+        received = _product(rev.builder, share, received)
+    rev.give(source, received)
 
 
 def tangent(fwd: _Forward, step: Step, operands: tuple[Value, ...]) -> Value | None:
-    """The same step on what moves."""
-    moved = fwd.of(operands[0])
+    """The same step on what moves; of the largest, the sum of what moves at them."""
+    source, ids = operands
+    moved = fwd.of(source)
     if moved is None:
         return None
-    out = step.out
-    return fwd.builder.emit(step.op, (moved, operands[1]), out.shape, out.dtype, out.axes)
+    op, out = step.op, step.out
+    if isinstance(op, Scatter) and op.function == "max":
+        share = _largest_share(fwd.builder, op, out, source, ids)
+        op, moved = replace(op, function="sum"), _product(fwd.builder, share, moved)
+    return fwd.builder.emit(op, (moved, ids), out.shape, out.dtype, out.axes)
+
+
+def _read_back(builder: Builder, op: Scatter, table: Value, source: Value, ids: Value) -> Value:
+    """What stands at the position of each value of the source."""
+    back = Gather(op.axis, op.shared)
+    return builder.emit(back, (table, ids), source.shape, table.dtype, source.axes)
+
+
+def _largest_share(builder: Builder, op: Scatter, out: Value, source: Value, ids: Value) -> Value:
+    """1 over the number of ties where a value is the largest of its position, elsewhere 0."""
+    tracer = Tracer(builder, source, real_part(source.dtype))
+    top = tracer.wrap(_read_back(builder, op, out, source, ids))
+    hit = tracer.call("where", tracer.call("equal", tracer.wrap(source), top), 1.0, 0.0)
+    add = replace(op, function="sum")
+    ties = builder.emit(add, (hit.value, ids), out.shape, hit.value.dtype, out.axes)
+    share: Value = (hit / tracer.wrap(_read_back(builder, op, ties, source, ids))).value
+    return share
+
+
+def _product(builder: Builder, share: Value, value: Value) -> Value:
+    labels = tuple(range(len(share.shape)))
+    return builder.contract((share, value), (labels,) * 2, labels, share.shape, share.axes)
 
 
 # ---------------------------------------------------------------------------- slicing
@@ -170,7 +209,7 @@ def fields(node: nodes.Gather | nodes.Scatter) -> dict[str, Any]:
     """What is particular to a node, for JSON."""
     if isinstance(node, nodes.Gather):
         return {"axis": node.axis}
-    return {"axis": node.axis, "summed": list(node.summed)}
+    return {"axis": node.axis, "summed": list(node.summed), "function": node.function}
 
 
 def read_gather(data: Any, indices: tuple[Index, ...], operands: tuple[Expr, ...]) -> Expr:
@@ -181,8 +220,10 @@ def read_gather(data: Any, indices: tuple[Index, ...], operands: tuple[Expr, ...
 def read_scatter(data: Any, indices: tuple[Index, ...], operands: tuple[Expr, ...]) -> Expr:
     values, ids = operands
     summed = [ids.indices[_position(axis)] for axis in data["summed"]]
-    axis = _position(data["axis"])
-    return nodes.scatter_at(values, ids, indices[axis], summed, axis)
+    axis, function = _position(data["axis"]), data.get("function", "sum")
+    if function not in nodes.NAMES:
+        raise ValueError(f"a scatter that makes {function!r:.40} is not known")
+    return nodes.scatter_at(values, ids, indices[axis], summed, axis, function)
 
 
 def _position(value: Any) -> int:

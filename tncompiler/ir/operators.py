@@ -176,6 +176,12 @@ class Operators:
 
         return scatter_add(self, ids, into, over)
 
+    def scatter_max(self: Any, ids: Any, into: Index, over: Any = None) -> Expr:
+        """The largest by integer position: see `tnc.scatter_max`."""
+        from tncompiler.ir.gather_nodes import scatter_max
+
+        return scatter_max(self, ids, into, over)
+
     def conj(self: Any) -> Expr:
         """Complex conjugate."""
         return algebra.elementwise("conj", self)

@@ -36,7 +36,6 @@ _UNDECIDED = 1.0  # what a comparison may be off by where its operands may be eq
 _PASSING = (
     *("relu", "abs", "conj", "real", "imag", "project", "stop", "maximum", "minimum"),
     *("floordiv", "mod", "scramble"),  # of whole numbers, which are exact
-    *("floordiv", "mod"),  # of whole numbers, which are exact
 )
 
 
@@ -249,8 +248,10 @@ def _gather(run: _Interpreter, node: Gather, source: _Tensor, ids: _Tensor) -> _
 
 
 def _scatter(run: _Interpreter, node: Scatter, source: _Tensor, ids: _Tensor) -> _Tensor:
-    """A sum, of at most so many terms as there are ids."""
+    """A sum, of at most so many terms as there are ids; the largest is no further off than one."""
     add = move_scatter(node, ids.value.astype(np.int64), run.shape(node))
+    if node.function == "max":
+        return _moved(source, add)
     length = math.prod(ids.value.shape[axis] for axis in node.summed)
     own = (8.0 + math.sqrt(length) / 16) * run.eps * add(np.abs(source.value)) + run.tiny
     return _Tensor(add(source.value), own + _SLACK * add(source.errors))

@@ -40,7 +40,7 @@ def move_gather(node: Gather, ids: np.ndarray, shape: tuple[int, ...]) -> Move:
 
 
 def move_scatter(node: Scatter, ids: np.ndarray, shape: tuple[int, ...]) -> Move:
-    """Adds an array of the source's shape at the ids, one coordinate array an axis."""
+    """Adds an array of the source's shape at the ids, one coordinate array an axis, or compares."""
     check_range(ids, node.into, shape[node.axis], node.origin)
 
     def add(source: np.ndarray) -> np.ndarray:
@@ -48,9 +48,13 @@ def move_scatter(node: Scatter, ids: np.ndarray, shape: tuple[int, ...]) -> Move
         at = ids[tuple(grid[node.source.indices.index(i)] for i in node.ids.indices)]
         kept = [i for k, i in enumerate(node.indices) if k != node.axis]
         coordinates = [grid[node.source.indices.index(index)] for index in kept]
-        total = np.zeros(shape, source.dtype)
         where = (*coordinates[: node.axis], at, *coordinates[node.axis :])
-        np.add.at(total, where, source)
+        total = np.zeros(shape, source.dtype)
+        if node.function == "max":
+            total[where] = source  # any of those that come there, to begin with
+            np.maximum.at(total, where, source)
+        else:
+            np.add.at(total, where, source)
         return total
 
     return add

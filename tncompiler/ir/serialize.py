@@ -102,8 +102,6 @@ def _fields(node: Expr) -> dict[str, Any]:
             return leading_fields(node)
         case Gather() | Scatter():
             return gather_fields(node)
-        case Gather() | Scatter():
-            return gather_fields(node)
         case ex.Scan():
             return scan_data(node)
         case ex.ScanResult():

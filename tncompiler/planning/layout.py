@@ -9,11 +9,11 @@ wants to change. `passes/layout.py` gives the start.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import product as choices
 
 from tncompiler.ir.builder import Builder
-from tncompiler.ir.convolution import natural_axes, read_orders
+from tncompiler.ir.convolution import form_of, natural_axes
 from tncompiler.ir.matmul import is_product
 from tncompiler.ir.passes.layout import free_values, order_axes, permuted, reordered, reread
 from tncompiler.ir.program import (
@@ -27,10 +27,13 @@ from tncompiler.ir.program import (
     Step,
     Value,
     canonical,
+    canonical_convolve,
     label_sizes,
     operand_values,
 )
 from tncompiler.ir.sizes import Binding, evaluate
+from tncompiler.planning.convolutions import ConvolutionWay, convolution_ways
+from tncompiler.planning.layout_groups import Group, joined_groups, own_order
 from tncompiler.planning.ways import Way, Ways
 
 _SWEEPS = 3  # through the program, at most
@@ -47,7 +50,14 @@ def lay_out(
     """
     program = order_axes(program)
     if len(program.steps) <= _MOST_STEPS:
-        program = _Layout(program, nominal, ways).improved(is_late)
+        layout = _Layout(program, nominal, ways, is_late)
+        layout.improve()
+        if any(isinstance(step.op, Convolve) for step in program.steps):
+            turned = _Layout(program, nominal, ways, is_late)
+            turned.put_channels_last()
+            turned.improve()
+            layout = min(layout, turned, key=_Layout.total_us)
+        program = layout.program()
     return _Copying(program, nominal, ways).program(is_late)
 
 
@@ -74,8 +84,7 @@ class _Costs:
             return self.ways.best(op, sizes, step.out.dtype).time_us
         if isinstance(op, Convolve):
             sizes = self.sizes(op, operands, step.out)
-            pairs = zip(op.inputs, read_orders(op), strict=True)
-            return sum(self.ways.permute_us(*pair, sizes, step.out.dtype) for pair in pairs)
+            return convolution_ways(op, sizes, step.out.dtype, self.ways)[0].time_us
         if isinstance(op, Contract) and len(op.inputs) == 2:
             sizes = self.sizes(op, operands, step.out)
             return sum(self._aligned_us(k, op.output, sizes, step.out.dtype) for k in op.inputs)
@@ -84,6 +93,11 @@ class _Costs:
             out = tuple(range(len(sizes)))
             return sum(self._aligned_us(k, out, sizes, step.out.dtype) for k in op.inputs)
         return 0.0
+
+    def askew(self, own: Labels, order: Labels, out: Value) -> bool:
+        """Whether an array with its axes in one order is another one in memory than in another."""
+        sizes = tuple([evaluate(size, self.nominal) for size in out.shape])
+        return self.ways.permute_us(own, order, sizes, out.dtype) > 0
 
     def _aligned_us(self, own: Labels, out: Labels, sizes: tuple[int, ...], dtype: str) -> float:
         """What reading an operand elementwise takes more where its axes come otherwise."""
@@ -96,34 +110,109 @@ class _Costs:
 class _Layout:
     """The program while its axes are being reordered."""
 
-    def __init__(self, program: Program, nominal: Binding, ways: Ways) -> None:
-        self.program, self.costs = program, _Costs(nominal, ways)
+    def __init__(
+        self, program: Program, nominal: Binding, ways: Ways, is_late: Callable[[], bool]
+    ) -> None:
+        self.source, self.costs, self.is_late = program, _Costs(nominal, ways), is_late
         self.steps = {step.out.name: step for step in program.steps}
         self.values = dict(program.values)
         self.readers: dict[str, list[str]] = {}
         for step in program.steps:
             for name in dict.fromkeys(step.operands):
                 self.readers.setdefault(name, []).append(step.out.name)
+        free = free_values(program)
+        names = [name for name in self.steps if name in free]
+        self.movable = [name for name in names if len(self.values[name].shape) > 1]
 
-    def improved(self, is_late: Callable[[], bool]) -> Program:
-        """The program when no value wants another order any more, or it is late."""
-        names = [step.out.name for step in self.program.steps]
-        free = free_values(self.program)
-        names = [name for name in names if name in free and len(self.values[name].shape) > 1]
+    def program(self) -> Program:
+        return self.source.with_steps(self.steps.values())
+
+    def total_us(self) -> float:
+        """What depends on the order of axes, of all steps together."""
+        return sum(map(self._us, self.steps.values()))
+
+    def put_channels_last(self) -> None:
+        """Turn all images of convolutions that may be turned.
+
+        One alone would cost copies until its neighbours are turned too.
+        """
+        for name in self.steps:
+            op = self.steps[name].op
+            if isinstance(op, Convolve):
+                form = form_of(op)
+                orders = form.read_orders(last=True)
+                for k in form.images:
+                    self._turn(self.steps[name].operands[k], op.inputs[k], orders[k])
+                self._turn(name, op.output, form.made_order(last=True))
+
+    def _turn(self, name: str, labels: Labels, order: Labels) -> None:
+        if name in self.movable and labels != order:
+            place = {label: axis for axis, label in enumerate(labels)}
+            self._move(name, tuple([place[label] for label in order]))
+
+    def improve(self) -> None:
+        """Give values other orders until none wants one any more, or it is late."""
+        self._sweep(self.movable)
+        groups = joined_groups(self.steps, self.movable)
+        for group in [g for g in groups if not self.is_late() and self._place_group(g)]:
+            self._sweep({other for name in group for other in (name, *self._around(name))})
+
+    def _sweep(self, names: Collection[str]) -> None:
+        """``names``: those that are looked at to begin with."""
         unsettled = set(names)  # what changed since they were looked at
         for sweep in range(_SWEEPS):
-            for name in names if sweep % 2 == 0 else reversed(names):
-                if name in unsettled and not is_late():
+            for name in self.movable if sweep % 2 == 0 else reversed(self.movable):
+                if name in unsettled and not self.is_late():
                     unsettled.remove(name)
                     if self._place(name):
                         unsettled |= self._around(name)
-        return self.program.with_steps(self.steps.values())
 
     def _around(self, name: str) -> set[str]:
         """The values whose best order may depend on that of a value."""
         changed = [name, *self.readers.get(name, ())]
         found = {operand for step in changed for operand in self.steps[step].operands}
         return found.union(changed) - {name}
+
+    def _place_group(self, group: Group) -> bool:
+        """Give values that maps join, and of which one is askew, one order; whether that pays."""
+        before = {name: self.steps[name] for name in self._seen_by(group)}
+        if not any(self._us(step) for step in before.values() if isinstance(step.op, Map)):
+            return False
+        least, best = 0.999 * sum(map(self._us, before.values())), None
+        for order in self._group_candidates(group):
+            self._move_group(group, order)
+            cost = sum(self._us(self.steps[name]) for name in before)
+            if cost < least:
+                least, best = cost, order
+            self._restore(before)
+        if best is not None:
+            self._move_group(group, best)
+        return best is not None
+
+    def _seen_by(self, group: Group) -> list[str]:
+        """The steps that make or read values of a group."""
+        readers = (reader for name in group for reader in self.readers.get(name, ()))
+        return list(dict.fromkeys((*group, *readers)))
+
+    def _group_candidates(self, group: Group) -> list[Labels]:
+        """Orders of a group's axes: those that its values have or can be made in."""
+        found: dict[Labels, None] = {}
+        for name, places in group.items():
+            found[places] = None
+            for order in self._candidates(self.steps[name]):
+                found[tuple([places[axis] for axis in order])] = None
+        return list(found)
+
+    def _move_group(self, group: Group, wanted: Labels) -> None:
+        for name, places in group.items():
+            self._move(name, own_order(places, wanted))
+
+    def _restore(self, steps: Mapping[str, Step]) -> None:
+        self.steps.update(steps)
+        self.values.update((name, step.out) for name, step in steps.items())
+
+    def _us(self, step: Step) -> float:
+        return self.costs.step_us(step, self._operands(step, {}))
 
     def _place(self, name: str) -> bool:
         """Give a value its best order, all others staying; whether it changed."""
@@ -135,11 +224,14 @@ class _Layout:
                 best, least = order, cost
         if best == identity:
             return False
-        self.steps[name] = reordered(self.steps[name], best)
+        self._move(name, best)
+        return True
+
+    def _move(self, name: str, order: Labels) -> None:
+        self.steps[name] = reordered(self.steps[name], order)
         self.values[name] = self.steps[name].out
         for reader in self.readers.get(name, ()):
-            self.steps[reader] = reread(self.steps[reader], name, best)
-        return True
+            self.steps[reader] = reread(self.steps[reader], name, order)
 
     def _cost(self, name: str, order: Labels) -> float:
         """What making the value in this order and reading it takes."""
@@ -160,7 +252,7 @@ class _Layout:
         if isinstance(op, Map):
             yield from (wires for wires in op.inputs if len(wires) == len(step.out.shape))
         if isinstance(op, Convolve):
-            yield natural_axes(op)
+            yield from natural_axes(op)
         if not isinstance(op, Contract):
             return
         place = {label: axis for axis, label in enumerate(op.output)}
@@ -195,6 +287,10 @@ class _Copying:
                 self.made.setdefault(operands[0].name, {}).setdefault(op.axes, step.out)
             if isinstance(op, Contract) and self.costs.is_product(op, operands, step.out):
                 self._product(step, op, operands)
+            elif isinstance(op, Convolve):
+                self._convolution(step, op, operands)
+            elif isinstance(op, Map):
+                self._map(step, op, operands)
             else:
                 self.builder.copy(step, operands)
         return self.source.with_steps(self.builder.steps)
@@ -214,14 +310,43 @@ class _Copying:
                 given[side] = self._copied(operands[side], op.inputs[side], order)
         self._emit(step, op.output, Contract((chosen.a, chosen.b), chosen.out), tuple(given))
 
-    def _emit(self, step: Step, wanted: Labels, op: Contract, operands: tuple[Value, ...]) -> None:
+    def _convolution(self, step: Step, op: Convolve, operands: tuple[Value, ...]) -> None:
+        """With images in the order in which they are read; kernels are small, and stay."""
+        sizes = self.costs.sizes(op, operands, step.out)
+
+        def way(wires: tuple[Labels, Labels]) -> ConvolutionWay:
+            read = Convolve(wires, op.output, op.relations)
+            return convolution_ways(read, sizes, step.out.dtype, self.costs.ways)[0]
+
+        first, second = (self._readings(v, k) for v, k in zip(operands, op.inputs, strict=True))
+        wires = min(choices(first, second), key=lambda pair: way(pair).time_us)
+        chosen = way(wires)
+        given, inputs = [first[wires[0]], second[wires[1]]], [*wires]
+        for k in form_of(op).images:
+            if chosen.inputs[k] != wires[k]:
+                inputs[k] = chosen.inputs[k]
+                given[k] = self._copied(operands[k], op.inputs[k], inputs[k])
+        read = Convolve((inputs[0], inputs[1]), chosen.out, op.relations)
+        self._emit(step, op.output, read, tuple(given))
+
+    def _map(self, step: Step, op: Map, operands: tuple[Value, ...]) -> None:
+        """With whole operands in its order: libraries walk arrays askew slower than they copy."""
+        whole = tuple(range(len(step.out.shape)))
+        given, inputs = list(operands), list(op.inputs)
+        for side, wires in enumerate(op.inputs):
+            if len(wires) == len(whole) and self.costs.askew(wires, whole, step.out):
+                given[side], inputs[side] = self._copied(operands[side], wires, whole), whole
+        self.builder.copy(Step(step.out, Map(op.function, tuple(inputs)), ()), given)
+
+    def _emit(self, step: Step, wanted: Labels, op: Networks, operands: tuple[Value, ...]) -> None:
         """The product as it comes out, and if its axes are wanted otherwise a view of it."""
+        numbered = canonical_convolve(op) if isinstance(op, Convolve) else canonical(op)
         if op.output == wanted:
-            self.builder.copy(Step(step.out, canonical(op), ()), operands)
+            self.builder.copy(Step(step.out, numbered, ()), operands)
             return
         place = {label: axis for axis, label in enumerate(wanted)}
         made = permuted(step.out, tuple([place[label] for label in op.output]))
-        product = self.builder.emit(canonical(op), operands, made.shape, made.dtype, made.axes)
+        product = self.builder.emit(numbered, operands, made.shape, made.dtype, made.axes)
         view = canonical(Contract((op.output,), wanted))
         self.builder.copy(Step(step.out, view, ()), (product,))
 
@@ -237,7 +362,8 @@ class _Copying:
         known = self.made.setdefault(value.name, {})
         if axes not in known:
             view = permuted(value, axes)
-            known[axes] = self.builder.emit(
-                Permute(axes), (value,), view.shape, view.dtype, view.axes
-            )
+            moving = [axis for axis in axes if value.shape[axis] != 1]
+            whole = tuple(range(len(axes)))
+            op = Permute(axes) if moving != sorted(moving) else Contract((whole,), axes)
+            known[axes] = self.builder.emit(op, (value,), view.shape, view.dtype, view.axes)
         return known[axes]

@@ -149,9 +149,15 @@ def _scratch_bytes(program: Program, step: Step, binding: Binding) -> int:
     if isinstance(step.op, Attention):
         body = body_of(step, operand_values(program, step))
         return peak_bytes(body, binding) - nbytes(step.out).evaluate(binding)
-    if isinstance(step.op, Scatter) and step.out.dtype in _SUMMED_IN_DOUBLE:
+    if _widens(step):
         return 2 * nbytes(step.out).evaluate(binding)
     return 0
+
+
+def _widens(step: Step) -> bool:
+    """Whether a step holds its value in double precision while it runs."""
+    is_sum = isinstance(step.op, Scatter) and step.op.function == "sum"
+    return is_sum and step.out.dtype in _SUMMED_IN_DOUBLE
 
 
 def repeated_bytes(op: Loop | Scan, binding: Binding) -> int:
@@ -218,7 +224,7 @@ def _scratch_terms(program: Program, step: Step) -> Iterator[Terms]:
         less = Terms.total(Terms.of(-count, factors) for count, factors in made.terms)
         for inner in live_terms(body_of(step, operand_values(program, step))):
             yield inner + less
-    if isinstance(op, Scatter) and step.out.dtype in _SUMMED_IN_DOUBLE:
+    if _widens(step):
         yield nbytes(step.out) + nbytes(step.out)
 
 

@@ -86,6 +86,11 @@ class NumpyEmitter(Emitter):
         inner.special, inner.reuses = self.special, self.reuses
         return inner
 
+    def beside(self, body: Program, entry: str) -> Self:
+        other = super().beside(body, entry)
+        other.special, other.reuses = self.special, self.reuses
+        return other
+
     def prelude(self) -> list[str]:
         lines = ["import numpy as np"]
         if self.special:

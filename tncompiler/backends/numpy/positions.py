@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from tncompiler.backends.positions import Shared, aligned_shape, out_of_range, rows_of
+from tncompiler.backends.positions import Rows, Shared, aligned_shape, out_of_range, rows_of
 
 _CHUNK = 2**16  # values that are widened at once, unless there are more rows to add to
 _WIDE = {np.dtype("float32"): np.dtype("float64"), np.dtype("complex64"): np.dtype("complex128")}
@@ -32,15 +33,36 @@ def add_at(
     In the order of the ids, so that the same call gives the same bits.
     """
     _check(ids, size, index)
-    rows = rows_of(values.shape, ids.shape, axis, shared)
+    return _by_rows(_sum_rows, values, ids, size, rows_of(values.shape, ids.shape, axis, shared))
+
+
+def max_at(
+    values: np.ndarray, ids: np.ndarray, size: int, axis: int, shared: Shared, index: str
+) -> np.ndarray:
+    """The largest of `values` at each position of an index of `size`; 0 where there is none.
+
+    Raises: PositionError.
+    """
+    _check(ids, size, index)
+    return _by_rows(_max_rows, values, ids, size, rows_of(values.shape, ids.shape, axis, shared))
+
+
+def _by_rows(
+    join: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
+    values: np.ndarray,
+    ids: np.ndarray,
+    size: int,
+    rows: Rows,
+) -> np.ndarray:
+    """Values joined by position, as rows of a matrix."""
     at = ids.transpose(rows.ids_order)
     groups = math.prod(rows.counts)
     if rows.counts:
         first = np.arange(groups).reshape(*rows.counts, *[1] * (at.ndim - len(rows.counts)))
         at = at + size * first
     flat = values.transpose(rows.values_order).reshape(at.size, math.prod(rows.rest))
-    total = _sum_rows(flat, at.reshape(-1), groups * size)
-    return total.reshape((*rows.counts, size, *rows.rest)).transpose(rows.back)
+    joined = join(flat, at.reshape(-1), groups * size)
+    return joined.reshape((*rows.counts, size, *rows.rest)).transpose(rows.back)
 
 
 def _sum_rows(rows: np.ndarray, at: np.ndarray, count: int) -> np.ndarray:
@@ -57,6 +79,16 @@ def _sum_rows(rows: np.ndarray, at: np.ndarray, count: int) -> np.ndarray:
         chosen = csc_array((ones, at[part], np.arange(length + 1)), shape=(count, length))
         total += chosen @ rows[part].astype(wide)
     return total.astype(rows.dtype)
+
+
+def _max_rows(rows: np.ndarray, at: np.ndarray, count: int) -> np.ndarray:
+    """Row n of the result has the largest entries of all rows at n, or zeros."""
+    made = np.zeros((count, rows.shape[1]), rows.dtype)
+    if len(at):
+        order = np.argsort(at, kind="stable")
+        used, starts = np.unique(at[order], return_index=True)
+        made[used] = np.maximum.reduceat(rows[order], starts)
+    return made
 
 
 def _check(ids: np.ndarray, size: int, index: str) -> None:

@@ -1,8 +1,9 @@
 """Convolutions that generated NumPy code calls: tap by tap, on strided parts of the data.
 
 Where nothing else is said, data is (m, g, c, positions…), a weight (g, n, c, taps…), a result
-(m, g, n, positions…), and the sum is over c. Beside data and result, memory is taken for one part
-of the data and one of the result at a time.
+(m, g, n, positions…), and the sum is over c. ``last``: data and result (or, of a kernel's gradient,
+both operands) have channels after the positions in memory. Beside data and result, memory is taken
+for one part of the data and one of the result at a time.
 """
 
 from __future__ import annotations
@@ -20,29 +21,44 @@ Move = tuple[int, int, int]  # the step from one position to the next, from tap 
 
 
 def gather_windows(
-    data: np.ndarray, weight: np.ndarray, positions: Sequence[int], moves: Sequence[Move]
+    data: np.ndarray,
+    weight: np.ndarray,
+    positions: Sequence[int],
+    moves: Sequence[Move],
+    *,
+    last: bool = False,
 ) -> np.ndarray:
     """result[o] = sum over taps t of data[o·step + t·reach - before] · weight[t]."""
-    shape = (*data.shape[:2], weight.shape[1], *positions)
-    result = np.zeros(shape, np.result_type(data, weight))
+    result = _zeros(data, weight, positions, last)
+    times = _times_last if last else _times
     for tap, far, near in _parts(weight.shape[3:], positions, data.shape[3:], moves):
-        result[..., *near] += _times(data[..., *far], weight[..., *tap])
+        result[..., *near] += times(data[..., *far], weight[..., *tap])
     return result
 
 
 def scatter_windows(
-    data: np.ndarray, weight: np.ndarray, positions: Sequence[int], moves: Sequence[Move]
+    data: np.ndarray,
+    weight: np.ndarray,
+    positions: Sequence[int],
+    moves: Sequence[Move],
+    *,
+    last: bool = False,
 ) -> np.ndarray:
     """result[d·step + t·reach - before] += data[d] · weight[t], for all d and taps t."""
-    shape = (*data.shape[:2], weight.shape[1], *positions)
-    result = np.zeros(shape, np.result_type(data, weight))
+    result = _zeros(data, weight, positions, last)
+    times = _times_last if last else _times
     for tap, far, near in _parts(weight.shape[3:], data.shape[3:], positions, moves):
-        result[..., *far] += _times(data[..., *near], weight[..., *tap])
+        result[..., *far] += times(data[..., *near], weight[..., *tap])
     return result
 
 
 def kernel_windows(
-    data: np.ndarray, weight: np.ndarray, positions: Sequence[int], moves: Sequence[Move]
+    data: np.ndarray,
+    weight: np.ndarray,
+    positions: Sequence[int],
+    moves: Sequence[Move],
+    *,
+    last: bool = False,
 ) -> np.ndarray:
     """What `gather_windows` gives, where taps are many and positions few: a kernel's gradient.
 
@@ -51,10 +67,9 @@ def kernel_windows(
     _, groups, columns = weight.shape[:3]
     result = np.zeros((groups, columns, data.shape[2], *positions), np.result_type(data, weight))
     swapped = [(reach, step, before) for step, reach, before in moves]
+    rows = _rows_last if last else _rows
     for position, far, near in _parts(positions, weight.shape[3:], data.shape[3:], swapped):
-        part, taken = (
-            _flattened(np.moveaxis(x, 0, 2), 2) for x in (data[..., *far], weight[..., *near])
-        )
+        part, taken = rows(data[..., *far]), rows(weight[..., *near])
         result[..., *position] = long_matmul(taken, part.transpose(0, 2, 1))
     return result
 
@@ -118,14 +133,55 @@ def _parts(
             yield tap, tuple(fars), tuple(nears)
 
 
+def _zeros(
+    data: np.ndarray, weight: np.ndarray, positions: Sequence[int], last: bool
+) -> np.ndarray:
+    """The result before anything is added, (m, g, n, positions…)."""
+    dtype, channels = np.result_type(data, weight), (data.shape[1], weight.shape[1])
+    if last:
+        return _channels_first(np.zeros((data.shape[0], *positions, *channels), dtype))
+    return np.zeros((data.shape[0], *channels, *positions), dtype)
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    """(m, …, g, n) as (m, g, n, …)."""
+    return np.moveaxis(x, (-2, -1), (1, 2))
+
+
 def _times(part: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """(m, g, c, …) times (g, n, c), summed over c."""
     if weight.shape[2] == 1:
-        scaled: np.ndarray = part * weight.reshape(*weight.shape[:2], *(1,) * (part.ndim - 3))
-        return scaled
+        return _scaled(part, weight)
     return long_matmul(weight, _flattened(part, 3)).reshape(
         part.shape[0], *weight.shape[:2], *part.shape[3:]
     )
+
+
+def _times_last(part: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`_times`, with channels innermost in memory."""
+    if weight.shape[2] == 1:
+        return _scaled(part, weight)
+    rows = np.moveaxis(part, (1, 2), (-2, -1))
+    flat = rows.reshape(math.prod(rows.shape[:-2]), *rows.shape[-2:])
+    made = long_matmul(flat.transpose(1, 0, 2), weight.transpose(0, 2, 1)).transpose(1, 0, 2)
+    return _channels_first(made.reshape(*rows.shape[:-2], *weight.shape[:2]))
+
+
+def _scaled(part: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """(m, g, 1, …) times (g, n, 1)."""
+    scaled: np.ndarray = part * weight.reshape(*weight.shape[:2], *(1,) * (part.ndim - 3))
+    return scaled
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    """(c, g, m, …) as a matrix of rows m and all the rest for each g."""
+    return _flattened(np.moveaxis(x, 0, 2), 2)
+
+
+def _rows_last(x: np.ndarray) -> np.ndarray:
+    """`_rows`, with g and m innermost in memory."""
+    rows = np.moveaxis(x, (1, 2), (-2, -1))
+    return rows.reshape(math.prod(rows.shape[:-2]), *rows.shape[-2:]).transpose(1, 2, 0)
 
 
 def _flattened(x: np.ndarray, axis: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tncompiler.backends.attending import HELPERS as ATTENTION
+from tncompiler.backends.blocks import GIVEN
 from tncompiler.backends.emitter import Emitter
 from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.pairing import HELPERS as PAIRS
@@ -55,8 +56,8 @@ class TorchEmitter(Emitter):
 
     @property
     def device(self) -> str:
-        """Where new tensors go: to the first argument's device."""
-        arguments = list(self.names_of_arguments().values())
+        """Where new tensors go: to the first argument's device, of those that stay."""
+        arguments = [self.name(a.value) for a in self.program.arguments if a.kind != GIVEN]
         return f", device={arguments[0]}.device" if arguments else ""
 
     def scalar(self, number: str, dtype: str) -> str:

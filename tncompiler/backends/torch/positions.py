@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from tncompiler.backends.positions import Shared, aligned_shape, out_of_range, rows_of
+from tncompiler.backends.positions import Rows, Shared, aligned_shape, out_of_range, rows_of
 
 _CHUNK = 2**16  # values that are widened at once, unless there are more rows to add to
 _WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
@@ -30,15 +31,34 @@ def add_at(values: Tensor, ids: Tensor, size: int, axis: int, shared: Shared, in
     In the order of the ids, also on a GPU, so that the same call gives the same bits.
     """
     _check(ids, size, index)
-    rows = rows_of(values.shape, ids.shape, axis, shared)
+    return _by_rows(_sum_rows, values, ids, size, rows_of(values.shape, ids.shape, axis, shared))
+
+
+def max_at(values: Tensor, ids: Tensor, size: int, axis: int, shared: Shared, index: str) -> Tensor:
+    """The largest of `values` at each position of an index of `size`; 0 where there is none.
+
+    Raises: PositionError.
+    """
+    _check(ids, size, index)
+    return _by_rows(_max_rows, values, ids, size, rows_of(values.shape, ids.shape, axis, shared))
+
+
+def _by_rows(
+    join: Callable[[Tensor, Tensor, int], Tensor],
+    values: Tensor,
+    ids: Tensor,
+    size: int,
+    rows: Rows,
+) -> Tensor:
+    """Values joined by position, as rows of a matrix."""
     at = ids.permute(rows.ids_order)
     groups = math.prod(rows.counts)
     if rows.counts:
         first = torch.arange(groups, device=ids.device)
         at = at + size * first.reshape(*rows.counts, *[1] * (at.ndim - len(rows.counts)))
     flat = values.permute(rows.values_order).reshape(at.numel(), math.prod(rows.rest))
-    total = _sum_rows(flat, at.reshape(-1), groups * size)
-    return total.reshape((*rows.counts, size, *rows.rest)).permute(rows.back)
+    joined = join(flat, at.reshape(-1), groups * size)
+    return joined.reshape((*rows.counts, size, *rows.rest)).permute(rows.back)
 
 
 def _sum_rows(rows: Tensor, at: Tensor, count: int) -> Tensor:
@@ -54,6 +74,13 @@ def _sum_rows(rows: Tensor, at: Tensor, count: int) -> Tensor:
         part = slice(start, start + step)
         total = total.index_add(0, at[part], rows[part].to(wide))
     return total.to(rows.dtype)
+
+
+def _max_rows(rows: Tensor, at: Tensor, count: int) -> Tensor:
+    """Row n of the result has the largest entries of all rows at n, or zeros."""
+    where = at[:, None].expand_as(rows)
+    empty = rows.new_zeros((count, rows.shape[1]))
+    return empty.scatter_reduce(0, where, rows, "amax", include_self=False)
 
 
 def _check(ids: Tensor, size: int, index: str) -> None:

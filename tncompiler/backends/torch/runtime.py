@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -69,12 +70,32 @@ def long_bmm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def long_sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """`x.sum(axes)`; one axis at a time, which torch cuts into blocks itself, if it is long."""
-    if not torch.compiler.is_exporting() and math.prod(x.shape[k] for k in axes) <= LONG_SUM:
+    """`x.sum(axes)`; one axis at a time, which torch cuts into blocks itself, if it is long.
+
+    Axes that lie together are one: an inner one of few elements would be summed slowly.
+    """
+    if torch.compiler.is_exporting():
+        return _sum_one_by_one(x, axes)
+    if math.prod(x.shape[k] for k in axes) <= LONG_SUM:
         return x.sum(axes)
+    merged: list[int] = []
+    for axis in sorted(axes, reverse=True):
+        if merged and merged[-1] == axis + 1 and _lie_together(x, axis):
+            x = x.flatten(axis, axis + 1)
+            merged.pop()
+        merged.append(axis)
+    return _sum_one_by_one(x, merged)
+
+
+def _sum_one_by_one(x: Tensor, axes: Sequence[int]) -> Tensor:
     for axis in sorted(axes, reverse=True):
         x = x.sum(axis)
     return x
+
+
+def _lie_together(x: Tensor, axis: int) -> bool:
+    """Whether an axis and the next are one in memory."""
+    return x.stride(axis) == x.shape[axis + 1] * x.stride(axis + 1)
 
 
 def _loses_digits(a: Tensor, b: Tensor) -> bool:

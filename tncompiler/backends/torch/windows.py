@@ -1,14 +1,15 @@
 """Convolutions that generated torch code calls: the library's where it is plain, else tap by tap.
 
 Where nothing else is said, data is (m, g, c, positions…), a weight (g, n, c, taps…), a result
-(m, g, n, positions…), and the sum is over c. Torch can differentiate, transform and export all of
-it: nothing is written in place. For double precision, complex numbers and integers the library
-would copy the data once for every tap; here it does not.
+(m, g, n, positions…), and the sum is over c. ``last``: data and result (or, of a kernel's gradient,
+both operands) have channels after the positions in memory. Torch can differentiate, transform and
+export all of it: nothing is written in place. For double precision, complex numbers and integers
+the library would copy the data once for every tap; here it does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 Move = tuple[int, int, int]  # the step from one position to the next, from tap to tap, the padding
+_Image = Callable[[Tensor], Tensor]
+_Function = Callable[[Tensor, Tensor, Sequence[int], Sequence[Move], _Image], Tensor]
 
 _CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
 _TRANSPOSED = (
@@ -28,11 +31,16 @@ _VENDORS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def gather_windows(
-    data: Tensor, weight: Tensor, positions: Sequence[int], moves: Sequence[Move]
+    data: Tensor,
+    weight: Tensor,
+    positions: Sequence[int],
+    moves: Sequence[Move],
+    *,
+    last: bool = False,
 ) -> Tensor:
     """result[o] = sum over taps t of data[o·step + t·reach - before] · weight[t]."""
     if _is_plain(data, weight, positions):
-        return _convolution(data, weight, positions, moves)
+        return _by_library(_convolution, data, weight, positions, moves, last)
     padded = _with_zeros(data, weight.shape[3:], positions, moves)
     total = None
     for tap in product(*map(range, weight.shape[3:])):
@@ -44,11 +52,16 @@ def gather_windows(
 
 
 def scatter_windows(
-    data: Tensor, weight: Tensor, positions: Sequence[int], moves: Sequence[Move]
+    data: Tensor,
+    weight: Tensor,
+    positions: Sequence[int],
+    moves: Sequence[Move],
+    *,
+    last: bool = False,
 ) -> Tensor:
     """result[d·step + t·reach - before] += data[d] · weight[t], for all d and taps t."""
     if _is_plain(data, weight, positions):
-        return _transposed(data, weight, positions, moves)
+        return _by_library(_transposed, data, weight, positions, moves, last)
     total = None
     for tap in product(*map(range, weight.shape[3:])):
         term = _times(data, weight[_inner(tap)])
@@ -60,14 +73,19 @@ def scatter_windows(
 
 
 def kernel_windows(
-    data: Tensor, weight: Tensor, positions: Sequence[int], moves: Sequence[Move]
+    data: Tensor,
+    weight: Tensor,
+    positions: Sequence[int],
+    moves: Sequence[Move],
+    *,
+    last: bool = False,
 ) -> Tensor:
     """What `gather_windows` gives, where taps are many and positions few: a kernel's gradient.
 
     Data is (c, g, m, …), the weight (c, g, n, taps…), the result (g, n, m, positions…).
     """
     if _is_plain(data, weight, positions):
-        return _weight_gradient(data, weight, positions, moves)
+        return _by_library(_weight_gradient, data, weight, positions, moves, last)
     padded = _with_zeros(data, weight.shape[3:], positions, moves)
     swapped = [(reach, step, before) for step, reach, before in moves]
     kernels = weight.movedim(0, 2).flatten(2)
@@ -121,8 +139,51 @@ def _is_plain(data: Tensor, weight: Tensor, positions: Sequence[int]) -> bool:
     return known and 0 not in (*data.shape, *weight.shape, *positions)
 
 
+def _by_library(
+    function: _Function,
+    data: Tensor,
+    weight: Tensor,
+    positions: Sequence[int],
+    moves: Sequence[Move],
+    last: bool,
+) -> Tensor:
+    """The library's function, in the order of axes in which it is fast.
+
+    In one dimension it is called for two, which it knows better. In groups it is some ten times as
+    fast with channels last, so that images are turned round for it.
+    """
+    if len(moves) == 1:
+        wide = (data.unsqueeze(3), weight.unsqueeze(3), (1, *positions), ((1, 1, 0), *moves))
+        return _by_library(function, *wide, last).squeeze(3)
+    grouped = weight.shape[1 if function is _weight_gradient else 0] > 1
+    image = _channels_last if last or grouped else _merged
+    made = function(data, weight, positions, moves, image)
+    if function is _weight_gradient:
+        return made
+    if last:  # which the library does not always keep, where there is one channel
+        return made.movedim((1, 2), (-2, -1)).contiguous().movedim((-2, -1), (1, 2))
+    return made.contiguous() if grouped else made
+
+
+def _merged(data: Tensor) -> Tensor:
+    """The data with groups and channels as one axis."""
+    return data.flatten(1, 2)
+
+
+def _channels_last(data: Tensor) -> Tensor:
+    """The data with groups and channels as one axis, which is innermost in memory."""
+    merged = data.flatten(1, 2)
+    if merged.shape[1] == 1:  # of one channel, only its stride says where it is
+        return merged.squeeze(1).contiguous().unsqueeze(-1).movedim(-1, 1)
+    return merged.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
 def _convolution(
-    data: Tensor, weight: Tensor, positions: Sequence[int], moves: Sequence[Move]
+    data: Tensor,
+    weight: Tensor,
+    positions: Sequence[int],
+    moves: Sequence[Move],
+    image: _Image,
 ) -> Tensor:
     steps, reaches, padding = zip(*moves, strict=True)
     missing = _missing(data, weight.shape[3:], positions, moves)
@@ -130,8 +191,8 @@ def _convolution(
         after = [max(m, 0) for m in missing]
         data, padding = _padded(data, padding, after), (0,) * len(moves)
     made = _CONV[len(moves) - 1](
-        data.flatten(1, 2),
-        weight.flatten(0, 1),
+        image(data),
+        weight.flatten(0, 1).contiguous(),  # one with channels last gives wrong sums in groups
         stride=steps,
         padding=padding,
         dilation=reaches,
@@ -142,7 +203,11 @@ def _convolution(
 
 
 def _transposed(
-    data: Tensor, weight: Tensor, positions: Sequence[int], moves: Sequence[Move]
+    data: Tensor,
+    weight: Tensor,
+    positions: Sequence[int],
+    moves: Sequence[Move],
+    image: _Image,
 ) -> Tensor:
     steps, reaches, padding = zip(*moves, strict=True)
     full = [
@@ -152,8 +217,8 @@ def _transposed(
     more = [p + 2 * before - f for p, f, before in zip(positions, full, padding, strict=True)]
     fits = all(0 <= m < max(step, reach) for m, (step, reach, _) in zip(more, moves, strict=True))
     made = _TRANSPOSED[len(moves) - 1](
-        data.flatten(1, 2),
-        weight.transpose(1, 2).flatten(0, 1),
+        image(data),
+        weight.transpose(1, 2).flatten(0, 1).contiguous(),
         stride=steps,
         padding=padding if fits else 0,
         output_padding=more if fits else 0,
@@ -166,7 +231,11 @@ def _transposed(
 
 
 def _weight_gradient(
-    data: Tensor, weight: Tensor, positions: Sequence[int], moves: Sequence[Move]
+    data: Tensor,
+    weight: Tensor,
+    positions: Sequence[int],
+    moves: Sequence[Move],
+    image: _Image,
 ) -> Tensor:
     """`kernel_windows` by the library, which has a function of its own for it."""
     dilation, stride, padding = zip(*moves, strict=True)  # positions are taps of the kernel
@@ -177,8 +246,8 @@ def _weight_gradient(
     groups, columns, channels = weight.shape[1], weight.shape[2], data.shape[2]
     kernel = data.new_empty(()).expand(groups * columns, channels, *positions)
     made: Tensor = torch.ops.aten.convolution_backward(
-        weight.flatten(1, 2),
-        data.flatten(1, 2),
+        image(weight),
+        image(data),
         kernel,
         None,
         stride,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from tncompiler.ir.convolution import natural_axes, read_orders
+from tncompiler.ir.convolution import form_of, natural_axes
 from tncompiler.ir.matmul import copied_elements, is_matmul, matmul_form
 from tncompiler.ir.program import (
     Contract,
@@ -80,7 +80,7 @@ def _candidates(step: Step, values: Mapping[str, Value]) -> list[Labels]:
         full = [wires for wires in op.inputs if len(wires) == len(identity)]
         return [*dict.fromkeys([*full[:1], identity])]
     if isinstance(op, Convolve):
-        return [*dict.fromkeys([natural_axes(op), identity])]
+        return [*dict.fromkeys([*natural_axes(op)[:1], identity])]
     if not isinstance(op, Contract) or not is_matmul(op):
         return [identity]
     form = matmul_form(op, _numbers(op, step, values))
@@ -137,14 +137,19 @@ class _Reading:
             inputs[k] = tuple([labels[axis] for axis in order])
         if isinstance(op, Convolve):
             read = replace(op, inputs=tuple(inputs))
-            pairs = zip(read.inputs, read_orders(read), strict=True)
-            return sum(_count(own, self.sizes) for own, wanted in pairs if own != wanted)
+            return min(_askew(read, self.sizes, last) for last in (False, True))
         read_op = Contract(tuple(inputs), op.output)
         return copied_elements(matmul_form(read_op, self.sizes), read_op, self.sizes)
 
 
 def _count(labels: Labels, sizes: Mapping[int, int]) -> int:
     return math.prod([sizes[label] for label in labels])
+
+
+def _askew(op: Convolve, sizes: Mapping[int, int], last: bool) -> int:
+    """How many elements a convolution copies to read its operands in one of its two orders."""
+    pairs = zip(op.inputs, form_of(op).read_orders(last=last), strict=True)
+    return sum(_count(own, sizes) for own, wanted in pairs if own != wanted)
 
 
 def permuted(value: Value, order: Labels) -> Value:
