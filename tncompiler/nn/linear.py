@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tncompiler.api import compile as compile_network
+from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.format import Format
 from tncompiler.formats.modes import Modes
 from tncompiler.ir import algebra
 from tncompiler.ir.dtypes import dtype_name
-from tncompiler.ir.errors import ArgumentError, ShapeError
+from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
 from tncompiler.nn.initialize import PROBES, typical_scale
@@ -23,6 +25,7 @@ from tncompiler.nn.tensorized import (
     Tensorized,
     check_kind,
     check_size,
+    common_dtype,
     decompose_weight,
     input_leaf,
     on_device,
@@ -216,6 +219,47 @@ class Linear(Tensorized):
             with torch.no_grad():
                 layer.cores.bias.copy_(module.bias)
         return layer.train(module.training)
+
+    @classmethod
+    @torch.no_grad()
+    def from_cores(
+        cls,
+        found: Decomposition,
+        bias: Tensor | None = None,
+        *,
+        in_features: int | None = None,
+        out_features: int | None = None,
+        implementation: str = "auto",
+        backend: str = "auto",
+    ) -> Linear:
+        """The layer that holds given cores, such as `tnc.formats.from_tensorly_torch` reads them.
+
+        ``in_features``, ``out_features``: what its modes multiply to, if not given.
+        Raises: FormatError unless the decomposition says which modes are inputs.
+        """
+        shapes = [found.details.get(key) for key in ("in_shape", "out_shape")]
+        if None in shapes:
+            raise FormatError(
+                "the decomposition does not say which modes are inputs",
+                fix="give one that was read from another library, or use from_dense",
+            )
+        ins, outs = (tuple(shape or ()) for shape in shapes)
+        cores = {name: torch.from_numpy(np.array(core)) for name, core in found.cores.items()}
+        layer = cls(
+            prod(ins) if in_features is None else in_features,
+            prod(outs) if out_features is None else out_features,
+            bias is not None,
+            dtype=common_dtype([*cores.values()]),
+            format=found.format,
+            in_shape=ins,
+            out_shape=outs,
+            implementation=implementation,
+            backend=backend,
+        )
+        layer._take(found)
+        if bias is not None:
+            layer.cores.bias.copy_(bias)
+        return layer
 
     def extra_repr(self) -> str:
         return (
