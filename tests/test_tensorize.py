@@ -371,6 +371,20 @@ def test_parameters_of_other_modules_need_to_be_named() -> None:
     assert sum("cannot share" in skipped.reason for skipped in report.skipped) == 2
 
 
+def test_copies_of_models_with_networks_for_parameters_are_apart() -> None:
+    """torch's copies share a class, on which parametrizations are properties."""
+    model = FusedParameter()
+    model.extra = nn.Parameter(torch.randn(6, 6))
+    tnc.tensorize_(model, {"qkv_weight": LowRank(3)})
+    copied, _ = tnc.tensorize(model, {"extra": LowRank(3)})
+    assert torch.equal(copied.qkv_weight, model.qkv_weight)
+    assert "extra" in model._parameters and "extra" in copied.parametrizations
+    dense = tnc.to_dense(copied)
+    x = torch.randn(2, 7, 24)
+    torch.testing.assert_close(dense(x), model(x))
+    assert torch.linalg.matrix_rank(copied.extra) == 3
+
+
 def test_budgets_that_no_rank_meets() -> None:
     model = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 2))
     report = tnc.tensorize_(model, LowRank(), budget=0.2)

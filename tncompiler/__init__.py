@@ -40,6 +40,7 @@ _PUBLIC: dict[str, str] = {
     "calibrate": "tncompiler.planning.calibrate",
     "tensorize": "tncompiler.models.tensorize",
     "tensorize_": "tncompiler.models.tensorize",
+    "to_dense": "tncompiler.models.dense",
     "Rule": "tncompiler.models.config",
     "save": "tncompiler.models.files.save",
     "load": "tncompiler.models.files.load",

@@ -29,6 +29,9 @@ _OTHERS: dict[str, str] = {
     "Format": "tncompiler.formats.format",
     "Decomposition": "tncompiler.formats.decomposition",
     "factorize": "tncompiler.formats.factors",
+    "from_tensorly_torch": "tncompiler.formats.foreign",
+    "from_tensorkrowch": "tncompiler.formats.foreign",
+    "from_quimb": "tncompiler.formats.foreign",
 }
 
 __all__ = sorted({*FORMATS, *ALIASES, *_OTHERS})

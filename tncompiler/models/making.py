@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 import tncompiler.nn
@@ -15,7 +14,7 @@ from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.low_rank import LowRank
 from tncompiler.formats.modes import Modes
 from tncompiler.ir.errors import BudgetError, TncError
-from tncompiler.models.parameters import NetworkWeight, as_table
+from tncompiler.models.parameters import NetworkWeight, as_table, register_network
 from tncompiler.models.report import LayerReport
 from tncompiler.models.sites import Site
 from tncompiler.models.swapping import inherit, put
@@ -64,7 +63,7 @@ class Made:
         """Put it into the model."""
         site = self.task.site
         if site.parameter is not None:
-            parametrize.register_parametrization(site.module, site.parameter, self.layer)
+            register_network(site.module, site.parameter, self.layer)
             return
         for layer, place in zip((self.layer, *self.tied), (site, *self.task.tied), strict=True):
             put(layer, place.module, place.slots)

@@ -54,7 +54,8 @@ class NetworkWeight(nn.Module):
             held[name] if name in held else self.get_buffer(_flat(name)).to(cores[0])
             for name in self.reading.leaves
         ]
-        table = self.reading(leaves).reshape(prod(self.in_shape), prod(self.out_shape))
+        read: Tensor = self.reading(leaves)
+        table = read.reshape(prod(self.in_shape), prod(self.out_shape))
         return table[:rows, :columns].t().reshape(self.shape)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
@@ -88,6 +89,29 @@ def table_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 def as_table(weight: Tensor) -> Tensor:
     """A parameter as (inputs, outputs)."""
     return weight.detach().reshape(len(weight), -1).t()
+
+
+def register_network(module: nn.Module, key: str, network: NetworkWeight) -> None:
+    """Make a parameter of a module a network."""
+    _own_class(module)
+    parametrize.register_parametrization(module, key, network)
+
+
+def remove_network(module: nn.Module, key: str) -> None:
+    """Make a parameter that is a network a dense one, of the value that it has."""
+    _own_class(module)
+    parametrize.remove_parametrizations(module, key)
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a module with parametrizations a class of its own.
+
+    torch puts properties on it, and a copied module has the class of the one that it was copied of:
+    what is registered or removed on one would be so on the other.
+    """
+    cls = type(module)
+    if parametrize.is_parametrized(module):
+        module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
 
 
 def network_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, NetworkWeight]]:

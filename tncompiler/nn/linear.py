@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.format import Format
-from tncompiler.ir.errors import ArgumentError, ShapeError
+from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
 from tncompiler.nn.matrix import Matrix
-from tncompiler.nn.tensorized import check_kind, input_leaf
+from tncompiler.nn.tensorized import check_kind, common_dtype, input_leaf
 
 
 class Linear(Matrix):
@@ -109,3 +112,43 @@ class Linear(Matrix):
             implementation=implementation,
             backend=backend,
         )
+
+    @classmethod
+    @torch.no_grad()
+    def from_cores(
+        cls,
+        found: Decomposition,
+        bias: Tensor | None = None,
+        *,
+        in_features: int | None = None,
+        out_features: int | None = None,
+        implementation: str = "auto",
+        backend: str = "auto",
+    ) -> Linear:
+        """The layer that holds given cores, such as `tnc.formats.from_tensorly_torch` reads them.
+
+        ``in_features``, ``out_features``: what its modes multiply to, if not given.
+        Raises: FormatError unless the decomposition says which modes are inputs.
+        """
+        shapes = [found.details.get(key) for key in ("in_shape", "out_shape")]
+        if None in shapes:
+            raise FormatError(
+                "the decomposition does not say which modes are inputs",
+                fix="give one that was read from another library, or use from_dense",
+            )
+        ins, outs = (tuple(shape or ()) for shape in shapes)
+        cores = {name: torch.from_numpy(np.array(core)) for name, core in found.cores.items()}
+        layer = cls(
+            prod(ins) if in_features is None else in_features,
+            prod(outs) if out_features is None else out_features,
+            bias is not None,
+            dtype=common_dtype([*cores.values()]),
+            format=found.format,
+            in_shape=ins,
+            out_shape=outs,
+            implementation=implementation,
+            backend=backend,
+        )
+        layer._take(found)
+        layer._take_bias(bias)
+        return layer

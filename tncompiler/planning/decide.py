@@ -79,10 +79,10 @@ def _key(
 
 @cache
 def _versions() -> tuple[str, ...]:
-    return tuple(map(_version, ("tncompiler", "cotengra", "cotengrust")))
+    return tuple(map(package_version, ("tncompiler", "cotengra", "cotengrust")))
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:  # run from a folder of sources

@@ -18,7 +18,7 @@ from tncompiler.models.arguments import arguments_of
 from tncompiler.models.files.descriptions import read_format, read_layer, read_structure
 from tncompiler.models.files.sealed import read
 from tncompiler.models.kinds import KINDS, Kind
-from tncompiler.models.parameters import NetworkWeight
+from tncompiler.models.parameters import NetworkWeight, register_network, remove_network
 from tncompiler.models.swapping import all_or_nothing, put
 from tncompiler.nn.tensorized import Tensorized
 
@@ -182,7 +182,7 @@ def _register(modules: Mapping[str, nn.Module], data: Mapping[str, Any]) -> None
     above, _, key = data["name"].rpartition(".")
     module = _module(modules, above)
     if parametrize.is_parametrized(module, key):
-        parametrize.remove_parametrizations(module, key)
+        remove_network(module, key)
     parameter = module._parameters.get(key)
     if parameter is None or list(parameter.shape) != data["shape"]:
         raise FileFormatError(
@@ -193,7 +193,7 @@ def _register(modules: Mapping[str, nn.Module], data: Mapping[str, Any]) -> None
     form, shapes = read_format(data["format"]), (data["in_shape"], data["out_shape"])
     network = NetworkWeight(tuple(data["shape"]), form, *map(tuple, shapes))
     zeros = {name: np.zeros(shape) for name, shape in network.core_shapes.items()}
-    parametrize.register_parametrization(module, key, network.start(zeros))
+    register_network(module, key, network.start(zeros))
 
 
 # ---------------------------------------------------------------------------- numbers

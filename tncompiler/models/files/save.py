@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tncompiler import __version__
 from tncompiler.ir.errors import ArgumentError, FileFormatError, TncError
 from tncompiler.models.files.descriptions import format_data, layer_data, structure_data
 from tncompiler.models.files.sealed import write
 from tncompiler.models.parameters import network_weights
 from tncompiler.nn.tensorized import Tensorized
+from tncompiler.planning.decide import package_version
 
 # what a layer is made with that holds another's cores: they are tied to it afterwards
 _STAND_IN = {"format": {"kind": "LowRank", "rank": 1}, "in_shape": None, "out_shape": None}
@@ -39,7 +39,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     structure = structure_data(model, numbers)
     state, tensors, complex_ones = _state(model)
     content = {
-        "version": __version__,
+        "version": package_version("tncompiler"),
         "model": structure if isinstance(structure, dict) else {"needs": structure},
         "layers": [_described(layer, names, layers) for layer, names in layers.items()],
         "parameters": [_parameter_data(*each) for each in network_weights(model)],
