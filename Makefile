@@ -15,7 +15,7 @@ BENCH_STAMP := $(BENCH_VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz check bench bench-plan bench-gpu kernels golden docs clean
+.PHONY: help demo test test-all fuzz check bench bench-plan bench-gpu kernels matrix golden docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench-gpu: $(STAMP) ## check and time the Triton backend on this machine's GPU (
 
 kernels: $(STAMP) ## write docs/kernels.json and .md: what kernels compile to (ARGS="--all")
 	$(PY) -m benchmarks.kernel_table $(ARGS)
+
+matrix: $(STAMP) ## test the Triton backend with triton 3.6, 3.7 and 3.9
+	$(ONE_THREAD) $(PY) -m tests.matrix $(ARGS)
 
 golden: $(STAMP) ## regenerate tests/golden; read the diff before committing it
 	$(PY) -m pytest tests -m "not slow" -q --golden-update -k golden
