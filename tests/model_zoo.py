@@ -116,6 +116,23 @@ class Twice(nn.Module):
         return self.all[1](self.second(F.relu(self.first(x))))
 
 
+class Recurrent(nn.Module):
+    """Two layers of a GRU, and a head on the last position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.GRU(24, 12, 2, batch_first=True)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)[0][:, -1])
+
+
+def encoder() -> nn.TransformerEncoderLayer:
+    """torch's own block of a transformer."""
+    return nn.TransformerEncoderLayer(24, 4, 36, 0.0, batch_first=True)
+
+
 def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(24, 36), nn.ReLU(), nn.Linear(36, 12))
 
@@ -139,6 +156,11 @@ def sequences() -> Tensor:
     return torch.randn(2, 7, 24)
 
 
+_ATTENTION = (
+    *(f"self_attn.{letter}_proj_weight" for letter in "qkv"),
+    "self_attn.out_proj.weight",
+)
+_RECURRENT = tuple(f"body.weight_{end}" for end in ("ih_l0", "hh_l0", "ih_l1", "hh_l1"))
 _PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 _BLOCKS = tuple(f"blocks.{k}.{part}" for k in range(2) for part in _PARTS)
 MODELS: dict[str, Case] = {
@@ -148,7 +170,9 @@ MODELS: dict[str, Case] = {
     ),
     "fused projection": Case(FusedLinear, sequences, ("qkv", "proj")),
     "fused parameter": Case(FusedParameter, sequences, ("qkv_weight", "proj"), ("qkv_weight",)),
-    "vision": Case(Vision, lambda: torch.randn(2, 3, 8, 8), (*_BLOCKS, "head")),
+    "vision": Case(Vision, lambda: torch.randn(2, 3, 8, 8), ("patches", *_BLOCKS, "head")),
+    "encoder": Case(encoder, sequences, (*_ATTENTION, "linear1", "linear2")),
+    "recurrent": Case(Recurrent, sequences, (*_RECURRENT, "head")),
     "language": Case(Language, lambda: torch.randint(60, (2, 7)), ("wte", "c_fc", "c_proj")),
     "used twice": Case(Twice, rows, ("first", "all.1")),
 }

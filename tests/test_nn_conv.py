@@ -156,6 +156,17 @@ def test_the_modes_of_each_format() -> None:
     assert (kernel.ins, kernel.outs) == ((2, 30), (3, 4))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("taps", [(1, 1), (3, 3), (2, 3)])
+def test_all_modes_of_a_layer_make_another_one_like_it(groups: int, taps: tuple[int, int]) -> None:
+    for name in ("TT", "TTMatrix", "Monarch", "CP"):
+        for channels in (2, 3, 9, 18, 27):
+            shape = (8, channels, *taps)
+            kernel = Kernel.of(make(name, 1), shape, groups)
+            assert Kernel.of(make(name, 1), shape, groups, kernel.ins, kernel.outs) == kernel
+    assert Kernel.of(formats.TT(1), (8, 9, 3, 3), 1, (3, 3)).ins == (3, 3, 3, 3)
+
+
 def test_depthwise() -> None:
     torch.manual_seed(0)
     dense = nn.Conv2d(6, 12, 3, groups=6, padding=1, dtype=torch.float64)

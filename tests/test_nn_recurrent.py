@@ -223,6 +223,31 @@ def test_parts_by_torchs_names() -> None:
     assert mine.decomposition.parameters == sum(p.core_count() for p in mine.parts().values())
 
 
+def test_a_format_for_each_weight() -> None:
+    dense = dense_of("GRU")
+    format = {"weight_ih_l0": FORMAT, "weight_hh_l0": formats.Dense()}
+    mine = whole(dense, format)
+    assert [type(part.format).__name__ for part in mine.parts().values()] == ["TTMatrix", "Dense"]
+    agree(mine, dense, data(dense, states=False))
+    again = layer("GRU", format=mine.format)
+    assert [part.core_count() for part in again.parts().values()] == [
+        part.core_count() for part in mine.parts().values()
+    ]
+    with pytest.raises(TncError, match=r"(?s)weight_hh_l0.+fix: "):
+        layer("GRU", format={"weight_ih_l0": FORMAT})
+
+
+def test_moments_of_the_inputs() -> None:
+    torch.manual_seed(0)
+    dense, x = nn.LSTM(16, 16), torch.randn(200, 16) * torch.logspace(0, -3, 16)
+    moments = x.T @ x / 200
+    mine = whole(dense, formats.LowRank(), rank=4, moments=moments)
+    found = mine.decomposition.parts["weight_ih_l0"]
+    assert found.error < found.plain_error
+    plain = mine.decomposition.parts["weight_hh_l0"]
+    assert plain.error == plain.plain_error
+
+
 def test_a_budget_in_numbers_is_shared_out() -> None:
     dense = nn.LSTM(32, 32)
     mine = whole(dense, formats.LowRank(), budget=2000)

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from tncompiler.module import CompiledModule
 from tncompiler.nn import LAYERS
+from tncompiler.nn.parts import Composite
 from tncompiler.nn.tensorized import Tensorized
 
 _FLOATS = (
@@ -80,7 +81,7 @@ def kind_of(module: nn.Module) -> tuple[Kind | None, str | None]:
 
 def closed_reason(module: nn.Module) -> str | None:
     """Why nothing inside a module is looked at either; None for all others."""
-    if isinstance(module, Tensorized | CompiledModule):
+    if isinstance(module, Tensorized | Composite | CompiledModule):
         return "tensorized already"
     if isinstance(module, torch.jit.ScriptModule):
         return "compiled by torch.jit"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,7 @@ from tncompiler.models.sites import Site
 from tncompiler.models.swapping import inherit, put
 from tncompiler.models.tasks import Task, Work
 from tncompiler.models.timing import predicted_us
+from tncompiler.nn.parts import Composite, Decompositions
 from tncompiler.nn.tensorized import Tensorized, decompose_weight
 
 _PATIENCE_S = 2.0  # before a progress bar shows
@@ -42,7 +44,7 @@ class Made:
     task: Task
     layer: Any
     tied: tuple[nn.Module, ...]
-    found: Decomposition
+    found: Decomposition | Decompositions
 
     @property
     def module(self) -> nn.Module:
@@ -68,21 +70,38 @@ class Made:
         for layer, place in zip((self.layer, *self.tied), (site, *self.task.tied), strict=True):
             put(layer, place.module, place.slots)
 
-    def report(self, output_error: float | None) -> LayerReport:
-        """What the report says of it."""
-        found, site, layer = self.found, self.task.site, self.layer
-        modes = Modes.of(layer.in_shape, layer.out_shape)
-        times = predicted_us(layer) if isinstance(layer, Tensorized) else None
+    def reports(self, output_error: float | None) -> list[LayerReport]:
+        """What the report says of it: of a layer with several weights, one row for each."""
+        site, layer = self.task.site, self.layer
         others = (*site.names[1:], *(name for other in self.task.tied for name in other.names))
+        if not isinstance(layer, Composite):
+            return [self._row(site.name, layer, self.found, output_error, others)]
+        above = f"{site.name}." if site.name else ""
+        return [
+            self._row(f"{above}{name}", part, part.decomposition, output_error)
+            for name, part in layer.parts().items()
+        ]
+
+    def _row(
+        self,
+        name: str,
+        weight: Any,
+        found: Any,
+        output_error: float | None,
+        others: tuple[str, ...] = (),
+    ) -> LayerReport:
+        modes = Modes.of(weight.in_shape, weight.out_shape)
+        alone = isinstance(weight, Tensorized) and weight is self.layer
+        times = predicted_us(weight) if alone else None
         return LayerReport(
-            name=site.name,
-            layer=type(layer).__name__,
-            shape=layer.table_shape,
+            name=name,
+            layer=type(self.layer).__name__,
+            shape=weight.table_shape,
             format=str(found.format),
             ranks={bond: int(size) for bond, size in found.format.sizes(modes).items()},
-            in_shape=layer.in_shape,
-            out_shape=layer.out_shape,
-            parameters_before=sum(weight.numel() for weight in site.weights),
+            in_shape=weight.in_shape,
+            out_shape=weight.out_shape,
+            parameters_before=prod(weight.table_shape),
             parameters_after=found.parameters,
             error=found.error,
             lower_bound=found.lower_bound,

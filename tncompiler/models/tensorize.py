@@ -79,7 +79,7 @@ def tensorize_(
     making = Making(implementation, backend, seed, moments)
     made = make_all(work, making, progress)
     errors = _output_errors(model, made, batches)
-    layers = tuple(each.report(errors.get(each.module)) for each in made)
+    layers = tuple(row for each in made for row in each.reports(errors.get(each.module)))
     with all_or_nothing(module for each in made for module in each.changed):
         for each in made:
             each.commit()

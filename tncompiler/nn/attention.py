@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ class MultiheadAttention(Composite):
     chooses its own way to run; torch's fused ``in_proj_weight`` is the first three of them.
     ``in_shape``: modes of the features that the projections read (for `kdim` and `vdim` always
     balanced factors), ``out_shape`` of the embed_dim features that they make; balanced factors
-    where not given. The attention itself is torch's kernel, or written out where the weights are
-    asked for.
+    where not given. ``format`` may be a mapping with one for each of ``q_proj_weight``,
+    ``k_proj_weight``, ``v_proj_weight`` and ``out_proj.weight``. The attention itself is torch's
+    kernel, or written out where the weights are asked for.
     Raises: FormatError for sizes, shapes or ranks that do not fit; ShapeError or DTypeError for
     inputs and masks.
     """
@@ -55,7 +56,7 @@ class MultiheadAttention(Composite):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        format: Format,
+        format: Format | Mapping[str, Format],
         in_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
         implementation: str = "auto",
@@ -100,13 +101,18 @@ class MultiheadAttention(Composite):
             made = nn.Parameter(torch.empty(1, 1, self.embed_dim).to(like)) if wanted else None
             self.register_parameter(name, made)
 
+    @property
+    def add_bias_kv(self) -> bool:
+        return self.bias_k is not None
+
     # ---------------------------------------------------------------- parts
 
     def _plan_parts(self) -> Iterator[Part]:
         for letter, size in zip(_LETTERS, (self.embed_dim, self.kdim, self.vdim), strict=True):
             ins = self.in_shape if size == self.embed_dim else None
             name = f"{letter}_proj"
-            yield Part(f"{name}_weight", name, size, self.embed_dim, self.bias, ins, self.out_shape)
+            shapes, own = (ins, self.out_shape), size == self.embed_dim
+            yield Part(f"{name}_weight", name, size, self.embed_dim, self.bias, *shapes, own)
         shapes = (self.in_shape, self.out_shape)
         yield Part("out_proj.weight", "out_proj", *(self.embed_dim,) * 2, self.bias, *shapes)
 
@@ -154,13 +160,14 @@ class MultiheadAttention(Composite):
     def from_dense(
         cls,
         module: nn.MultiheadAttention,
-        format: Format,
+        format: Format | Mapping[str, Format],
         *,
         in_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
         rank: Any = None,
         tolerance: float | None = None,
         budget: float | None = None,
+        moments: Any = None,
         seed: int = 0,
         implementation: str = "auto",
         backend: str = "auto",
@@ -168,7 +175,8 @@ class MultiheadAttention(Composite):
         """The layer nearest to a dense one; `layer.decomposition` tells how near.
 
         ``rank``, ``tolerance``, ``budget``: as `Format.decompose`, for each projection; a budget in
-        numbers is shared out among them.
+        numbers is shared out among them. ``moments``: those of what self-attention reads, for the
+        projections of queries, and of keys and values of that size.
         """
         check_kind(module, nn.MultiheadAttention)
         layer = cls.__new__(cls)
@@ -185,7 +193,8 @@ class MultiheadAttention(Composite):
         )
         layer.in_shape, layer.out_shape = in_shape, out_shape
         layer._use(format, implementation, backend)
-        layer._build_near(module, dict(rank=rank, tolerance=tolerance, budget=budget, seed=seed))
+        goal = dict(rank=rank, tolerance=tolerance, budget=budget, moments=moments, seed=seed)
+        layer._build_near(module, goal)
         layer._add_biases(module.bias_k is not None)
         with torch.no_grad():
             layer._copy_biases(module, layer)

@@ -45,7 +45,8 @@ class Conv(Tensorized):
     Shapes: input (batch, in_channels, *image) or without the batch, output
     (batch, out_channels, *image). ``in_shape``: modes of the channels of a group, ``out_shape``: of
     the outputs of a group (one each if not given, two for TTMatrix, Kronecker and Monarch). The
-    taps of each dimension are further input modes; for Monarch they belong to the second one.
+    taps of each dimension are further input modes; for Monarch they belong to the second one. The
+    layer's own `in_shape` and `out_shape` are all modes of the network, and may be given as well.
     Groups are a further output mode, the first one; Monarch, which has room for two, then takes one
     of the outputs.
     ``implementation``: "auto" (whichever the planner predicts to be faster), "factorized" (the

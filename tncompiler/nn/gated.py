@@ -78,7 +78,10 @@ class Gated(Composite):
             inputs = state * len(names) if layer else self.input_size
             below = self.in_shape if layer == 0 else near if len(names) == 1 else None
             for end in names:
-                yield Part(f"weight_ih_{end}", f"ih_{end}", inputs, gates, self.bias, below, far)
+                shapes, first = (below, far), layer == 0
+                yield Part(
+                    f"weight_ih_{end}", f"ih_{end}", inputs, gates, self.bias, *shapes, first
+                )
                 yield Part(f"weight_hh_{end}", f"hh_{end}", state, gates, self.bias, near, far)
                 if self.proj_size:
                     name, inner = f"weight_hr_{end}", self.hidden_size

@@ -49,17 +49,22 @@ class Kernel:
         in_shape: Any = None,
         out_shape: Any = None,
     ) -> Kernel:
-        """The modes for a kernel as torch holds it; FormatError where they do not fit."""
+        """The modes for a kernel as torch holds it; FormatError where they do not fit.
+
+        ``in_shape`` and ``out_shape``: of channels and outputs of a group, or all modes as `ins`
+        and `outs` have them.
+        """
         outputs, channels, *taps = weight_shape
         name = type(check_format(format)).__name__
         count, joined = CHANNEL_MODES.get(name, 1), name in JOINED
-        modes = check_shape(in_shape, channels, "in_shape", format, count)
+        given = _without_taps(in_shape, channels, tuple(taps), joined)
+        modes = check_shape(given, channels, "in_shape", format, count)
         ins = (*modes[:-1], modes[-1] * prod(taps)) if joined else (*modes, *taps)
         if groups == 1:
             outs = check_shape(out_shape, outputs, "out_shape", format, count)
         else:
             few = count - 1 if joined else count
-            outs = (groups, *_unpadded(out_shape, outputs // groups, format, few))
+            outs = (groups, *_unpadded(out_shape, groups, outputs // groups, format, few))
         return Kernel(channels, groups, tuple(taps), modes, ins, outs, joined)
 
     def apart(self, network: Expr) -> tuple[Modes, list[Index], Expr]:
@@ -87,9 +92,24 @@ class Kernel:
         return image.split(own.name, modes.ins)
 
 
-def _unpadded(shape: Any, outputs: int, format: Format, count: int) -> tuple[int, ...]:
+def _without_taps(shape: Any, channels: int, taps: tuple[int, ...], joined: bool) -> Any:
+    """The modes of the channels, where a shape has taps after them."""
+    if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
+        return shape
+    if joined:
+        count = prod(taps)
+        whole = prod(shape) >= channels * count and shape[-1] % count == 0
+        return (*shape[:-1], shape[-1] // count) if whole else shape
+    before = tuple(shape[: -len(taps)])
+    is_whole = tuple(shape[-len(taps) :]) == taps and before and prod(before) >= channels
+    return before if is_whole else shape
+
+
+def _unpadded(shape: Any, groups: int, outputs: int, format: Format, count: int) -> tuple[int, ...]:
     """The modes of the outputs of a group: padding would stand between groups."""
     chosen = factorize(outputs, count, pad=False) if shape is None else shape
+    if isinstance(shape, Sequence) and [*shape[:1]] == [groups] and prod(shape) == groups * outputs:
+        chosen = shape[1:]
     modes = check_shape(chosen, outputs, "out_shape", format)
     if prod(modes) != outputs:
         raise FormatError(

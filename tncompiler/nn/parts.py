@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.format import Format
+from tncompiler.ir.errors import FormatError
 from tncompiler.nn.linear import Linear
 from tncompiler.nn.tensorized import check_format, check_implementation
 
@@ -22,7 +23,10 @@ Composite_ = TypeVar("Composite_", bound="Composite")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One weight of a layer: what torch calls it, and the attribute that holds its Linear."""
+    """One weight of a layer: what torch calls it, and the attribute that holds its Linear.
+
+    ``reads_input``: whether it reads what the layer is called with.
+    """
 
     name: str
     attribute: str
@@ -31,6 +35,7 @@ class Part:
     bias: bool
     in_shape: Modes_ = None
     out_shape: Modes_ = None
+    reads_input: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +56,14 @@ class Decompositions:
 
 
 class Composite(nn.Module):
-    """What layers with several weights share. `parts` gives them, each with its own format."""
+    """What layers with several weights share.
+
+    `parts` gives them. ``format``: of all of them, or a mapping from the names of `parts` with one
+    for each.
+    """
 
     dense: ClassVar[type[nn.Module]]
-    format: Format
+    format: Format | dict[str, Format]
     implementation: str
     backend: str
     decomposition: Decompositions | None = None
@@ -79,6 +88,9 @@ class Composite(nn.Module):
         """The dense weights by the names that torch gives them; differentiable."""
         return {name: part.reconstruct() for name, part in self.parts().items()}
 
+    def _core_dtype(self) -> torch.dtype:
+        return next(iter(self.parts().values()))._core_dtype()
+
     def condition_numbers(self) -> dict[str, dict[str, float]]:
         """Those of each part; see `Tensorized.condition_numbers`."""
         return {name: part.condition_numbers() for name, part in self.parts().items()}
@@ -87,8 +99,20 @@ class Composite(nn.Module):
 
     def _use(self, format: Any, implementation: Any, backend: str) -> None:
         check_implementation(implementation)
-        self.format = check_format(format)
         self.implementation, self.backend = implementation, backend
+        if not isinstance(format, Mapping):
+            self.format = check_format(format)
+            return
+        names = [part.name for part in self._plan_parts()]
+        if set(format) != set(names):
+            raise FormatError(
+                f"format= names {sorted(map(str, format))}, but the weights are {names}",
+                fix="give one format for each weight, or one for all",
+            )
+        self.format = {name: check_format(format[name]) for name in names}
+
+    def _format_of(self, part: Part) -> Format:
+        return self.format if isinstance(self.format, Format) else self.format[part.name]
 
     def _make(
         self,
@@ -127,7 +151,7 @@ class Composite(nn.Module):
             part.bias,
             device,
             dtype,
-            format=self.format,
+            format=self._format_of(part),
             in_shape=part.in_shape,
             out_shape=part.out_shape,
             implementation=self.implementation,
@@ -141,19 +165,24 @@ class Composite(nn.Module):
 
         def make(part: Part) -> Linear:
             weight, bias = given[part.name]
+            budget = _share(goal["budget"], weight.numel(), total)
+            moments = goal["moments"] if part.reads_input else None
             return Linear.from_dense(
                 _as_linear(weight, bias),
-                self.format,
+                self._format_of(part),
                 in_shape=part.in_shape,
                 out_shape=part.out_shape,
                 implementation=self.implementation,
                 backend=self.backend,
-                **{**goal, "budget": _share(goal["budget"], weight.numel(), total)},
+                **{**goal, "budget": budget, "moments": moments},
             )
 
         self._build(make)
         norms = {name: float(weight.detach().norm()) for name, (weight, _) in given.items()}
         self.decomposition = _together(self.parts(), norms)
+        found = {name: part.format for name, part in self.parts().items()}
+        first = next(iter(found.values()))
+        self.format = first if all(each == first for each in found.values()) else found
         self._prepare()
 
     @torch.no_grad()

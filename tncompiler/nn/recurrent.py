@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ class LSTM(Gated):
     """torch.nn.LSTM with every weight as the network of a format; see `Gated`.
 
     ``in_shape``: modes of the inputs of the first layer, ``hidden_shape`` of the hidden state,
-    ``out_shape`` of the 4 · hidden_size gates; balanced factors where not given. A packed sequence
+    ``out_shape`` of the 4 · hidden_size gates; balanced factors where not given. ``format`` may be
+    a mapping with one for each weight, by the names that torch gives them. A packed sequence
     runs on built weights. ``implementation``: "auto" (whichever is predicted to be faster),
     "factorized" or "reconstructed".
     Raises: FormatError for sizes, shapes or ranks that do not fit; ShapeError for states.
@@ -38,7 +39,7 @@ class LSTM(Gated):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        format: Format,
+        format: Format | Mapping[str, Format],
         in_shape: Sequence[int] | None = None,
         hidden_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
@@ -68,7 +69,7 @@ class LSTM(Gated):
     def from_dense(
         cls,
         module: nn.LSTM,
-        format: Format,
+        format: Format | Mapping[str, Format],
         *,
         in_shape: Sequence[int] | None = None,
         hidden_shape: Sequence[int] | None = None,
@@ -76,6 +77,7 @@ class LSTM(Gated):
         rank: Any = None,
         tolerance: float | None = None,
         budget: float | None = None,
+        moments: Any = None,
         seed: int = 0,
         implementation: str = "auto",
         backend: str = "auto",
@@ -83,10 +85,11 @@ class LSTM(Gated):
         """The layer nearest to a dense one; `layer.decomposition` tells how near.
 
         ``rank``, ``tolerance``, ``budget``: as `Format.decompose`, for each weight; a budget in
-        numbers is shared out among them.
+        numbers is shared out among them. ``moments``: those of the inputs, for the weights of the
+        first layer that read them.
         """
         shapes = (in_shape, hidden_shape, out_shape)
-        goal = dict(rank=rank, tolerance=tolerance, budget=budget, seed=seed)
+        goal = dict(rank=rank, tolerance=tolerance, budget=budget, moments=moments, seed=seed)
         return cls._near(module, format, shapes, implementation, backend, goal)
 
 
@@ -110,7 +113,7 @@ class GRU(Gated):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        format: Format,
+        format: Format | Mapping[str, Format],
         in_shape: Sequence[int] | None = None,
         hidden_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
@@ -133,7 +136,7 @@ class GRU(Gated):
     def from_dense(
         cls,
         module: nn.GRU,
-        format: Format,
+        format: Format | Mapping[str, Format],
         *,
         in_shape: Sequence[int] | None = None,
         hidden_shape: Sequence[int] | None = None,
@@ -141,11 +144,12 @@ class GRU(Gated):
         rank: Any = None,
         tolerance: float | None = None,
         budget: float | None = None,
+        moments: Any = None,
         seed: int = 0,
         implementation: str = "auto",
         backend: str = "auto",
     ) -> GRU:
         """The layer nearest to a dense one; see `LSTM.from_dense`."""
         shapes = (in_shape, hidden_shape, out_shape)
-        goal = dict(rank=rank, tolerance=tolerance, budget=budget, seed=seed)
+        goal = dict(rank=rank, tolerance=tolerance, budget=budget, moments=moments, seed=seed)
         return cls._near(module, format, shapes, implementation, backend, goal)

@@ -101,8 +101,8 @@ class Table(Tensorized):
             read_slices(self._core(name), axes, [digits[k] for k in which])
             for name, axes, which in self._slices
         ]
-        rows: Tensor = self._reader(slices)
-        return rows.reshape(len(tokens), prod(self.out_shape))[:, : self.embedding_dim]
+        rows = self._reader(slices).reshape(len(tokens), prod(self.out_shape))
+        return rows[:, : self.embedding_dim]
 
     def _as_whole(self, count: int) -> bool:
         """Whether so many tokens are read from the whole table."""

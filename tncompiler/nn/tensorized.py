@@ -112,7 +112,7 @@ class Tensorized(nn.Module):
 
     def _whole_table(self) -> Tensor:
         """The weight of the network without its padding, (rows, columns)."""
-        table: Tensor = self._table([self._core(name) for name in self._table.leaves])
+        table = self._table([self._core(name) for name in self._table.leaves])
         rows, columns = self.table_shape
         return table.reshape(prod(self.in_shape), prod(self.out_shape))[:rows, :columns]
 
@@ -272,6 +272,10 @@ class CoreReading(GivenTensors):
         given = with_inputs(network)
         self.leaves = given.leaves
         super().__init__(given.network, given.names, backend, options)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        value: Tensor = super().__call__(tensors)
+        return value
 
 
 @dataclass(frozen=True, slots=True)

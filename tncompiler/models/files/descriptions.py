@@ -20,7 +20,10 @@ from tncompiler.ir.errors import FileFormatError
 from tncompiler.ir.serialize import from_data, to_data
 from tncompiler.models.arguments import arguments_of
 from tncompiler.nn import LAYERS
+from tncompiler.nn.parts import Composite
 from tncompiler.nn.tensorized import Tensorized
+
+Layer = Tensorized | Composite
 
 # torch modules that `tnc.load(None, path)` makes anew: containers, and those that need only numbers
 CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
@@ -64,7 +67,7 @@ def read_format(data: Mapping[str, Any]) -> Format:
 # ---------------------------------------------------------------------------- layers
 
 
-def layer_data(layer: Tensorized) -> dict[str, Any]:
+def layer_data(layer: Layer) -> dict[str, Any]:
     """What makes a layer like this one."""
     kind = type(layer).__name__
     if LAYERS.get(kind) != type(layer).__module__:
@@ -72,7 +75,7 @@ def layer_data(layer: Tensorized) -> dict[str, Any]:
             f"{kind} is no layer of tnc.nn", fix="save its state_dict with safetensors"
         )
     arguments = arguments_of(layer)
-    arguments["format"] = format_data(layer.format, layer.in_shape, layer.out_shape)
+    arguments["format"] = _format_of(layer)
     return {
         "kind": kind,
         "dtype": dtype_name(layer._core_dtype()),
@@ -82,14 +85,24 @@ def layer_data(layer: Tensorized) -> dict[str, Any]:
     }
 
 
-def read_layer(data: Mapping[str, Any], device: torch.device | None) -> Tensorized:
+def _format_of(layer: Layer) -> dict[str, Any]:
+    """The format of a layer; of several weights, that of each."""
+    if isinstance(layer, Tensorized):
+        return format_data(layer.format, layer.in_shape, layer.out_shape)
+    parts = layer.parts().items()
+    return {"parts": {name: _format_of(part) for name, part in parts}}
+
+
+def read_layer(data: Mapping[str, Any], device: torch.device | None) -> Layer:
     """A layer of data, with numbers of its own."""
     if data["kind"] not in LAYERS:
         raise FileFormatError(f"there is no layer {data['kind']!r:.40}", fix="use a later version")
     given = {name: _tuples(value) for name, value in data["arguments"].items()}
-    given["format"] = read_format(data["arguments"]["format"])
+    form = data["arguments"]["format"]
+    parts = form.get("parts", {})
+    given["format"] = {name: read_format(each) for name, each in parts.items()} or read_format(form)
     cls = getattr(tncompiler.nn, data["kind"])
-    layer: Tensorized = cls(**given, device=device, dtype=_dtype(data["dtype"]))
+    layer: Layer = cls(**given, device=device, dtype=_dtype(data["dtype"]))
     return layer.train(data["training"])
 
 
@@ -118,7 +131,7 @@ def _mode(module: Any) -> dict[str, Any]:
     return {"training": module.training}
 
 
-def read_structure(data: Any, layers: list[Tensorized]) -> nn.Module:
+def read_structure(data: Any, layers: list[Layer]) -> nn.Module:
     """A module of data. Raises FileFormatError for classes that are not made anew."""
     module: nn.Module
     if "layer" in data:

@@ -15,12 +15,11 @@ from torch.nn.utils import parametrize
 
 from tncompiler.ir.errors import ArgumentError, FileFormatError, TncError
 from tncompiler.models.arguments import arguments_of
-from tncompiler.models.files.descriptions import read_format, read_layer, read_structure
+from tncompiler.models.files.descriptions import Layer, read_format, read_layer, read_structure
 from tncompiler.models.files.sealed import read
 from tncompiler.models.kinds import KINDS, Kind
 from tncompiler.models.parameters import NetworkWeight, register_network, remove_network
 from tncompiler.models.swapping import all_or_nothing, put
-from tncompiler.nn.tensorized import Tensorized
 
 _SHOWN = 4  # names in an error
 _OWN = ("format", "in_shape", "out_shape", "implementation", "backend")  # what dense layers lack
@@ -104,7 +103,7 @@ def _rebuilt(content: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
     return model
 
 
-def _tie(content: Mapping[str, Any], layers: list[Tensorized]) -> None:
+def _tie(content: Mapping[str, Any], layers: list[Layer]) -> None:
     """Share the cores of layers that shared them, and freeze parameters that were frozen."""
     described = [*zip(content["layers"], layers, strict=True)]
     owners = {data["names"][0]: layer for data, layer in described}
@@ -149,14 +148,14 @@ def _device(module: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in module.parameters()), None)
 
 
-def _put(layer: Tensorized, names: list[str], modules: Mapping[str, nn.Module]) -> None:
+def _put(layer: Layer, names: list[str], modules: Mapping[str, nn.Module]) -> None:
     """Put a layer at all its names; the model itself becomes it."""
     slots = [name.rpartition(".") for name in names if name]
     parents = [(modules[above], key) for above, _, key in slots]
     put(layer, modules[names[0]], parents)
 
 
-def _check_replaces(layer: Tensorized, module: nn.Module, name: str) -> None:
+def _check_replaces(layer: Layer, module: nn.Module, name: str) -> None:
     """Raises FileFormatError unless the layer stands for a module of this class and these sizes."""
     cls = f"{type(module).__module__}.{type(module).__qualname__}"
     same = type(module) is type(layer)
@@ -167,7 +166,8 @@ def _check_replaces(layer: Tensorized, module: nn.Module, name: str) -> None:
             "the model",
             fix="load it into its own model",
         )
-    theirs = arguments_of(kind.dense(module))
+    dense = kind.dense(module)
+    theirs = {key: value for key, value in arguments_of(dense).items() if hasattr(dense, key)}
     for key, value in arguments_of(layer).items():
         if key not in _OWN and theirs.get(key, value) != value:
             raise FileFormatError(

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tncompiler.ir.errors import ArgumentError, FileFormatError, TncError
-from tncompiler.models.files.descriptions import format_data, layer_data, structure_data
+from tncompiler.models.files.descriptions import Layer, format_data, layer_data, structure_data
 from tncompiler.models.files.sealed import write
 from tncompiler.models.parameters import network_weights
+from tncompiler.nn.parts import Composite
 from tncompiler.nn.tensorized import Tensorized
 from tncompiler.planning.decide import package_version
 
@@ -49,21 +50,27 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     write(Path(path), content, tensors)
 
 
-def _layers(model: nn.Module) -> dict[Tensorized, list[str]]:
-    """All tensorized layers, with all their names."""
-    found: dict[Tensorized, list[str]] = {}
+def _layers(model: nn.Module) -> dict[Layer, list[str]]:
+    """All tensorized layers, with all their names; those of several weights as wholes."""
+    found: dict[Layer, list[str]] = {}
+    whole: str | None = None
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Tensorized):
+        if whole is not None and name.startswith(whole):
+            continue
+        whole = (f"{name}." if name else "") if isinstance(module, Composite) else None
+        if isinstance(module, Tensorized | Composite):
             found.setdefault(module, []).append(name)
     return found
 
 
-def _described(
-    layer: Tensorized, names: list[str], layers: Mapping[Tensorized, list[str]]
-) -> dict[str, Any]:
+def _described(layer: Layer, names: list[str], layers: Mapping[Layer, list[str]]) -> dict[str, Any]:
     """A layer, the names where it hangs, and whose cores it shares."""
-    data = {**layer_data(layer), "names": names, "plan": _plan_data(layer), "tied": None}
-    owner = next(other for other in layers if _holds(other, layer) and not _is_turned(other))
+    data = {**layer_data(layer), "names": names, "plan": None, "tied": None}
+    if not isinstance(layer, Tensorized):
+        return data
+    data["plan"] = _plan_data(layer)
+    others = [other for other in layers if isinstance(other, Tensorized)]
+    owner = next(other for other in others if _holds(other, layer) and not _is_turned(other))
     if owner is not layer:
         data["tied"] = layers[owner][0]
         data["arguments"].update(_STAND_IN)
