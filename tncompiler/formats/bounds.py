@@ -47,12 +47,17 @@ def _divides_inputs(cut: Cut, modes: Modes) -> bool:
     return len(sides) > 1 or any(k in cut.batch for k in ins)
 
 
-def _tail(weight: np.ndarray, cut: Cut) -> float:
-    """The norm of what is beyond the cut's rank, in all matrices of its batch."""
+def unfold(weight: np.ndarray, cut: Cut) -> np.ndarray:
+    """The matrices of a cut, (batch, one side, other side)."""
     rest = [k for k in range(weight.ndim) if k not in cut.modes and k not in cut.batch]
     rows = prod(weight.shape[k] for k in cut.modes)
     count = prod(weight.shape[k] for k in cut.batch)
-    stack = weight.transpose([*cut.batch, *cut.modes, *rest]).reshape(count, rows, -1)
+    return weight.transpose([*cut.batch, *cut.modes, *rest]).reshape(count, rows, -1)
+
+
+def _tail(weight: np.ndarray, cut: Cut) -> float:
+    """The norm of what is beyond the cut's rank, in all matrices of its batch."""
+    stack = unfold(weight, cut)
     if cut.rank >= min(stack.shape[1:]):
         return 0.0
     return float(np.linalg.norm([singular_values(matrix)[cut.rank :] for matrix in stack]))

@@ -20,6 +20,7 @@ from tncompiler.formats.evaluate import evaluate
 from tncompiler.formats.format import Factored, Format
 from tncompiler.formats.modes import Modes
 from tncompiler.formats.refine import refined
+from tncompiler.formats.spectra import ranks_of_one_tail
 from tncompiler.formats.weights import Weight
 from tncompiler.formats.whitening import Whitening
 from tncompiler.ir.errors import BudgetError, FormatError
@@ -27,7 +28,7 @@ from tncompiler.ir.expressions import Expr
 
 _BISECTIONS = 24
 _WIDENINGS = 5  # of a tail that all truncations share, since together they rarely reach it
-_LARGE = 2_000_000  # elements from which a tail is not widened
+_LARGE = 2_000_000  # elements from which a tail is neither widened nor bisected
 
 
 def decompose(
@@ -220,22 +221,26 @@ def _within_budget(task: _Task, budget: float) -> Factored:
             f"{type(task.format).__name__} has {least} parameters at rank 1, more than {allowed}",
             fix=f"allow a budget of {least}, or choose more modes",
         )
-    uniform = task.factor(_capped(limits, rank))
-    fitted = _fitted(task, allowed, limits) if task.format.direct and len(limits) > 1 else None
-    if fitted is None:
-        return uniform
-    return min(uniform, fitted, key=task.error)
+    candidates = [task.factor(_capped(limits, rank))]
+    if task.format.direct and len(limits) > 1:
+        ranks = ranks_of_one_tail(
+            task.format, task.tensor, task.modes, limits, lambda r: task.count(r) <= allowed
+        )
+        candidates += [] if ranks is None else [task.factor(ranks)]
+        if task.tensor.size <= _LARGE:
+            candidates += _fitted(task, allowed, limits)
+    return min(candidates, key=task.error)
 
 
-def _fitted(task: _Task, allowed: int, limits: Mapping[str, int]) -> Factored | None:
+def _fitted(task: _Task, allowed: int, limits: Mapping[str, int]) -> list[Factored]:
     """Ranks as a common tolerance chooses them, the smallest tolerance that meets the budget."""
     norm = float(np.linalg.norm(task.tensor))
-    low, high, best = 0.0, 1.0, None
+    low, high, best = 0.0, 1.0, []
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         found = task.factor(limits, middle * norm)
         if _stored(found) <= allowed:
-            best, high = found, middle
+            best, high = [found], middle
         else:
             low = middle
         if high - low < 1e-3 * high:
