@@ -46,11 +46,10 @@ from tncompiler.planning.timing import program_us
 from tncompiler.planning.ways import Ways
 from tncompiler.problem import Nominal, Problem
 
-MOST_SUMMED_APART = 4  # indices of a network that carries exponents that are cut though summed
 LAYOUT_UP_TO = 2_000  # steps; beyond, copies are not weighed by time, which takes seconds
 LAYOUT_FROM_US = 50.0  # predicted time from which a search for the best layout pays
 # about what it takes, for each tensor, to schedule a forward pass, and a training step
-PREPARED_S, STEP_PREPARED_S = 0.001, 0.004
+PREPARED_S, STEP_PREPARED_S = 0.001, 0.002
 
 
 def _lay_out_body(body: Program) -> Program:

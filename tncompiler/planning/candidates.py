@@ -161,7 +161,7 @@ def _all_candidates(network: Network, trials: int, seed: int) -> Iterator[tuple[
         yield whole[-1]
     fixed = [k for k in everything if k in network.fixed]
     if 1 < len(fixed) < len(network.terms):
-        for method in methods:  # the weight first, then the data
+        for method in filter(_is_among_few, methods):  # the weight first, then the data
             tree = _Tree(network)
             weight = tree.join(fixed, method)
             yield tree.contract(
@@ -185,6 +185,11 @@ def tree_multiplications(network: Network, pairs: Sequence[Pair]) -> float:
     """The multiplications of a forward pass in this order."""
     walk = walk_windows(network, pairs)
     return float(sum(network.count(left | right) for _, _, left, right, _, _ in walk))
+
+
+def _is_among_few(method: _Method) -> bool:
+    """Whether a method is one of those that find nearly all there is to find."""
+    return not isinstance(method, _Exact) or method.objective in _FEW_OBJECTIVES
 
 
 class _Tree:

@@ -113,14 +113,14 @@ def best_order(
     Of time, the best few are rehearsed where that is possible and there is time left.
     """
     budget = budget or Budget.of(options)
-    orders = find_orders(network, options, budget)
+    rates, count = as_machine(options.machine).planning, len(network.terms)
+    costs = TreeCosts(network, options.minimize, rates)
+    orders = find_orders(network, options, budget, costs)
     if rehearsal is None or budget.spent():
         return orders[0]
-    rates, count = as_machine(options.machine).planning, len(network.terms)
     candidates = (*neighbours(orders[0], count), *orders)
     different = {shape_of(pairs, count): pairs for pairs in candidates}
-    cost = TreeCosts(network, "time", rates)
-    times = [(cost(pairs), pairs) for pairs in different.values()]
+    times = [(costs(pairs), pairs) for pairs in different.values()]
     return best_rehearsed(rehearsal, sorted(times), rates, budget)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.program import Contract, Convolve, Program
 from tncompiler.ir.sizes import Binding
-from tncompiler.planning.candidates import POOL_UP_TO, Network, is_exact
+from tncompiler.planning.candidates import POOL_UP_TO, Network
 from tncompiler.planning.hyper import Order, Trial, run_trial
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
@@ -30,6 +30,7 @@ Name = tuple[str, int]  # a tensor's name, and which of its occurrences
 # how many levels above a change are planned anew, and what going further must save
 _LEVELS = (0, 4, 8, 1_000_000)
 _WORTH = 0.05
+_SEARCHED_UP_TO = 40  # tensors: a search of so many takes some 20 ms
 
 
 def tensor_names(network: NetworkOrder) -> tuple[Name, ...]:
@@ -42,23 +43,26 @@ def tensor_names(network: NetworkOrder) -> tuple[Name, ...]:
     return tuple(found)
 
 
-def tensor_wiring(network: NetworkOrder) -> dict[Name, tuple[object, ...]]:
-    """What each tensor is joined to, axis by axis; equal where an edit did not touch it.
+def tensor_wiring(network: NetworkOrder) -> dict[Name, frozenset[object]]:
+    """What each tensor is joined to, and how often; equal where an edit did not touch it.
 
-    Of an index on more than two tensors only the size counts: one tensor more on a batch index
-    leaves the others as they were.
+    The order of its axes does not count, as no tree depends on it. Of an index on more than two
+    tensors only the size does: one tensor more on a batch index leaves the others as they were.
     """
-    ends: dict[int, list[tuple[Name, int]]] = {}
+    ends: dict[int, list[Name]] = {}
     wired = dict(zip(tensor_names(network), network.wires, strict=True))
     for name, labels in wired.items():
-        for axis, label in enumerate(labels):
-            ends.setdefault(label, []).append((name, axis))
+        for label in labels:
+            ends.setdefault(label, []).append(name)
     kept = set(network.output)
     what = {
-        label: (network.sizes[label], label in kept, frozenset(on) if len(on) < 3 else None)
+        label: (network.sizes[label], label in kept, tuple(sorted(on)) if len(on) < 3 else None)
         for label, on in ends.items()
     }
-    return {name: tuple(what[label] for label in labels) for name, labels in wired.items()}
+    return {
+        name: frozenset(Counter(what[label] for label in labels).items())
+        for name, labels in wired.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +142,10 @@ def reuse_order(old: NetworkOrder, edited: NetworkOrder, options: PlanOptions) -
 def _anew(network: Network, kept: Order, weigh: _Weights) -> Order | None:
     """An order of the whole network, searched anew, if what was kept of the old tree is far worse.
 
-    Where a search takes milliseconds it tells; else greedy runs tell whether it is worth making.
+    Where a search takes few milliseconds it tells; else greedy runs tell whether it is worth it.
     """
     enough = (1 - _WORTH) * weigh(network, kept)
-    if not is_exact(network.terms):
+    if len(network.terms) > _SEARCHED_UP_TO:
         options = weigh.options
         settings = {"ntrials": options.trials, "seed": options.seed}
         (greedy,) = run_trial(network, options.minimize, Trial("random greedy", settings))

@@ -49,9 +49,15 @@ def contraction_order(
 
 
 def find_orders(
-    network: Network, options: PlanOptions, budget: Budget | None = None
+    network: Network,
+    options: PlanOptions,
+    budget: Budget | None = None,
+    costs: TreeCosts | None = None,
 ) -> list[Order]:
-    """The orders that the search finds, at least one, by the options' objective the best first."""
+    """The orders that the search finds, at least one, by the options' objective the best first.
+
+    ``costs``: of the network's trees by that objective, if the caller has use for them too.
+    """
     count = len(network.terms)
     if count < 3:
         return [order_as_written(count)]
@@ -61,7 +67,8 @@ def find_orders(
         return [asked_order(options.search, network.terms, network.output, network.sizes)]
     if options.search == "left-to-right":
         return [order_as_written(count)]
-    return _Search(network, options, budget or Budget.of(options)).run()
+    costs = costs or TreeCosts(network, options.minimize, as_machine(options.machine).planning)
+    return _Search(network, options, budget or Budget.of(options), costs).run()
 
 
 def _orders_of_windows(
@@ -77,10 +84,11 @@ def _orders_of_windows(
 class _Search:
     """The orders of one network as they come in, and the best of them."""
 
-    def __init__(self, network: Network, options: PlanOptions, budget: Budget) -> None:
+    def __init__(
+        self, network: Network, options: PlanOptions, budget: Budget, costs: TreeCosts
+    ) -> None:
         self.network, self.options, self.budget = network, options, budget
-        rates = as_machine(options.machine).planning
-        self._tree_costs = TreeCosts(network, options.minimize, rates)
+        self._tree_costs = costs
         self.found: dict[Order, int] = {}  # and the number of the trial that found it first
         self.costs: dict[Order, float] = {}
 

@@ -7,6 +7,7 @@ nothing to do. To add one: a new file, and one line in a table.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib import import_module
 
 from tncompiler.ir.program import Program
@@ -79,6 +80,7 @@ SCHEDULED_PASSES = (*MERGING_PASSES, *LAYOUT_PASSES)
 SHALLOW_PASSES = ("widen_low_precision", "carry_exponents", "trim_scans")
 
 
+@cache
 def load_pass(name: str) -> Callable[[Program], Program]:
     """A pass by its name in the table."""
     module, attribute = PASSES[name].split(":")
