@@ -24,7 +24,8 @@ class Convolution:
     """``sizes`` of the image, the kernel's ``taps``, and what torch's functions are called with.
 
     ``channels`` are those of the input and of the output, over all groups together. ``more`` is
-    the output padding of a transposed convolution.
+    the output padding of a transposed convolution, less than stride or dilation, as torch has it,
+    and than stride and padding together, beyond which one more window would fit.
     """
 
     seed: int
@@ -88,9 +89,10 @@ def _drawn(seed: int, rng: np.random.Generator) -> Convolution:
 
     groups = int(rng.choice([1, 1, 1, 2, 3]))
     channels = tuple(groups * int(n) for n in rng.integers(1, 4, 2))
-    taps, stride, dilation = each(1, 4), each(1, 3), each(1, 3)
+    taps, stride, dilation, padding = each(1, 4), each(1, 3), each(1, 3), each(0, 3)
     transposed = bool(rng.random() < 0.3)
-    more = tuple(int(rng.integers(s)) for s in stride)
+    most = (min(max(s, d), s + p) for s, d, p in zip(stride, dilation, padding, strict=True))
+    more = tuple(int(rng.integers(m)) for m in most)
     return Convolution(
         seed,
         int(rng.integers(1, 4)),
@@ -100,7 +102,7 @@ def _drawn(seed: int, rng: np.random.Generator) -> Convolution:
         taps,
         stride,
         dilation,
-        each(0, 3),
+        padding,
         transposed,
         more if transposed else (0,) * dimensions,
         str(rng.choice(KERNELS)),

@@ -25,6 +25,7 @@ from tests.convolutions import (
     torch_convolution,
 )
 from tests.test_memory_limit import Allocations
+from tncompiler.ir.errors import SizeEquationError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.program import Convolve, Fold, Unfold
 from tncompiler.ir.reference import Bounded, evaluate_all
@@ -94,6 +95,19 @@ def test_configurations_are_all_kinds() -> None:
     assert {case.transposed for case in cases} == {False, True}
     assert {case.groups for case in cases} == {1, 2, 3}
     assert any(any(case.more) for case in cases)
+    beyond = (m >= s for c in cases for m, s in zip(c.more, c.stride, strict=True))
+    assert any(beyond)  # which torch takes where the dilation is larger
+
+
+def test_output_padding_that_another_window_fits_into() -> None:
+    """torch leaves it out; here the count of windows is the most that fit, and the error says so"""
+    one = Convolution(0, 1, (1, 1), 1, (4,), (2,), (1,), (3,), (0,), True, (2,), "dense", 1)
+    image, weight = torch.ones(1, 1, 4), torch.ones(1, 1, 1, 2)
+    assert torch_convolution(one, image, weight).shape == (1, 1, 9) == (1, 1, *one.results)
+    with pytest.raises(SizeEquationError, match="there are 6 windows, not 4"):
+        network(one)
+    inside = replace(one, padding=(2,), more=(2,))
+    worst_of(inside, RUNNERS)
 
 
 def test_a_wrong_stride_is_noticed() -> None:

@@ -24,6 +24,8 @@ _PUBLIC: dict[str, str] = {
     "scan": "tncompiler.recurrence",
     "lstm_cell": "tncompiler.recurrence",
     "gru_cell": "tncompiler.recurrence",
+    "avg_pool": "tncompiler.pooling",
+    "max_pool": "tncompiler.pooling",
     "propagate": "tncompiler.message_passing",
     "normalized_weights": "tncompiler.message_passing",
     "edge_softmax": "tncompiler.message_passing",

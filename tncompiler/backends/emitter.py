@@ -303,7 +303,8 @@ class Emitter(ABC):
         if isinstance(value, complex):
             return f"complex({self._float(value.real)}, {self._float(value.imag)})"
         if isinstance(value, float):
-            return f"({value!r})" if value < 0 else self._float(value)
+            text = self._float(value)
+            return f"({text})" if value < 0 else text
         if isinstance(value, int):
             return f"({value})" if value < 0 else str(value)
         text = self.size(value)
