@@ -154,6 +154,24 @@ def test_second_derivatives_and_transforms_go_through_stacks() -> None:
     torch.testing.assert_close(moved[1], plain.detach().sum(1), rtol=1e-6, atol=1e-9)
 
 
+def test_what_runs_at_other_times_is_not_stacked_together() -> None:
+    """Equal products of parameters, of inputs and of cotangents, one level of them."""
+    i, j = tnc.indices("i j", i=2, j=2)
+    kinds = ["param", "input", "cotangent"] * 8
+    arguments, steps = [], []
+    for number, kind in enumerate(kinds):
+        for side in "ab":
+            value = Value(f"{side}{number}", (i.size, j.size), "float32", ("i", "j"))
+            arguments.append(Argument(value, kind))
+        out = Value(f"t{number}", (2, 2), "float32", ("i", "k"))
+        op = Contract(((0, 1), (1, 2)), (0, 2))
+        steps.append(Step(out, op, (f"a{number}", f"b{number}")))
+    program = Program(tuple(arguments), tuple(steps), tuple(step.out.name for step in steps))
+    groups = groups_of(program, earliest_levels(program))
+    found = [{kinds[int(step.out.name[1:])] for step in group} for group in groups]
+    assert found == [{"param"}, {"input"}, {"cotangent"}]
+
+
 # ---------------------------------------------------------------------------- parts
 
 

@@ -40,6 +40,9 @@ MEMBER_US = 0.1  # to take one value out of a stack
 LEAST_RUN = 3  # members of a stack that are joined as a part of it rather than one by one
 AXIS = "alike"  # what the axis of stacks is called
 
+# kinds of arguments → when they are there; all others come with a call
+_FROM = {"param": 0, "constant": 0, "cotangent": 2, "tangent": 2}
+
 Group = tuple[Step, ...]
 Levels = Mapping[str, int]
 Place = tuple[Value, int]  # a stack and a position in it
@@ -78,18 +81,29 @@ def latest_levels(program: Program) -> Levels:
 def groups_of(program: Program, levels: Levels) -> list[Group]:
     """The equal contractions of a level, where there are enough; lower levels first.
 
-    Steps of one level do not depend on one another.
+    Steps of one level do not depend on one another. Those of a group may run at the same time: when
+    parameters are set, in the forward or in the backward pass.
     """
     alike: dict[object, list[Step]] = {}
+    times = _times(program)
     for step in program.steps:
         operands = operand_values(program, step)
         shaped = all(value.shape for value in (step.out, *operands))
         if isinstance(step.op, Contract) and len(operands) == 2 and shaped:
             shapes = tuple((value.shape, value.dtype) for value in operands)
-            key = (levels[step.out.name], step.op, shapes, step.out.shape, step.out.dtype)
+            name, made = step.out.name, (step.out.shape, step.out.dtype)
+            key = (times[name], levels[name], step.op, shapes, made)
             alike.setdefault(key, []).append(step)
     found = [tuple(steps) for steps in alike.values() if len(steps) >= LEAST]
     return sorted(found, key=lambda group: levels[group[0].out.name])
+
+
+def _times(program: Program) -> Mapping[str, int]:
+    """When each value can be made: 0 of parameters alone, 1 of what a call brings, 2 backward."""
+    found = {a.value.name: _FROM.get(a.kind, 1) for a in program.arguments}
+    for step in program.steps:
+        found[step.out.name] = max((found[name] for name in step.operands), default=0)
+    return found
 
 
 def _in_natural_order(program: Program, nominal: Binding, groups: Sequence[Group]) -> Program:
