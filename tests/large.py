@@ -1,4 +1,4 @@
-"""Small networks treated as large ones: layouts by time, and blocks shared out among threads."""
+"""Small networks treated as large ones: layouts by time, equal steps stacked, blocks on threads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from unittest.mock import PropertyMock, patch
 
 from tncompiler import scheduling
 from tncompiler.compiler import Compilation
-from tncompiler.planning import tiling, timing
+from tncompiler.planning import stacking, tiling, timing
 
 
 @contextmanager
 def as_if_large(lanes: int = 2) -> Iterator[None]:
-    """Every program is searched for the best layout, and cut into lanes if it can be."""
+    """Every program is searched for the best layout, equal steps are stacked, and what can be cut
+    into lanes is."""
     with (
         patch.object(scheduling, "LAYOUT_FROM_US", 0.0),
+        patch.object(stacking, "LEAST", 2),
+        patch.object(stacking, "GAIN", math.inf),
         patch.object(tiling, "FROM_US", 0.0),
         patch.object(tiling, "GAIN", math.inf),
         patch.dict(timing.LANES_US, numpy=0.0, torch=0.0),

@@ -107,6 +107,14 @@ def test_networks_of_one_structure_share_an_operator() -> None:
     assert network("numpy")._operator is not network("numpy", "float64")._operator
 
 
+def test_a_network_of_more_leaves_than_an_operator_may_have_is_traced() -> None:
+    b = tnc.Index("b", 2)
+    leaves = [tnc.param(f"p{k}", b, init="ones") for k in range(operators.MOST_LEAVES + 1)]
+    module = tnc.compile(tnc.contract(*leaves, out=(b,)), backend="numpy")
+    assert module().tolist() == [1.0, 1.0]
+    assert torch.compile(module, backend="eager", fullgraph=True)().tolist() == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_aten_needs_no_operator(backend: str) -> None:
     assert network(backend)._operator is None

@@ -24,6 +24,7 @@ from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differen
 
 NAMESPACE = "tncompiler"
 MOST = 256  # operators, each of which takes 0.1 MB
+MOST_LEAVES = 64  # that torch lets an operator have
 OPAQUE = ("numpy", "triton")  # backends that torch cannot look into
 
 Operator = Callable[..., Any]
@@ -43,9 +44,12 @@ def operator_of(
     """The operator of a network; None where torch can look inside, or there is nothing to read.
 
     ``describe`` says what makes two networks the same. An operator stays with the process, so there
-    are no more than MOST; networks beyond are traced as aten operations.
+    are no more than MOST; networks beyond, and of more leaves than MOST_LEAVES, are traced as aten
+    operations.
     """
-    if backend not in OPAQUE or not compilation.ordered or compilation.stabilized:
+    if backend not in OPAQUE or compilation.stabilized:
+        return None
+    if not 0 < len(compilation.ordered) <= MOST_LEAVES:
         return None
     text = json.dumps([backend, describe()], sort_keys=True, default=str)
     name = f"network_{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"

@@ -42,6 +42,7 @@ from tncompiler.planning.rates import Rates
 from tncompiler.planning.replan import orders_cost
 from tncompiler.planning.reuse import Reused
 from tncompiler.planning.schedule import Orders, schedule
+from tncompiler.planning.stacking import stack_alike
 from tncompiler.planning.timing import program_us
 from tncompiler.planning.ways import Ways
 from tncompiler.problem import Nominal, Problem
@@ -212,7 +213,7 @@ class Scheduling(Problem):
         """
 
         def make() -> Program:
-            whole = hoist_invariants(change_bodies(merged, _lay_out_body))
+            whole = self._stacked(hoist_invariants(change_bodies(merged, _lay_out_body)))
             with self._one_call() as budget:
                 passes = LATE_LAYOUT_PASSES if budget.late() else LAYOUT_PASSES
                 plain = run_passes(whole, passes, scheduled=True, watcher=watcher())
@@ -221,6 +222,16 @@ class Scheduling(Problem):
                 return self._placed_by_time(whole, plain, budget)
 
         return self._once(("placed", merged), make) if nominal else make()
+
+    def _stacked(self, merged: Program) -> Program:
+        """A merged program with equal steps carried out as one, by the rates of its library."""
+        if not self.spreads or not self.places_by_time:
+            return merged
+        rates = as_machine(self.options.machine).cpu.libraries[self.library]
+        stacked = stack_alike(merged, self.nominal({}), rates)
+        if stacked is merged:
+            return merged
+        return self._simplified(stacked, ("merge_common_steps",))  # what several read, once
 
     def _placed_by_time(self, merged: Program, plain: Program, budget: Budget) -> Program:
         """The program laid out by time, if that is faster than it is laid out plainly."""

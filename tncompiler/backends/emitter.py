@@ -23,6 +23,7 @@ from tncompiler.backends.scans import write_scan
 from tncompiler.backends.sharing import Shared, signature
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
+from tncompiler.backends.stacking import write_members
 from tncompiler.backends.windows import HELPERS, write_window_step
 from tncompiler.ir.arange import Positions
 from tncompiler.ir.attention import Attention
@@ -59,6 +60,7 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Size, render_size, symbols_of
+from tncompiler.ir.stacking import Member
 
 # functions whose template is a plain operator: numbers can stand in them as they are
 _OPERATORS = {"add", "sub", "div", "neg", "less", "less_equal", "greater", "greater_equal"}
@@ -114,6 +116,7 @@ class Emitter(ABC):
             step.out.name: step for step in self.program.steps if isinstance(step.op, Literal)
         }
         self.written: set[str] = set()
+        self.unpacked: set[str] = set()  # members of stacks that have their variables
         self.owned: set[str] = set()  # arrays that are new and nobody else's
         self.dying: frozenset[str] = frozenset()  # arrays that the current step is the last to read
 
@@ -242,6 +245,8 @@ class Emitter(ABC):
             case Pad(axis, before, after):
                 text = self.pad(operands[0], axis, self.size(before), self.size(after))
                 self.assign(step, text, self._tuple(step.out))
+            case Member():
+                write_members(self, step)
             case Concat(axis):
                 parts = ", ".join(self.ref(value) for value in operands)
                 self.assign(step, self.concat(parts, axis), self._tuple(step.out))
@@ -634,6 +639,10 @@ class Emitter(ABC):
 
     @abstractmethod
     def stack(self, parts: str) -> str: ...
+
+    def members(self, stack: str) -> str:
+        """A stack as an iterable of its members."""
+        return stack
 
     @abstractmethod
     def cast(self, text: str, dtype: str) -> str: ...

@@ -20,6 +20,7 @@ from tncompiler.ir.attention import Attention
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.sizes import Equation, Size, Terms, render_size
+from tncompiler.ir.stacking import Member
 from tncompiler.ir.windows import Geometry
 
 Labels = tuple[int, ...]
@@ -348,6 +349,7 @@ Op = (
     | Attention
     | Pairs
     | PairsAdjoint
+    | Member
     | Loop
     | Scan
     | Pick

@@ -44,6 +44,7 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.scans.steps import result_value
 from tncompiler.ir.sizes import Size, product, resized
+from tncompiler.ir.stacking import Member
 
 
 def validate(program: Program, *, scheduled: bool = False) -> Program:
@@ -304,6 +305,10 @@ def _view_shape(step: Step, source: Value) -> tuple[Size, ...]:
             return (*shape[:axis], stop - start, *shape[axis + 1 :])
         case Pad(axis, before, after):
             return (*shape[:axis], shape[axis] + before + after, *shape[axis + 1 :])
+        case Member(position):
+            if not shape or (isinstance(shape[0], int) and not 0 <= position < shape[0]):
+                _fail(step, "takes a member that its stack does not have")
+            return shape[1:]
         case Cast():
             return shape
     raise InvalidProgram(f"the step '{step.text()}' is of no known kind")

@@ -27,7 +27,8 @@ from tncompiler.planning.exchange import neighbours, shape_of
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
-from tncompiler.planning.rehearse import REHEARSED_UP_TO, Rehearsal, best_rehearsed
+from tncompiler.planning.rehearse import REHEARSED_UP_TO, Rehearsal, best_rehearsed, faster
+from tncompiler.planning.rounds import ROUNDS_UP_TO, order_in_rounds
 from tncompiler.planning.search import find_orders
 from tncompiler.planning.tree_cost import TreeCosts
 
@@ -110,7 +111,8 @@ def best_order(
 ) -> tuple[Pair, ...]:
     """The candidate with the least cost, the first among equals.
 
-    Of time, the best few are rehearsed where that is possible and there is time left.
+    Of time, the best few are rehearsed where that is possible and there is time left; of a large
+    network, the best and one in rounds, whose products can be carried out many at a time.
     """
     budget = budget or Budget.of(options)
     rates, count = as_machine(options.machine).planning, len(network.terms)
@@ -118,10 +120,13 @@ def best_order(
     orders = find_orders(network, options, budget, costs)
     if rehearsal is None or budget.spent():
         return orders[0]
-    candidates = (*neighbours(orders[0], count), *orders)
+    candidates = [*neighbours(orders[0], count), *orders]
+    if rehearsal.is_large:
+        candidates = [orders[0], order_in_rounds(network.terms, network.output, network.sizes)]
     different = {shape_of(pairs, count): pairs for pairs in candidates}
     times = [(costs(pairs), pairs) for pairs in different.values()]
-    return best_rehearsed(rehearsal, sorted(times), rates, budget)
+    choose = faster if rehearsal.is_large else best_rehearsed
+    return choose(rehearsal, sorted(times), rates, budget)
 
 
 def _rehearsal(
@@ -129,7 +134,8 @@ def _rehearsal(
 ) -> Rehearsal | None:
     """The network to be rehearsed; none where time is not the question, or it is too large."""
     asked = options.minimize == "time" and options.search == "auto"
-    if not asked or len(network.terms) > REHEARSED_UP_TO:
+    most = REHEARSED_UP_TO if network.relations else ROUNDS_UP_TO
+    if not asked or len(network.terms) > most:
         return None
     step = program.producers[name]
     named = [value for value in operand_values(program, step) if value.shape]

@@ -31,6 +31,7 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Binding, Size, Terms, evaluate, plain, resized
+from tncompiler.ir.stacking import Member
 
 SUM_RADIX = 16  # blocks that a level of a running sum adds up; see backends/*/runtime.py
 _MOST_BLOCKS = 2**58  # beyond what any array has
@@ -52,7 +53,8 @@ def made_bytes(program: Program, step: Step) -> Terms:
 
 
 def is_view(step: Step) -> bool:
-    """Whether a step moves no data: splits, merges, literals, permutations, diagonals, windows."""
+    """Whether a step moves no data: splits, merges, members, literals, permutations, diagonals,
+    windows."""
     op = step.op
     if isinstance(op, Contract) and len(op.inputs) <= 1:
         return all(set(labels) == set(op.output) for labels in op.inputs) and (
@@ -60,7 +62,7 @@ def is_view(step: Step) -> bool:
         )
     if isinstance(op, Unfold):
         return op.geometry.before == op.geometry.after == 0
-    return isinstance(op, Split | Merge | Literal | Pick)
+    return isinstance(op, Split | Merge | Literal | Pick | Member)
 
 
 def read_values(step: Step, operands: tuple[Value, ...]) -> tuple[Value, ...]:

@@ -18,6 +18,8 @@ RUNS = (2, 4, 8, 16, 64, 256, 1024)
 # glibc keeps freed memory of smaller results for the next call; that of larger ones is given back,
 # and every page of it faults again
 FRESH_BYTES = 2**25
+# for a library to take up one of the arrays that it joins
+PART_US = 0.2
 
 
 @dataclass(frozen=True, slots=True)

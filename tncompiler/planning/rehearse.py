@@ -11,22 +11,26 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from tncompiler.ir.passes import LAYOUT_PASSES, SCHEDULED_PASSES, load_pass
+from tncompiler.ir.passes import LAYOUT_PASSES, MERGING_PASSES, SCHEDULED_PASSES, load_pass
 from tncompiler.ir.passes.adjoint import adjoint
 from tncompiler.ir.program import Argument, Program, Step, operand_values
 from tncompiler.ir.sizes import Binding
 from tncompiler.planning.budget import Budget
+from tncompiler.planning.memory import is_view
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.schedule import schedule
+from tncompiler.planning.stacking import stack_alike
 from tncompiler.planning.timing import step_us
 
 REHEARSED_UP_TO = 32  # tensors; scheduling more takes longer than the choice gains
 SHORTLIST = 3  # orders of a forward pass, which must be planned in 10 ms
 STEP_SHORTLIST = 6  # of a training step, where layouts matter more
-# twice the cost of the best: further than copies move an order
-_WITHIN = 2.0
+# times the cost of the best: further than copies move an order, and than stacking does
+_WITHIN, _LARGE_WITHIN = 2.0, 3.0
+# what surrounds a step (views, names that are let go), which tells where there are hundreds of them
+AROUND_US = 1.5
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ class Rehearsal:
         wrt = tuple(name for name in operands if name in active)
         return Rehearsal(own, wrt, frozenset(free).intersection(operands), nominal, options)
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the network has more tensors than are usually rehearsed."""
+        return len(self.program.arguments) > REHEARSED_UP_TO
+
     def time_us(self, pairs: tuple[Pair, ...], rates: Rates) -> float:
         """Predicted microseconds of the network in this order, with its adjoint."""
         program, _ = schedule(
@@ -71,13 +80,13 @@ class Rehearsal:
         if self.wrt:
             program = _after(SCHEDULED_PASSES, program)
             program, _ = schedule(adjoint(program, self.wrt), self.nominal, self.options)
-        program = _after(SCHEDULED_PASSES if self._repeats else LAYOUT_PASSES, program)
+        if self._repeats:
+            program = _after(MERGING_PASSES, program)
+        program = _after(LAYOUT_PASSES, stack_alike(program, self.nominal, rates))
         kept = self._made_once(program)
-        return math.fsum(
-            step_us(program, step, self.nominal, rates)
-            for step in program.steps
-            if step.out.name not in kept
-        )
+        left = [step for step in program.steps if step.out.name not in kept]
+        around = AROUND_US * sum(not is_view(step) for step in left) if self.is_large else 0.0
+        return around + math.fsum(step_us(program, step, self.nominal, rates) for step in left)
 
     @property
     def _repeats(self) -> bool:
@@ -114,6 +123,19 @@ def best_rehearsed(
             break
         times[pairs] = rehearsal.time_us(pairs, rates)
     return min(times, key=times.__getitem__)
+
+
+def faster(
+    rehearsal: Rehearsal,
+    ranked: list[tuple[float, tuple[Pair, ...]]],
+    rates: Rates,
+    budget: Budget,
+) -> tuple[Pair, ...]:
+    """The faster of the orders of a large network, whose costs leave out what stacking saves."""
+    within = [pairs for cost, pairs in ranked if cost <= _LARGE_WITHIN * ranked[0][0]]
+    if len(within) == 1 or budget.spent():
+        return within[0]
+    return min(within, key=lambda pairs: rehearsal.time_us(pairs, rates))
 
 
 def _after(passes: Iterable[str], program: Program) -> Program:

@@ -13,6 +13,7 @@ from tncompiler.ir.convolution import form_of
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import is_matmul, is_product, matmul_form
 from tncompiler.ir.program import (
+    Concat,
     Contract,
     Convolve,
     Loop,
@@ -29,7 +30,7 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.sizes import Size, evaluate, volume
 from tncompiler.planning.memory import is_view, made_bytes, read_values, within
-from tncompiler.planning.rates import Rates
+from tncompiler.planning.rates import PART_US, Rates
 from tncompiler.planning.ways import work_us
 from tncompiler.planning.windows import convolution_us
 
@@ -123,6 +124,8 @@ def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates
         return max(traffic, rates.permute_us(moved, _sweep(op, numbers), True))
     if isinstance(op, Permute):
         return rates.permute_us(moved, *_innermost(op, operands[0], sizes))
+    if isinstance(op, Concat):
+        return traffic + PART_US * len(operands)
     if isinstance(op, Map) and op.function not in _AT_MEMORY_SPEED:
         elements = _bytes(step.out, sizes) / ITEM_BYTES[step.out.dtype]
         return max(traffic, rates.function_us(elements))

@@ -140,5 +140,8 @@ class TorchEmitter(Emitter):
     def stack(self, parts: str) -> str:
         return f"torch.stack({parts})"
 
+    def members(self, stack: str) -> str:
+        return f"{stack}.unbind()"
+
     def cast(self, text: str, dtype: str) -> str:
         return f"{text}.to(torch.{dtype})"

@@ -32,6 +32,7 @@ from tncompiler.ir.program import (
     fresh_name,
 )
 from tncompiler.ir.sizes import Size, symbols_of
+from tncompiler.ir.stacking import Member
 
 _LATER = ("cotangent", "tangent")  # kinds of arguments that only the second program gets
 
@@ -153,9 +154,10 @@ class _Backward:
         return self.kept is None or step.out.name in self.kept
 
     def _is_free(self, step: Step) -> bool:
-        """Numbers, copies of inputs, and what is seen through windows, which would be large."""
+        """Numbers, copies of inputs, members of stacks, and what is seen through windows, which
+        would be large."""
         copies = isinstance(step.op, Permute) and self.given.issuperset(step.operands)
-        return copies or isinstance(step.op, Literal | Window | Unfold)
+        return copies or isinstance(step.op, Literal | Member | Window | Unfold)
 
 
 def inputs_of(joint: Program) -> set[str]:

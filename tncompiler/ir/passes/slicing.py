@@ -39,6 +39,7 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Size, plain, resized, size_symbol, symbols_of
+from tncompiler.ir.stacking import Member
 
 Axis = tuple[str, int]  # a value and one of its axes
 
@@ -140,6 +141,8 @@ def _places(op: object, operands: tuple[Value, ...]) -> list[tuple[int | None, .
             return [_shifted(ranks[0], axis, 2, 1)]
         case Merge(axis, count):
             return [_shifted(ranks[0], axis, count, 1)]
+        case Member():
+            return [_shifted(ranks[0], 0, 1, 0)]
         case Slice(axis) | Pad(axis) | Concat(axis):
             return [_shifted(rank, axis, 1, 1) for rank in ranks]
         case Attention():

@@ -46,6 +46,7 @@ from tncompiler.ir.program import (
 )
 from tncompiler.ir.scans.steps import active_arguments
 from tncompiler.ir.scans.tangent import scan_tangents
+from tncompiler.ir.stacking import Member
 from tncompiler.ir.trace import Traced, Tracer
 
 
@@ -188,6 +189,7 @@ TANGENT_RULES: dict[type, Callable[..., Value | None]] = {
     Slice: _linear,
     Pad: _linear,
     Concat: _linear,
+    Member: _linear,
     Cast: _linear,
     Literal: _literal,
     Convolve: convolve_tangent,
