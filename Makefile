@@ -82,8 +82,9 @@ matrix: $(STAMP) ## test the Triton backend with triton 3.6, 3.7 and 3.9
 golden: $(STAMP) ## regenerate tests/golden; read the diff before committing it
 	$(PY) -m pytest tests -m "not slow" -q --golden-update -k golden
 
-docs: $(STAMP) ## write docs/formats.md and its pictures
+docs: $(STAMP) ## write docs/formats.md and its pictures, docs/layers.md
 	$(PY) docs/build_formats.py
+	$(PY) docs/build_layers.py
 
 clean: ## remove build output and caches; .venv stays
 	rm -rf build dist *.egg-info demo-output bench-output

@@ -255,13 +255,31 @@ def test_copies(copier: Any) -> None:
     assert differing(other.reconstruct(), dense.weight) < 1e-12
 
 
-def test_eval_mode_follows_changes_of_cores() -> None:
-    dense, x = dense_of("2d")
-    mine = whole(dense, "Tucker").eval()
+@pytest.mark.parametrize("geometry", ["1d groups", "2d uneven", "2d same", "2d circular", "3d"])
+def test_in_evaluation_the_dense_kernel_is_kept_until_a_core_changes(geometry: str) -> None:
+    dense, x = dense_of(geometry)
+    mine = whole(dense, "TT", implementation="reconstructed").eval()
     with torch.no_grad():
-        before, bias = mine(x), mine.bias[:, None, None]
-        mine.cores.C.mul_(2)
-        torch.testing.assert_close(mine(x) - bias, 2 * (before - bias))
+        before = mine(x)
+        torch.testing.assert_close(before, dense(x))
+        (first,) = mine._built.kept(mine.held_cores(), lambda: pytest.fail("nothing was kept"))
+        torch.testing.assert_close(first, dense.weight)
+        mine.cores.G1.mul_(2)
+        torch.testing.assert_close(mine.to_dense()(x), mine(x))
+        assert differing(mine(x), before) > 0.1
+        mine.cores.G1.data.mul_(0.5)
+        mine.invalidate()
+        torch.testing.assert_close(mine(x), before)
+        mine.train()
+        assert mine._built._kept._entry is None
+    assert mine.eval()(x).requires_grad
+
+
+def test_auto_takes_the_kept_kernel_where_it_is_predicted_to_be_faster() -> None:
+    small = tnc.nn.Conv2d(8, 8, 3, format=formats.CP(64)).eval()
+    assert small._is_whole_faster(torch.zeros(4, 8, 16, 16))
+    large = tnc.nn.Conv2d(256, 256, 3, format=formats.CP(4)).eval()
+    assert not large._is_whole_faster(torch.zeros(4, 256, 16, 16))
 
 
 def test_dtype_moves_autocast_and_torch_compile() -> None:

@@ -22,7 +22,8 @@ from tncompiler.ir import algebra
 from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
-from tncompiler.ir.windows import same_padding
+from tncompiler.ir.windows import Geometry, same_padding, window_count
+from tncompiler.nn.built import Built, keeping_cores, product_us
 from tncompiler.nn.initialize import PROBES, gain_of, typical_scale
 from tncompiler.nn.kernels import Kernel
 from tncompiler.nn.tensorized import (
@@ -80,6 +81,7 @@ class Conv(Tensorized):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        self._built = Built()
         self.in_channels = check_size(in_channels, "in_channels")
         self.out_channels = check_size(out_channels, "out_channels")
         self.groups = check_size(groups, "groups")
@@ -167,8 +169,54 @@ class Conv(Tensorized):
         images = x if x.ndim == self.dimensions + 2 else x[None]
         if self.padding_mode != "zeros":
             images = self._bordered(images)
-        y: Tensor = self.cores(images)
+        held = keeping_cores(self, images)
+        if held is not None and self._is_whole_faster(images):
+            (kernel,) = self._built.kept(held, lambda: (self.reconstruct().contiguous(),))
+            y = self._convolved(images, kernel)
+        else:
+            y = self.cores(images)
         return y if images.ndim == x.ndim else y[0]
+
+    def invalidate(self) -> None:
+        """Forget what is kept of cores: needed after writing to them through `.data` or NumPy."""
+        self._built.drop()
+        self.cores.invalidate()
+
+    def train(self: Conv_, mode: bool = True) -> Conv_:
+        """As torch's; what is kept of the cores is dropped on entering training."""
+        if mode:
+            self._built.drop()
+        return super().train(mode)
+
+    def _convolved(self, images: Tensor, kernel: Tensor) -> Tensor:
+        """torch's own convolution with a dense kernel."""
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[self.dimensions - 1]
+        padding: Any = self.padding if self.padding_mode == "zeros" else 0
+        how = (self.stride, padding, self.dilation, self.groups)
+        made: Tensor = convolve(images, kernel, self.bias, *how)
+        return made
+
+    def _is_whole_faster(self, images: Tensor) -> bool:
+        """Whether images are predicted to meet the dense kernel faster than the cores."""
+        return self.implementation == "reconstructed" or self._built.wins(
+            tuple(images.shape),
+            lambda: self._whole_us(images),
+            lambda: self.cores.predicted_us(self._sizes(images)),
+        )
+
+    def _sizes(self, images: Tensor) -> dict[str, int]:
+        """The sizes of a batch by the names of indices."""
+        sources = {f"s{k}": size for k, size in enumerate(images.shape[2:], start=1)}
+        return {"b": images.shape[0], **sources}
+
+    def _whole_us(self, images: Tensor) -> float:
+        """torch's convolution, predicted as the product that it comes to."""
+        around = [(0, 0)] * self.dimensions if self.padding_mode != "zeros" else self._zeros
+        moves = zip(self.stride, self.dilation, around, strict=True)
+        geometries = [Geometry(stride, dilation, *pair) for stride, dilation, pair in moves]
+        sizes = zip(images.shape[2:], self.kernel_size, geometries, strict=True)
+        windows = prod(int(window_count(*each)) for each in sizes)
+        return product_us(self, images.shape[0] * windows, self.groups)
 
     def _bordered(self, images: Tensor) -> Tensor:
         """The images with a border made of themselves; ShapeError where they are too small."""

@@ -16,13 +16,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from tncompiler.autograd import watched
 from tncompiler.ir.errors import ArgumentError, DTypeError, ShapeError
-from tncompiler.kept import KeptValues
+from tncompiler.nn.built import Built, keeps, product_us, table_us
 from tncompiler.nn.linear import Linear
 from tncompiler.nn.parts import Composite, Part
-from tncompiler.nn.predict import predicted_us, product_us, table_us
 from tncompiler.nn.sweep import GATES, Sweep, networks_of
 from tncompiler.nn.tensorized import check_kind, check_probability, check_size
-from tncompiler.tensor_marks import MARKS, can_keep
 
 Gated_ = TypeVar("Gated_", bound="Gated")
 States = tuple[Tensor, ...]
@@ -58,8 +56,7 @@ class Gated(Composite):
             bool(bidirectional),
         )
         self._sweeps: dict[str, Sweep] = {}
-        self._ways: dict[tuple[int, int, bool], bool] = {}
-        self._kept = KeptValues(MARKS)
+        self._built = Built()
 
     def _set_shapes(self, in_shape: Any, hidden_shape: Any, out_shape: Any) -> None:
         self.in_shape, self.hidden_shape, self.out_shape = in_shape, hidden_shape, out_shape
@@ -220,17 +217,8 @@ class Gated(Composite):
         return x, tuple(map(torch.stack, last))
 
     def _weights(self) -> list[Tensor]:
-        """All weights and biases in torch's order; in evaluation kept until a core changes."""
-        held = [*self.parameters()]
-        grad = torch.is_grad_enabled() and any(p.requires_grad for p in held)
-        if self.training or grad or watched(held) or not can_keep(held, ()):
-            return self._make_weights()
-
-        def make() -> tuple[Tensor, ...]:
-            with torch.inference_mode(False), torch.no_grad():
-                return tuple(self._make_weights())
-
-        return [*self._kept.get(held, "weights", make)]
+        """All weights and biases in torch's order."""
+        return [*self._built.weights(self, self._make_weights)]
 
     def _make_weights(self) -> list[Tensor]:
         made: list[Tensor] = []
@@ -242,19 +230,12 @@ class Gated(Composite):
 
     def invalidate(self) -> None:
         """Forget built weights: needed after writing to cores through `.data` or NumPy."""
-        self._kept.drop()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._kept = KeptValues(MARKS)
+        self._built.drop()
 
     def train(self: Gated_, mode: bool = True) -> Gated_:
         """As torch's; built weights that are kept are dropped on entering training."""
         if mode:
-            self._kept.drop()
+            self._built.drop()
         return super().train(mode)
 
     # ---------------------------------------------------------------- which way
@@ -267,26 +248,28 @@ class Gated(Composite):
         if self.implementation != "auto" or watched((x,)):
             return self.implementation != "factorized"
         positions, batch = x.shape[:2]
-        key = (positions, batch, not self.training and not torch.is_grad_enabled())
-        if key not in self._ways:
-            self._ways[key] = self._whole_us(*key) <= self._cores_us(positions, batch)
-        return self._ways[key]
+        kept = keeps(self, self.held_cores())
+        return self._built.wins(
+            (positions, batch, kept),
+            lambda: self._whole_us(positions, batch, kept),
+            lambda: self._cores_us(positions, batch),
+        )
 
     def _cores_us(self, positions: int, batch: int) -> float:
         total = 0.0
         for end, ih, hh, _ in self._all():
             run = self._sweep(end).prepare(hh._core_dtype())
-            total += predicted_us(run, {"t": positions, "b": batch})
-            total += predicted_us(ih.cores, {"b": positions * batch})
+            total += float(run.predicted_us({"t": positions, "b": batch}))
+            total += float(ih.cores.predicted_us({"b": positions * batch}))
         return total
 
-    def _whole_us(self, positions: int, batch: int, keeps: bool) -> float:
+    def _whole_us(self, positions: int, batch: int, kept: bool) -> float:
         total = 0.0
         for _, ih, *others in self._all():
             inner = [part for part in others if part is not None]
             total += product_us(ih, positions * batch)
             total += positions * sum(product_us(part, batch) for part in inner)
-            total += 0.0 if keeps else sum(map(table_us, (ih, *inner)))
+            total += 0.0 if kept else sum(map(table_us, (ih, *inner)))
         return total
 
     # ---------------------------------------------------------------- checks

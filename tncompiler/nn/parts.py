@@ -88,6 +88,10 @@ class Composite(nn.Module):
         """The dense weights by the names that torch gives them; differentiable."""
         return {name: part.reconstruct() for name, part in self.parts().items()}
 
+    def held_cores(self) -> list[Tensor]:
+        """All that the weights are made of, and the biases."""
+        return [*self.parameters()]
+
     def _core_dtype(self) -> torch.dtype:
         return next(iter(self.parts().values()))._core_dtype()
 

@@ -101,6 +101,10 @@ class Tensorized(nn.Module):
             with torch.no_grad():
                 self.cores.bias.copy_(bias)
 
+    def held_cores(self) -> list[Tensor]:
+        """The parameters that the weight is made of, one for each place in the network."""
+        return [self._core(name) for name in self._table.parameters]
+
     def _modes(self) -> tuple[Any, Any]:
         modes = Modes.of(self.in_shape, self.out_shape)
         return modes.ins, modes.outs
@@ -270,7 +274,7 @@ class CoreReading(GivenTensors):
 
     def __init__(self, network: Expr, backend: str, options: PlanOptions | None = None) -> None:
         given = with_inputs(network)
-        self.leaves = given.leaves
+        self.leaves, self.parameters = given.leaves, given.parameters
         super().__init__(given.network, given.names, backend, options)
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -280,11 +284,15 @@ class CoreReading(GivenTensors):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A network with inputs for leaves: ``names`` of the inputs, ``leaves`` they stand for."""
+    """A network with inputs for leaves: ``names`` of the inputs, ``leaves`` they stand for.
+
+    ``parameters``: those of the leaves that are parameters.
+    """
 
     network: Expr
     names: tuple[str, ...]
     leaves: tuple[str, ...]
+    parameters: tuple[str, ...]
 
 
 def with_inputs(network: Expr, prefix: str = "t") -> Given:
@@ -295,6 +303,7 @@ def with_inputs(network: Expr, prefix: str = "t") -> Given:
         replace_leaves(network, dict(zip(leaves, inputs, strict=True))),
         tuple(leaf.name for leaf in inputs),
         tuple(leaf.name for leaf in leaves),
+        tuple(leaf.name for leaf in leaves if leaf.kind == "param"),
     )
 
 
