@@ -289,6 +289,23 @@ def test_autocast(implementation: str) -> None:
     torch.testing.assert_close(out.float(), mine(x)[0], rtol=0.1, atol=0.05)
 
 
+@pytest.mark.parametrize("implementation", ["auto", "factorized"])
+def test_torch_compile_and_functorch(implementation: str) -> None:
+    torch._dynamo.reset()
+    mine, x = layer(implementation=implementation), torch.randn(3, 2, INPUTS)
+    compiled = torch.compile(mine, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), mine(x), rtol=1e-4, atol=1e-5)
+    held = dict(mine.named_parameters())
+
+    def loss(held: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(mine, held, (x,))[0].square().sum()
+
+    found = torch.func.grad(loss)(held)
+    mine(x)[0].square().sum().backward()
+    for name, parameter in held.items():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-4)
+
+
 def test_tied_weights() -> None:
     mine = layer(bidirectional=True, implementation="factorized", dtype=torch.float64)
     mine.hh_l0_reverse.tie(mine.hh_l0)

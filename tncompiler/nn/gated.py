@@ -120,8 +120,13 @@ class Gated(Composite):
 
     def _prepare(self) -> None:
         """Compile what torch.compile cannot compile while it traces."""
-        for end, _, hh, _ in self._all():
-            self._sweep(end).prepare(hh._core_dtype())
+        for end, ih, *inner in self._all():
+            parts = [part for part in (ih, *inner) if part is not None]
+            dtype = ih._core_dtype()
+            if self.implementation != "reconstructed":
+                self._sweep(end).prepare(dtype)
+            for part in parts if self.implementation != "factorized" else ():
+                part._table.prepare(dtype)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -243,10 +248,13 @@ class Gated(Composite):
     def _as_whole(self, x: Tensor) -> bool:
         """Whether a batch runs on built weights: asked for, or predicted to be faster.
 
-        Where torch looks inside, auto always builds them: sizes are not to be looked at there.
+        Where torch looks inside, auto never does: compiled and transformed kernels of recurrences
+        are what torch lacks.
         """
-        if self.implementation != "auto" or watched((x,)):
-            return self.implementation != "factorized"
+        if self.implementation != "auto":
+            return self.implementation == "reconstructed"
+        if watched((x, *self.held_cores())):
+            return False
         positions, batch = x.shape[:2]
         kept = keeps(self, self.held_cores())
         return self._built.wins(
