@@ -26,6 +26,18 @@ def test_a_tensorized_model_comes_back_into_a_dense_one(name: str, tmp_path: Pat
     assert torch.equal(other(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["vision", "encoder", "recurrent"])
+def test_a_tensorized_model_goes_back_to_plain_torch(name: str) -> None:
+    torch.manual_seed(0)
+    case = MODELS[name]
+    model = case.make().double().eval()
+    tnc.tensorize_(model, formats.TTMatrix(), tolerance=0.3)
+    dense = tnc.to_dense(model)
+    assert not any(type(part).__module__.startswith("tncompiler") for part in dense.modules())
+    x = case.example().double()
+    torch.testing.assert_close(dense(x), model(x))
+
+
 def test_layers_are_made_anew(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 2, 8)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tncompiler.ir.errors import ArgumentError
+from tncompiler.models.layers import Layer, find_layers
 from tncompiler.models.parameters import network_weights, remove_network
 from tncompiler.models.swapping import all_or_nothing, put
-from tncompiler.nn.tensorized import Tensorized
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,11 +27,8 @@ def to_dense(model: Model) -> Model:
     copied = copy.deepcopy(model)
     for _, module, key, _ in [*network_weights(copied)]:
         remove_network(module, key)
-    names: dict[Tensorized, list[str]] = {}
+    names = find_layers(copied)
     modules = dict(copied.named_modules(remove_duplicate=False))
-    for name, module in modules.items():
-        if isinstance(module, Tensorized):
-            names.setdefault(module, []).append(name)
     with all_or_nothing(modules.values()):
         for layer, dense in zip(names, _densified([*names]), strict=True):
             slots = [name.rpartition(".") for name in names[layer] if name]
@@ -39,13 +36,13 @@ def to_dense(model: Model) -> Model:
     return copied
 
 
-def _densified(layers: list[Tensorized]) -> list[Any]:
+def _densified(layers: list[Layer]) -> list[Any]:
     """Dense layers, with one weight for those that share their cores."""
     weights: dict[tuple[int, ...], nn.Parameter] = {}
     made = []
     for layer in layers:
         dense: Any = layer.to_dense()  # type: ignore[operator]
-        cores = [layer._core(leaf.name) for leaf in layer._network.leaves if leaf.kind == "param"]
+        cores = layer.held_cores()
         dense.requires_grad_(any(core.requires_grad for core in cores))
         if isinstance(getattr(layer, "bias", None), nn.Parameter):
             dense.bias = layer.bias

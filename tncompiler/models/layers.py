@@ -1,0 +1,23 @@
+"""The layers of `tnc.nn` in a model: those of several weights as wholes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tncompiler.nn.parts import Composite
+from tncompiler.nn.tensorized import Tensorized
+
+Layer = Tensorized | Composite
+
+
+def find_layers(model: nn.Module) -> dict[Layer, list[str]]:
+    """All tensorized layers, with all their names."""
+    found: dict[Layer, list[str]] = {}
+    whole: str | None = None
+    for name, module in model.named_modules(remove_duplicate=False):
+        if whole is not None and name.startswith(whole):
+            continue
+        whole = (f"{name}." if name else "") if isinstance(module, Composite) else None
+        if isinstance(module, Tensorized | Composite):
+            found.setdefault(module, []).append(name)
+    return found
