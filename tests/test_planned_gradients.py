@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tncompiler as tnc
-import tncompiler.compiler
+import tncompiler.training
 from tests.fuzz import check_network
 from tests.networks import Case, fuzzed_network, random_network
 from tncompiler.compiler import Compilation
@@ -74,9 +74,9 @@ def random_gradients(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         used.append(len(program.steps))
         return -len(used)
 
-    monkeypatch.setattr(tncompiler.compiler, "replannable", lambda *_: True)
-    monkeypatch.setattr(tncompiler.compiler, "choose_gradients", chosen)
-    monkeypatch.setattr(tncompiler.compiler, "joint_cost", last)
+    monkeypatch.setattr(tncompiler.training, "replannable", lambda *_: True)
+    monkeypatch.setattr(tncompiler.training, "choose_gradients", chosen)
+    monkeypatch.setattr(tncompiler.training, "joint_cost", last)
     yield used
 
 
@@ -114,9 +114,9 @@ def test_a_wrong_gradient_order_is_seen(random_gradients: list[int], monkeypatch
     y = tnc.input("a", i, j) * tnc.input("b", i, j)
     case = _case((y,))
     check_network(case)
-    monkeypatch.setattr(tncompiler.compiler, "replannable", lambda *_: True)
+    monkeypatch.setattr(tncompiler.training, "replannable", lambda *_: True)
     monkeypatch.setattr(
-        tncompiler.compiler, "choose_gradients", lambda p, o, n, opt, wrt: wrong(p, wrt)
+        tncompiler.training, "choose_gradients", lambda p, o, n, opt, wrt: wrong(p, wrt)
     )
     with pytest.raises(AssertionError, match="gradient"):
         check_network(case)
@@ -157,7 +157,7 @@ def step_flops(compilation: Compilation, wrt: tuple[str, ...]) -> int:
 
 
 def without_own_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tncompiler.compiler, "choose_gradients", lambda *_: {})
+    monkeypatch.setattr(tncompiler.training, "choose_gradients", lambda *_: {})
 
 
 def test_the_weights_gradient_is_shared_by_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:

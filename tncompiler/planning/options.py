@@ -48,8 +48,9 @@ class PlanOptions:
     cotengra), or the name of one: "concurrent.futures", "threads", "loky", "dask", "ray".
     ``max_seconds`` counts from the call and cuts the search so that scheduling still fits in: what
     runs is killed (on an executor: cancelled), the best order so far is taken, at least the greedy
-    one, and `plan.cut` is true. A function given as ``search``
-    is not cut. ``progress`` shows a bar.
+    one, and `plan.cut` is true. When all of it is over, whatever else can be left out is: layouts,
+    further cuts and values to keep inside a limit of memory. A function given as ``search`` is not
+    cut. ``progress`` shows a bar.
     ``training``: whether orders are compared with their backward pass, "auto" where a call computes
     gradients. ``memory_limit``: bytes, or text such as "2GiB", that a call may allocate, outputs
     and saved values included, inputs and parameters not; to keep it the plan slices indices (loops

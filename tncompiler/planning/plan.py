@@ -96,9 +96,9 @@ class ContractionPlan:
 
     ``networks`` holds the order of each contraction network; ``steps`` the whole program in order;
     ``sizes`` the integers the plan was made for; ``digest`` names the expression it belongs to;
-    ``saved`` the values that the forward pass keeps for the backward pass; ``cut`` whether its
-    search was stopped by `max_seconds`; ``replanned`` how many pairs `reuse` searched anew, None
-    for a plan that was not made of another.
+    ``saved`` the values that the forward pass keeps for the backward pass; ``cut`` whether
+    `max_seconds` stopped its search or left something out; ``replanned`` how many pairs `reuse`
+    searched anew, None for a plan that was not made of another.
     """
 
     networks: tuple[NetworkOrder, ...]
