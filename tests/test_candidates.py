@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import cotengra
 import numpy as np
@@ -16,8 +17,11 @@ from tncompiler.planning import tree_cost as tree_costs
 from tncompiler.planning.candidates import (
     Network,
     _Exact,
+    _RandomGreedy,
+    _Reconfigured,
     candidate_orders,
     is_exact,
+    tree_multiplications,
 )
 from tncompiler.planning.exchange import neighbours, shape_of
 from tncompiler.planning.order import Pair, letter
@@ -299,3 +303,33 @@ def test_costs_of_trees_are_the_same_remembered_or_not(
             patch.setattr(tree_costs, "_MASKED_UP_TO", 0)
             anew = [tree_cost(own, order, minimize, RATES) for order in orders]
         assert remembered == pytest.approx([*anew, *anew])
+
+
+# ---------------------------------------------------------------------------- more starts
+
+
+@pytest.mark.parametrize(("size", "starts"), [(2, 1), (8, 8)])
+def test_what_runs_long_is_searched_from_more_starts(
+    size: int, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lattice of 5 x 5: thousands of multiplications, or more than ten million."""
+    seeds: list[int] = []
+    search = _Reconfigured.__call__
+
+    def noted(method: _Reconfigured, *given: Any) -> Any:
+        assert isinstance(method.first, _RandomGreedy)
+        seeds.append(method.first.seed)
+        return search(method, *given)
+
+    monkeypatch.setattr(_Reconfigured, "__call__", noted)
+    network = grid(5, 5, size)
+    orders = list(candidate_orders(network, 4, seed=3))
+    assert seeds == list(range(3, 3 + starts))
+    assert all(contracts_everything(pairs, 25) for pairs in orders)
+    assert (tree_multiplications(network, orders[0]) >= 1e7) == (starts > 1)
+
+
+def test_multiplications_by_hand() -> None:
+    """(i j)(j k)(k l) from the left: 2·3·4 and 2·4·5."""
+    network = Network.of(((0, 1), (1, 2), (2, 3)), (0, 3), {0: 2, 1: 3, 2: 4, 3: 5})
+    assert tree_multiplications(network, ((0, 1), (2, 3))) == 2 * 3 * 4 + 2 * 4 * 5

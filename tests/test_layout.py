@@ -12,8 +12,9 @@ import torch
 import tncompiler as tnc
 from tests.large import as_if_large
 from tests.networks import random_network
+from tncompiler.backends.numpy.runtime import two_terms
 from tncompiler.compiler import Compilation
-from tncompiler.ir.matmul import matmul_form
+from tncompiler.ir.matmul import is_product, matmul_form
 from tncompiler.ir.passes import LAYOUT_PASSES, run_passes
 from tncompiler.ir.program import Contract, Permute, Program
 from tncompiler.planning.layout import lay_out
@@ -168,3 +169,49 @@ def test_axes_of_size_one_move_for_nothing() -> None:
     ways = Ways(RATES)
     assert ways.permute_us((0, 1, 2), (1, 0, 2), (1, 64, 64), "float32") == 0.0
     assert ways.permute_us((0, 1, 2), (1, 0, 2), (2, 64, 64), "float32") > 0.0
+
+
+# ---------------------------------------------------------------------------- outer products
+
+
+def spread(size: int) -> tuple[Any, str]:
+    """An outer product with a batch, indices in adverse orders, and its equation."""
+    sizes = dict(a=size, b=5, c=size, d=size, e=size)
+    index = {k: tnc.Index(k, n) for k, n in sizes.items()}
+    x, y = (tnc.input(name, *(index[k] for k in name)) for name in ("abc", "dbe"))
+    return tnc.contract(x, y, out=[index[k] for k in "ecbad"]), "abc,dbe->ecbad"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "int64"])
+@pytest.mark.parametrize("size", [2, 10])
+def test_outer_products_have_the_values_of_einsum(size: int, dtype: str) -> None:
+    expr, equation = spread(size)
+    rng = np.random.default_rng(size)
+    arrays = [rng.integers(-9, 9, (size, 5, size)).astype(dtype) for _ in range(2)]
+    expected = np.einsum(equation, *arrays)
+    with as_if_large():
+        found = tnc.compile(expr, framework="numpy")(*arrays)
+        module = tnc.compile(expr, backend="torch")
+        made = module(*map(torch.from_numpy, arrays)).numpy()
+    for ours in (found, made):
+        np.testing.assert_array_equal(ours, expected)
+        assert ours.dtype == expected.dtype
+
+
+def test_large_outer_products_are_products_of_matrices() -> None:
+    large, small = (tnc.compile(spread(size)[0], framework="numpy") for size in (16, 2))
+    assert "two_terms" in large.source() and "two_terms" not in small.source()
+    op = Contract(((0, 1, 2), (3, 1, 4)), (4, 2, 1, 0, 3))
+    sizes = (16, 5, 16, 16, 16)
+    assert is_product(op, sizes, "float32") and not is_product(op, sizes, "int64")
+    assert not is_product(op, (2, 5, 3, 256, 256), "float32")  # rows too few for BLAS
+    assert not is_product(Contract(((0, 1), (0, 1)), (0, 1)), (256, 256), "float32")
+
+
+def test_two_terms_multiply_exactly() -> None:
+    a = np.array([[1.5], [np.inf], [np.nan], [-0.1]], np.float32)
+    b = np.array([[3.0, -2.0, 0.0]], np.float32)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(np.matmul(*two_terms(a, b)), a * b)
+    stacked = np.matmul(*two_terms(np.stack([a, 2 * a])[:, :1], b))
+    assert stacked.shape == (2, 1, 3)

@@ -82,6 +82,9 @@ def test_passes_copies_and_fresh_memory() -> None:
         assert rates.permute_us(2**16, run, True) == pytest.approx(2**16 / run)
         expected = 2**16 / min(10.0 * run, 2000.0)  # no faster than a pass
         assert rates.permute_us(2**16, run, False) == pytest.approx(expected)
+    far = rates.permute_us(2**24, 8, False, apart=2**16)  # a page for every element, beyond 2 MiB
+    assert far == pytest.approx(4 * rates.permute_us(2**24, 8, False, apart=2**11))
+    assert rates.permute_us(2**16, 8, False, 2**16) == rates.permute_us(2**16, 8, False)
     assert rates.fresh_us(FRESH_BYTES) == 0.0
     assert rates.fresh_us(FRESH_BYTES + 1) == pytest.approx((FRESH_BYTES + 1) / 100)
     assert rates.function_us(500.0) == 10.0

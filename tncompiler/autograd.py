@@ -16,6 +16,7 @@ from tncompiler.binding import Call
 from tncompiler.compiler import Compilation, KeptExecutable
 from tncompiler.graphs import Graphed
 
+_PLAIN = {Tensor, nn.Parameter}  # types that torch does not look into
 Flat = Callable[..., tuple[Tensor, ...]]
 
 
@@ -196,4 +197,4 @@ def watched(tensors: Sequence[Tensor]) -> bool:
         return True
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
-    return any(type(t) is not Tensor and type(t) is not nn.Parameter for t in tensors)
+    return not _PLAIN.issuperset(map(type, tensors))

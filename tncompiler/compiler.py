@@ -138,6 +138,8 @@ class Compilation(Training):
 
     def pack(self, results: Sequence[Any]) -> Any:
         """Results of a program in the container of the outputs, networks with their scales."""
+        if len(results) == 1 and self.container.kind == "one":
+            return results[0]
         values, scales = results[: len(self.outputs)], iter(results[len(self.outputs) :])
         pairs = zip(values, self._paired, strict=True)
         return self.container.pack([(v, next(scales)) if pair else v for v, pair in pairs])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -89,6 +89,7 @@ class NumpyFunction(Inspection):
         self.compilation, self.backend, self._dtype = compilation, "numpy", dtype
         arrays = self._drawn(seed, None)
         self.parameters = self._shared(arrays, share)
+        self._names = [leaf.name for leaf in compilation.params]
         self._constants = [self._constant(leaf) for leaf in compilation.constants]
         self._calls: dict[object, Call] = {}
         self._runs: dict[object, _Ready] = {}
@@ -156,10 +157,12 @@ class NumpyFunction(Inspection):
     def _arrays(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Mapping[str, Any] | None
     ) -> list[np.ndarray]:
-        values = order_inputs(self.compilation, args, kwargs, _no_dropout)
-        given = [
-            _array(leaf.name, v) for leaf, v in zip(self.compilation.inputs, values, strict=True)
-        ]
+        leaves = self.compilation.inputs
+        in_order = not kwargs and len(args) == len(leaves)
+        given: Sequence[Any]
+        given = args if in_order else order_inputs(self.compilation, args, kwargs, _no_dropout)
+        if {*map(type, given)} - {np.ndarray}:
+            given = [_array(leaf.name, v) for leaf, v in zip(leaves, given, strict=True)]
         held: Mapping[str, Any] = self.parameters
         if parameters is not None:
             if not isinstance(parameters, Mapping):
@@ -174,7 +177,7 @@ class NumpyFunction(Inspection):
                     fix=f"they are: {sorted(held)}",
                 )
             held = {**held, **{k: np.asarray(v) for k, v in parameters.items()}}
-        return [*given, *(held[leaf.name] for leaf in self.compilation.params), *self._constants]
+        return [*given, *[held[name] for name in self._names], *self._constants]
 
     def _default(self) -> str | None:
         """The dtype that undecided leaves must have; None lets the inputs decide."""
@@ -210,7 +213,7 @@ class NumpyFunction(Inspection):
     ) -> Any:
         arrays = self._arrays(args, kwargs, parameters)
         keeps = parameters is None
-        key = (keeps, *((array.shape, array.dtype.char) for array in arrays))
+        key = (keeps, *[(array.shape, array.dtype.char) for array in arrays])
         ready = self._runs.get(key)
         if ready is None:
             ready = self._ready(key, self._call(arrays), keeps)

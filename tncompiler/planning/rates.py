@@ -18,6 +18,9 @@ RUNS = (2, 4, 8, 16, 64, 256, 1024)
 # glibc keeps freed memory of smaller results for the next call; that of larger ones is given back,
 # and every page of it faults again
 FRESH_BYTES = 2**25
+# permuting copies were measured on 1 MiB; in a larger array every element of a run may be on a page
+# of its own, more than a core has addresses of at hand, and copying takes so many times as long
+_PAGE, _NEAR, _FAR = 2**12, 2**22, 4.0
 # for a library to take up one of the arrays that it joins
 PART_US = 0.2
 
@@ -79,13 +82,15 @@ class Library:
         """Microseconds to move so many bytes, read and written added, in order."""
         return moved / _between(PASSES, self.passes, moved) if moved else 0.0
 
-    def permute_us(self, moved: float, inner: float, kept: bool) -> float:
+    def permute_us(self, moved: float, inner: float, kept: bool, apart: float = 0.0) -> float:
         """Microseconds of a permuting copy that moves so many bytes.
 
         ``inner``: elements of the innermost axis of the result; ``kept``: whether it was innermost
-        before. A copy is no faster than a pass.
+        before; ``apart``: how many bytes its elements were apart. A copy is no faster than a pass.
         """
         rate = _between(RUNS, self.gathers if kept else self.transposes, inner)
+        if apart >= _PAGE and moved > _NEAR:
+            rate /= _FAR
         return moved / min(rate, _between(PASSES, self.passes, moved)) if moved else 0.0
 
     def fresh_us(self, size: float) -> float:
@@ -142,7 +147,7 @@ class Accelerator:
     def pass_us(self, moved: float) -> float:
         return moved / self.bytes_per_us
 
-    def permute_us(self, moved: float, inner: float, kept: bool) -> float:
+    def permute_us(self, moved: float, inner: float, kept: bool, apart: float = 0.0) -> float:
         """Runs shorter than a 32-byte sector waste the rest of it; tiles transpose on chip."""
         return moved / self.bytes_per_us * (max(1.0, 8 / inner) if kept else 1.0)
 

@@ -181,14 +181,16 @@ def _bytes(value: Value, sizes: Sizes) -> int:
     return ITEM_BYTES[value.dtype] * volume(value.shape, sizes)
 
 
-def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool]:
-    """Elements that a permuting copy writes in one sweep, and whether they lie together before."""
+def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool, int]:
+    """Elements that a permuting copy writes in one sweep, whether they lie together before, and
+    how many bytes apart they lie."""
     axes = op.axes
     first = len(axes) - 1
     while first and axes[first - 1] == axes[first] - 1:
         first -= 1
     inner = volume([source.shape[axis] for axis in axes[first:]], sizes)
-    return inner, axes[-1] == len(axes) - 1
+    apart = ITEM_BYTES[source.dtype] * volume(source.shape[axes[-1] + 1 :], sizes)
+    return inner, axes[-1] == len(axes) - 1, apart
 
 
 def threaded_us(program: Program, sizes: Sizes, rates: Rates, threads: int) -> float:

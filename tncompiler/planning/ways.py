@@ -42,7 +42,7 @@ class Ways:
         self.rates = rates
         self._found: dict[tuple[Contract, tuple[int, ...], str], tuple[Way, ...]] = {}
         self._products: dict[tuple[int, int, int, int, str], float] = {}
-        self._copies: dict[tuple[int, int, bool, str], float] = {}
+        self._copies: dict[tuple[int, int, bool, int, str], float] = {}
 
     def best(self, op: Contract, sizes: tuple[int, ...], dtype: str) -> Way:
         """The fastest way; among equals the first. ``sizes``: by label, which count from 0."""
@@ -81,19 +81,21 @@ class Ways:
         if source == order:
             return 0.0
         first, at = len(order) - 1, source.index(order[-1])
-        kept = at == first
+        kept, apart = at == first, math.prod([sizes[label] for label in source[at + 1 :]])
         while first and at and order[first - 1] == source[at - 1]:
             first, at = first - 1, at - 1
         run = math.prod([sizes[label] for label in order[first:]])
-        return self._copy_us(math.prod([sizes[label] for label in order]), run, kept, dtype)
+        elements = math.prod([sizes[label] for label in order])
+        return self._copy_us(elements, run, kept, apart, dtype)
 
-    def _copy_us(self, elements: int, run: int, kept: bool, dtype: str) -> float:
+    def _copy_us(self, elements: int, run: int, kept: bool, apart: int, dtype: str) -> float:
         """Microseconds of a permuting copy in runs of so many elements, with its start."""
-        key = (elements, run, kept, dtype)
+        key = (elements, run, kept, apart, dtype)
         time = self._copies.get(key)
         if time is None:
-            moved = 2.0 * ITEM_BYTES[dtype] * elements
-            time = self.rates.step_us + self.rates.permute_us(moved, run, kept)
+            item = ITEM_BYTES[dtype]
+            moved, distance = 2.0 * item * elements, float(item * apart)
+            time = self.rates.step_us + self.rates.permute_us(moved, run, kept, distance)
             self._copies[key] = time
         return time
 
