@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tncompiler as tnc
+from tncompiler.backends.torch.runtime import exp_below
 
 B, I, J = tnc.indices("b i j", b=5, i=6, j=7)
 MATRICES, VECTORS = tnc.input("A", B, I, J), tnc.input("v", B, J)
@@ -32,3 +33,26 @@ def test_one_matrix_and_one_vector_stay_as_they_are() -> None:
     i, j = tnc.indices("i j", i=6, j=7)
     f = tnc.compile(tnc.input("A", i, j) @ tnc.input("v", j), backend="torch")
     assert "torch.mm(A, v.reshape(7, 1))" in f.source(backend="torch")
+
+
+# ---------------------------------------------------------------------------- exp below a maximum
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exp_below_a_maximum_is_exp(dtype: torch.dtype) -> None:
+    """but 0 where exp is below the normal numbers; not-a-numbers stay"""
+    least = {torch.float32: -87.3, torch.float64: -708.3}[dtype]
+    x = torch.tensor([0.0, -1.0, least, least - 1, -1e30, -torch.inf, torch.nan], dtype=dtype)
+    found = exp_below(x)
+    expected = torch.exp(x).masked_fill(x < least, 0.0)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_a_softmax_takes_it_and_other_functions_do_not() -> None:
+    scores, n = tnc.input("scores", B, J), tnc.Index("n", 4)
+    weights = tnc.softmax(scores, over=J)
+    edges = tnc.edge_softmax(scores, tnc.input("targets", J, dtype="int64"), n)
+    for expr, count in ((weights, 1), (edges, 1), (tnc.exp(scores - scores.mean(J)), 0)):
+        text = tnc.compile(expr, backend="torch").source()
+        assert text.count(" = exp_below(") == count
+        assert text.count("torch.exp(") == 1 - count
