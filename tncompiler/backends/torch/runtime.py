@@ -79,7 +79,7 @@ def exp_below(x: Tensor) -> Tensor:
     least = _LEAST_EXP.get(x.dtype)
     if least is None or x.device.type != "cpu":
         return torch.exp(x)
-    return functional.threshold(torch.exp(x.clamp_min(least)), math.exp(least) * (1 + 1e-6), 0.0)
+    return functional.threshold(torch.exp(x.clamp_min(least)), math.exp(least) * (1 + 1e-5), 0.0)
 
 
 def long_sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
