@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import tncompiler as tnc
+from tests import oracle
+from tncompiler.backends.torch.runtime import exp_below
 
 B, I, J = tnc.indices("b i j", b=5, i=6, j=7)
 MATRICES, VECTORS = tnc.input("A", B, I, J), tnc.input("v", B, J)
@@ -32,3 +34,52 @@ def test_one_matrix_and_one_vector_stay_as_they_are() -> None:
     i, j = tnc.indices("i j", i=6, j=7)
     f = tnc.compile(tnc.input("A", i, j) @ tnc.input("v", j), backend="torch")
     assert "torch.mm(A, v.reshape(7, 1))" in f.source(backend="torch")
+
+
+# ---------------------------------------------------------------------------- exp below a maximum
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exp_below_a_maximum_is_exp(dtype: torch.dtype) -> None:
+    """but 0 where exp is below the normal numbers; not-a-numbers stay"""
+    least = {torch.float32: -87.3, torch.float64: -708.3}[dtype]
+    x = torch.tensor([0.0, -1.0, least, least - 1, -1e30, -torch.inf, torch.nan], dtype=dtype)
+    found = exp_below(x)
+    expected = torch.exp(x).masked_fill(x < least, 0.0)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_a_softmax_takes_it_and_other_functions_do_not() -> None:
+    scores, n = tnc.input("scores", B, J), tnc.Index("n", 4)
+    weights = tnc.softmax(scores, over=J)
+    edges = tnc.edge_softmax(scores, tnc.input("targets", J, dtype="int64"), n)
+    for expr, count in ((weights, 1), (edges, 1), (tnc.exp(scores - scores.mean(J)), 0)):
+        text = tnc.compile(expr, backend="torch").source()
+        assert text.count(" = exp_below(") == count
+        assert text.count("torch.exp(") == 1 - count
+
+
+# ---------------------------------------------------------------------------- gelu's gradient
+
+
+@pytest.mark.parametrize("runner", oracle.RUNNERS)
+def test_gelu_hands_its_gradient_to_the_library(runner: str) -> None:
+    """one function of cotangent and operand, to the bound also where the slope crosses zero"""
+    x = tnc.input("x", B, I)
+    values = np.linspace(-6.0, 6.0, 30).reshape(5, 6).astype(np.float32)
+    values[0, :2] = -0.7517916, 0.0  # gelu's smallest value
+    ct = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+    given = {"x": values}
+    oracle.check_gradients(tnc.gelu(x), given, runner, "float32", cotangents=[ct], wrt=["x"])
+
+
+def test_second_derivatives_of_gelu() -> None:
+    x = tnc.input("x", B)
+    gradient = tnc.grad(tnc.gelu(x).sum(), x)
+    again = tnc.compile(
+        tnc.grad((gradient * gradient).sum(), x), framework="numpy", dtype="float64"
+    )
+    own = torch.linspace(-3, 3, 5, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(torch.nn.functional.gelu(own).sum(), own, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), own)
+    np.testing.assert_allclose(again(own.detach().numpy()), second.numpy(), rtol=1e-10, atol=1e-12)

@@ -447,7 +447,7 @@ def _map_error(
 
 def _rounded_magnitude(name: str, arguments: Sequence[_Tensor], out: np.ndarray) -> np.ndarray:
     """What the rounding of a function is relative to: its value, unless its formula cancels."""
-    magnitude: np.ndarray = np.abs(arguments[0].value if name == "gelu" else out)
+    magnitude: np.ndarray = np.abs(arguments[0].value if name in ("gelu", "gelu_gate") else out)
     return magnitude
 
 

@@ -60,7 +60,16 @@ class NumpyEmitter(Emitter):
     helpers = (
         *PAIRS,
         *POSITIONS,
-        *("embed_diagonal", "exponent", "gate", "gelu", "long_matmul", "long_sum", "power_of_two"),
+        *(
+            "embed_diagonal",
+            "exponent",
+            "gate",
+            "gelu",
+            "gelu_gate",
+            "long_matmul",
+            "long_sum",
+            "power_of_two",
+        ),
         *(
             "copied",
             "fresh",

@@ -54,6 +54,23 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return out
 
 
+def gelu_gate(ct: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The cotangent times gelu's slope, (1 + erf(x/√2))/2 + x exp(-x²/2)/√(2π)."""
+    from scipy.special import erf
+
+    slope = np.asarray(erf(x * math.sqrt(0.5)))
+    slope += 1.0
+    slope *= 0.5
+    bell = np.square(x)
+    bell *= -0.5
+    bell = np.exp(bell, out=np.asarray(bell))
+    bell *= x
+    bell *= 1.0 / math.sqrt(2.0 * math.pi)
+    slope += bell
+    made: np.ndarray = ct * slope
+    return made
+
+
 def rsqrt(x: np.ndarray) -> np.ndarray:
     """1/√x in one new array."""
     out: np.ndarray = np.asarray(np.sqrt(x))

@@ -11,7 +11,19 @@ from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.pairing import HELPERS as PAIRS
 from tncompiler.backends.source import Source
 from tncompiler.ir.functions import function
-from tncompiler.ir.program import Labels, Program, Value
+from tncompiler.ir.gather import Gather, Scatter
+from tncompiler.ir.program import (
+    Cast,
+    Contract,
+    Labels,
+    Map,
+    Op,
+    Permute,
+    Program,
+    Reduce,
+    Step,
+    Value,
+)
 from tncompiler.ir.sizes import Size
 
 # More positive terms than this, added one by one, may leave the error bound (3.6 deviations: a
@@ -25,6 +37,27 @@ def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
     return TorchEmitter(program, entry).source()
 
 
+def is_below_maximum(program: Program, value: Value) -> bool:
+    """Whether a maximum was taken from the numbers, as a softmax does, so that many may be low."""
+    made = program.producers.get(value.name)
+    if made is None or not isinstance(made.op, Map) or made.op.function != "sub":
+        return False
+    top = program.producers.get(made.operands[1])
+    while top is not None and _passes_on(top.op):
+        top = program.producers.get(top.operands[0])
+    return top is not None and isinstance(top.op, Reduce | Scatter) and top.op.function == "max"
+
+
+def _passes_on(op: Op) -> bool:
+    """Whether a step gives the numbers of its first operand, in places of their own."""
+    match op:
+        case Contract(inputs):
+            return len(inputs) == 1
+        case Map(name):
+            return name == "stop"
+    return isinstance(op, Cast | Gather | Permute)
+
+
 class TorchEmitter(Emitter):
     """Torch's spelling of each operation."""
 
@@ -35,7 +68,7 @@ class TorchEmitter(Emitter):
         *ATTENTION,
         *PAIRS,
         *POSITIONS,
-        *("embed_diagonal", "long_bmm", "long_mm", "long_sum", "take_diagonal"),
+        *("embed_diagonal", "exp_below", "long_bmm", "long_mm", "long_sum", "take_diagonal"),
         *("exponent", "power_of_two", "scramble", "shift_exponent"),
     )
 
@@ -48,6 +81,13 @@ class TorchEmitter(Emitter):
 
     def template(self, name: str) -> str:
         return function(name).torch
+
+    def _map(self, step: Step, op: Map, operands: tuple[Value, ...]) -> str:
+        if op.function != "exp" or not is_below_maximum(self.program, operands[0]):
+            return super()._map(step, op, operands)
+        self.imports.add("exp_below")
+        wanted = tuple(range(len(step.out.shape)))
+        return f"exp_below({self._aligned(operands[0], op.inputs[0], wanted)})"
 
     def import_for(self, name: str) -> None:
         helper = function(name).torch_helper

@@ -297,7 +297,7 @@ class _Template(TileWriter):
             dirty = set() if tile is None else {own[n] for n in tile.dirty}
             clean.append(set(own) - dirty)
             marked |= dirty
-        if function not in (*ZERO_AT_ZERO, "relu_gate"):
+        if function not in (*ZERO_AT_ZERO, "relu_gate", "gelu_gate"):
             kept: set[Key] = set()
         elif function == "mul":  # zero, unless it meets infinity or NaN
             kept = set().union(*clean) - marked

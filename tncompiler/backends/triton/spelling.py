@@ -30,6 +30,8 @@ FUNCTIONS: dict[str, str] = {
     "relu": "tl.maximum({0}, 0.0, propagate_nan=tl.PropagateNan.ALL)",
     "relu_gate": "tl.where({1} > 0, {0}, 0.0)",
     "gelu": "0.5 * {0} * (1.0 + tl.erf(0.7071067811865476 * {0}))",
+    "gelu_gate": "{0} * (0.5 + 0.5 * tl.erf(0.7071067811865476 * {1})"
+    " + 0.3989422804014327 * {1} * tl.exp(-0.5 * {1} * {1}))",
     "silu": "{0} * sigmoid({0})",
     "softplus": "softplus({0})",
     "less": "{0} < {1}",
@@ -47,7 +49,7 @@ FUNCTIONS: dict[str, str] = {
 }
 HELPERS = ("sigmoid", "softplus", "tanh")  # of the runtime module
 COMPLEX = frozenset(("add", "sub", "mul", "neg", "conj", "real", "imag", "project", "stop", "cast"))
-SINGLE_ONLY = frozenset(("tanh", "softplus", "gelu"))  # written for float32
+SINGLE_ONLY = frozenset(("tanh", "softplus", "gelu", "gelu_gate"))  # written for float32
 ZERO_AT_ZERO = frozenset(
     ("abs", "add", "cast", "conj", "erf", "gelu", "imag", "mul", "neg", "project", "real", "relu")
 ) | {"silu", "sin", "sqrt", "stop", "sub", "tanh"}

@@ -37,6 +37,7 @@ FUNCTIONS: dict[str, str] = {
     "relu": "activations:RELU",
     "relu_gate": "activations:RELU_GATE",
     "gelu": "activations:GELU",
+    "gelu_gate": "activations:GELU_GATE",
     "silu": "activations:SILU",
     "softplus": "activations:SOFTPLUS",
     "less": "comparisons:LESS",

@@ -18,9 +18,17 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
 
 
-def _gelu_slope(call: Call, x: Value, out: Value) -> Value:
-    cumulative = 0.5 * (1.0 + call("erf", _SQRT_HALF * x))
-    return cumulative + x * (_DENSITY * call("exp", -0.5 * (x * x)))
+def _density(call: Call, x: Value) -> Value:
+    return _DENSITY * call("exp", -0.5 * (x * x))
+
+
+def _gelu_slope(call: Call, x: Value) -> Value:
+    return 0.5 * (1.0 + call("erf", _SQRT_HALF * x)) + x * _density(call, x)
+
+
+def _gelu_gate(ct: np.ndarray, x: np.ndarray) -> np.ndarray:
+    cumulative = 0.5 * (1.0 + erf_reference(_SQRT_HALF * x))
+    return np.asarray(ct * (cumulative + x * _DENSITY * np.exp(-0.5 * x * x)))
 
 
 def _silu_slope(call: Call, x: Value, out: Value) -> Value:
@@ -66,9 +74,23 @@ GELU = Elementwise(
     lambda x: 0.5 * x * (1.0 + erf_reference(_SQRT_HALF * x)),
     "gelu({0})",
     "torch.nn.functional.gelu({0})",
-    partials=(_gelu_slope,),
+    tangent=lambda call, t, x, out: call("gelu_gate", t[0], x),
+    adjoint=lambda call, ct, x, out: (call("gelu_gate", ct, x),),
     domain=_REAL,
     helper="gelu",
+)
+GELU_GATE = Elementwise(  # a cotangent times gelu's slope at x, which libraries have in one pass
+    "gelu_gate",
+    2,
+    _gelu_gate,
+    "gelu_gate({0}, {1})",
+    "torch.ops.aten.gelu_backward({0}, {1})",
+    partials=(
+        lambda call, ct, x, out: _gelu_slope(call, x),
+        lambda call, ct, x, out: ct * (_density(call, x) * (2.0 - x * x)),
+    ),
+    domain=_REAL,
+    helper="gelu_gate",
 )
 SILU = Elementwise(
     "silu",
