@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tncompiler.ir.errors import ArgumentError
+from tncompiler.models.layers import Layer, layer_names
 from tncompiler.models.parameters import network_weights, remove_network
 from tncompiler.models.swapping import all_or_nothing, put
-from tncompiler.nn.tensorized import Tensorized
+from tncompiler.nn.parts import Composite
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,11 +28,8 @@ def to_dense(model: Model) -> Model:
     copied = copy.deepcopy(model)
     for _, module, key, _ in [*network_weights(copied)]:
         remove_network(module, key)
-    names: dict[Tensorized, list[str]] = {}
     modules = dict(copied.named_modules(remove_duplicate=False))
-    for name, module in modules.items():
-        if isinstance(module, Tensorized):
-            names.setdefault(module, []).append(name)
+    names = layer_names(copied)
     with all_or_nothing(modules.values()):
         for layer, dense in zip(names, _densified([*names]), strict=True):
             slots = [name.rpartition(".") for name in names[layer] if name]
@@ -39,19 +37,26 @@ def to_dense(model: Model) -> Model:
     return copied
 
 
-def _densified(layers: list[Tensorized]) -> list[Any]:
+def _densified(layers: list[Layer]) -> list[Any]:
     """Dense layers, with one weight for those that share their cores."""
     weights: dict[tuple[int, ...], nn.Parameter] = {}
     made = []
     for layer in layers:
         dense: Any = layer.to_dense()  # type: ignore[operator]
+        made.append(dense)
+        if isinstance(layer, Composite):
+            _freeze_as(dense, layer)
+            continue
         cores = [layer._core(leaf.name) for leaf in layer._network.leaves if leaf.kind == "param"]
         dense.requires_grad_(any(core.requires_grad for core in cores))
         if isinstance(getattr(layer, "bias", None), nn.Parameter):
             dense.bias = layer.bias
-        if isinstance(getattr(dense, "weight", None), nn.Parameter):
-            known = weights.setdefault(tuple(map(id, cores)), dense.weight)
-            if known.shape == dense.weight.shape:  # not so for the transpose of a matrix
-                dense.weight = known
-        made.append(dense)
+        known = weights.setdefault(tuple(map(id, cores)), dense.weight)
+        if known.shape == dense.weight.shape:  # not so for the transpose of a matrix
+            dense.weight = known
     return made
+
+
+def _freeze_as(dense: nn.Module, layer: nn.Module) -> None:
+    """A layer whose numbers are all frozen stays so; of several weights, torch may hold one."""
+    dense.requires_grad_(any(parameter.requires_grad for parameter in layer.parameters()))

@@ -19,11 +19,9 @@ from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.errors import FileFormatError
 from tncompiler.ir.serialize import from_data, to_data
 from tncompiler.models.arguments import arguments_of
+from tncompiler.models.layers import Layer
 from tncompiler.nn import LAYERS
-from tncompiler.nn.parts import Composite
 from tncompiler.nn.tensorized import Tensorized
-
-Layer = Tensorized | Composite
 
 # torch modules that `tnc.load(None, path)` makes anew: containers, and those that need only numbers
 CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")

@@ -15,9 +15,10 @@ from torch.nn.utils import parametrize
 
 from tncompiler.ir.errors import ArgumentError, FileFormatError, TncError
 from tncompiler.models.arguments import arguments_of
-from tncompiler.models.files.descriptions import Layer, read_format, read_layer, read_structure
+from tncompiler.models.files.descriptions import read_format, read_layer, read_structure
 from tncompiler.models.files.sealed import read
 from tncompiler.models.kinds import KINDS, Kind
+from tncompiler.models.layers import Layer
 from tncompiler.models.parameters import NetworkWeight, register_network, remove_network
 from tncompiler.models.swapping import all_or_nothing, put
 

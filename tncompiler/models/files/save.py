@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tncompiler.ir.errors import ArgumentError, FileFormatError, TncError
-from tncompiler.models.files.descriptions import Layer, format_data, layer_data, structure_data
+from tncompiler.models.files.descriptions import format_data, layer_data, structure_data
 from tncompiler.models.files.sealed import write
+from tncompiler.models.layers import Layer, layer_names
 from tncompiler.models.parameters import network_weights
-from tncompiler.nn.parts import Composite
 from tncompiler.nn.tensorized import Tensorized
 from tncompiler.planning.decide import package_version
 
@@ -35,7 +35,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"tnc.save got a {type(model).__name__}", fix="give a torch.nn.Module")
-    layers = _layers(model)
+    layers = layer_names(model)
     numbers = {layer: number for number, layer in enumerate(layers)}
     structure = structure_data(model, numbers)
     state, tensors, complex_ones = _state(model)
@@ -48,19 +48,6 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "complex": complex_ones,
     }
     write(Path(path), content, tensors)
-
-
-def _layers(model: nn.Module) -> dict[Layer, list[str]]:
-    """All tensorized layers, with all their names; those of several weights as wholes."""
-    found: dict[Layer, list[str]] = {}
-    whole: str | None = None
-    for name, module in model.named_modules(remove_duplicate=False):
-        if whole is not None and name.startswith(whole):
-            continue
-        whole = (f"{name}." if name else "") if isinstance(module, Composite) else None
-        if isinstance(module, Tensorized | Composite):
-            found.setdefault(module, []).append(name)
-    return found
 
 
 def _described(layer: Layer, names: list[str], layers: Mapping[Layer, list[str]]) -> dict[str, Any]:
