@@ -33,14 +33,15 @@ from tncompiler.models.report import LayerReport
 SENTENCES = Path(__file__).with_name("sentences.txt")
 FOR_CALIBRATION = 20  # the first lines; the others are compared
 BUDGETS = (0.2, 0.4, 0.7)
-# what is tried → format, and options of tensorize_
-WAYS: dict[str, tuple[str, dict[str, Any]]] = {
-    "LowRank": ("LowRank", {}),
-    "LowRank, weighted": ("LowRank", {"weighted": True}),
-    "TT": ("TT", {}),
-    "TTMatrix": ("TTMatrix", {}),
-    "Kronecker": ("Kronecker", {}),
-    "Monarch": ("Monarch", {}),
+WORDS = "*.word_embeddings"
+# what is tried → format, patterns of what stays dense, and options of tensorize_
+WAYS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "LowRank": ("LowRank", (), {}),
+    "LowRank, weighted": ("LowRank", (), {"weighted": True}),
+    "LowRank, weighted, words stay": ("LowRank", (WORDS,), {"weighted": True}),
+    "TT": ("TT", (), {}),
+    "TTMatrix": ("TTMatrix", (), {}),
+    "Monarch": ("Monarch", (), {}),
 }
 # the end of a module's name → what kind of layer it is
 KINDS: dict[str, str] = {
@@ -80,15 +81,10 @@ def run(way: str, budget: float, folder: Path, tokens: Tensor, known: Tensor) ->
     model = minilm.load_model(folder)
     with torch.no_grad():
         before = model(tokens)
-    format, options = WAYS[way]
+    format, stay, options = WAYS[way]
+    config = {**dict.fromkeys((*stay, "*.token_type_embeddings")), "*": _format(format)}
     calibration = known if options else None
-    report = tnc.tensorize_(
-        model,
-        {"*.token_type_embeddings": None, "*": getattr(tnc.formats, format)()},
-        budget=budget,
-        calibration=calibration,
-        **options,
-    )
+    report = tnc.tensorize_(model, config, budget=budget, calibration=calibration, **options)
     with torch.no_grad():
         after = model(tokens)
     cosines = (before * after).sum(1)
@@ -103,6 +99,10 @@ def run(way: str, budget: float, folder: Path, tokens: Tensor, known: Tensor) ->
         mean_errors(report.layers),
         [skipped.name for skipped in report.skipped if skipped.reason != "not chosen"],
     )
+
+
+def _format(name: str) -> Any:
+    return getattr(tnc.formats, name)()
 
 
 def rank_correlation(before: Tensor, after: Tensor) -> float:

@@ -252,7 +252,7 @@ def test_filters_and_goals() -> None:
         "0": tnc.Rule(TT(), tolerance=0.3, in_shape=(4, 6), out_shape=(6, 6)),
         "2": LowRank(2),
     }
-    report = tnc.tensorize_(mlp(), rules, budget=0.5)
+    report = tnc.tensorize_(mlp(), rules)
     assert report.layers[0].error <= 0.3 and report.layers[0].in_shape == (4, 6)
     assert report.layers[1].ranks == {"r": 2}
 
@@ -293,6 +293,8 @@ def test_arguments_that_are_none() -> None:
             tnc.tensorize_(mlp(), LowRank(3), calibration=calibration)
     with pytest.raises(ArgumentError, match="calibration="):
         tnc.tensorize_(mlp(), LowRank(3), weighted=True)
+    with pytest.raises(ArgumentError, match="budget= is given"):
+        tnc.tensorize_(mlp(), LowRank(3), budget=0.5)
 
 
 # ---------------------------------------------------------------------------- what stays, and why
