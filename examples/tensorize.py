@@ -31,7 +31,9 @@ import tncompiler as tnc
 from tncompiler.models.report import LayerReport
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
-FOR_CALIBRATION = 20  # the first lines; the others are compared
+# English of another kind, for calibration: as many tokens as a layer has inputs, and more
+TEXT = Path(__file__).parent.parent / "docs" / "decisions.md"
+LINES, BATCH = 160, 32
 BUDGETS = (0.2, 0.4, 0.7)
 WORDS = "*.word_embeddings"
 # what is tried → format, patterns of what stays dense, and options of tensorize_
@@ -76,7 +78,7 @@ class Run:
     skipped: list[str]
 
 
-def run(way: str, budget: float, folder: Path, tokens: Tensor, known: Tensor) -> Run:
+def run(way: str, budget: float, folder: Path, tokens: Tensor, known: list[Tensor]) -> Run:
     """Tensorize the model and embed the sentences of `tokens`; `known` are for calibration."""
     model = minilm.load_model(folder)
     with torch.no_grad():
@@ -99,6 +101,13 @@ def run(way: str, budget: float, folder: Path, tokens: Tensor, known: Tensor) ->
         mean_errors(report.layers),
         [skipped.name for skipped in report.skipped if skipped.reason != "not chosen"],
     )
+
+
+def calibration_batches(pieces: minilm.WordPieces) -> list[Tensor]:
+    """Lines of a text, those of one length together, so that little is padded."""
+    lines = [line for line in TEXT.read_text(encoding="utf-8").splitlines() if len(line) > 60]
+    ordered = sorted(lines[:LINES], key=len)
+    return [pieces(ordered[k : k + BATCH]) for k in range(0, len(ordered), BATCH)]
 
 
 def _format(name: str) -> Any:
@@ -155,7 +164,7 @@ def main(argv: list[str] | None = None) -> list[Run]:
     options = parser.parse_args(argv)
     folder = minilm.model_folder()
     pieces, lines = minilm.WordPieces(folder), SENTENCES.read_text(encoding="utf-8").splitlines()
-    known, tokens = pieces(lines[:FOR_CALIBRATION]), pieces(lines[FOR_CALIBRATION:])
+    known, tokens = calibration_batches(pieces), pieces(lines)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "tensorize.json"
     runs: list[Run] = []
