@@ -31,16 +31,19 @@ import tncompiler as tnc
 from tncompiler.models.report import LayerReport
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
-FOR_CALIBRATION = 20  # the first lines; the others are compared
+# English of another kind, for calibration: as many tokens as a layer has inputs, and more
+TEXT = Path(__file__).parent.parent / "docs" / "decisions.md"
+LINES, BATCH = 160, 32
 BUDGETS = (0.2, 0.4, 0.7)
-# what is tried → format, and options of tensorize_
-WAYS: dict[str, tuple[str, dict[str, Any]]] = {
-    "LowRank": ("LowRank", {}),
-    "LowRank, weighted": ("LowRank", {"weighted": True}),
-    "TT": ("TT", {}),
-    "TTMatrix": ("TTMatrix", {}),
-    "Kronecker": ("Kronecker", {}),
-    "Monarch": ("Monarch", {}),
+WORDS = "*.word_embeddings"
+# what is tried → format, patterns of what stays dense, and options of tensorize_
+WAYS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "LowRank": ("LowRank", (), {}),
+    "LowRank, weighted": ("LowRank", (), {"weighted": True}),
+    "LowRank, weighted, words stay": ("LowRank", (WORDS,), {"weighted": True}),
+    "TT": ("TT", (), {}),
+    "TTMatrix": ("TTMatrix", (), {}),
+    "Monarch": ("Monarch", (), {}),
 }
 # the end of a module's name → what kind of layer it is
 KINDS: dict[str, str] = {
@@ -75,20 +78,15 @@ class Run:
     skipped: list[str]
 
 
-def run(way: str, budget: float, folder: Path, tokens: Tensor, known: Tensor) -> Run:
+def run(way: str, budget: float, folder: Path, tokens: Tensor, known: list[Tensor]) -> Run:
     """Tensorize the model and embed the sentences of `tokens`; `known` are for calibration."""
     model = minilm.load_model(folder)
     with torch.no_grad():
         before = model(tokens)
-    format, options = WAYS[way]
+    format, stay, options = WAYS[way]
+    config = {**dict.fromkeys((*stay, "*.token_type_embeddings")), "*": _format(format)}
     calibration = known if options else None
-    report = tnc.tensorize_(
-        model,
-        {"*.token_type_embeddings": None, "*": getattr(tnc.formats, format)()},
-        budget=budget,
-        calibration=calibration,
-        **options,
-    )
+    report = tnc.tensorize_(model, config, budget=budget, calibration=calibration, **options)
     with torch.no_grad():
         after = model(tokens)
     cosines = (before * after).sum(1)
@@ -103,6 +101,17 @@ def run(way: str, budget: float, folder: Path, tokens: Tensor, known: Tensor) ->
         mean_errors(report.layers),
         [skipped.name for skipped in report.skipped if skipped.reason != "not chosen"],
     )
+
+
+def calibration_batches(pieces: minilm.WordPieces) -> list[Tensor]:
+    """Lines of a text, those of one length together, so that little is padded."""
+    lines = [line for line in TEXT.read_text(encoding="utf-8").splitlines() if len(line) > 60]
+    ordered = sorted(lines[:LINES], key=len)
+    return [pieces(ordered[k : k + BATCH]) for k in range(0, len(ordered), BATCH)]
+
+
+def _format(name: str) -> Any:
+    return getattr(tnc.formats, name)()
 
 
 def rank_correlation(before: Tensor, after: Tensor) -> float:
@@ -155,7 +164,7 @@ def main(argv: list[str] | None = None) -> list[Run]:
     options = parser.parse_args(argv)
     folder = minilm.model_folder()
     pieces, lines = minilm.WordPieces(folder), SENTENCES.read_text(encoding="utf-8").splitlines()
-    known, tokens = pieces(lines[:FOR_CALIBRATION]), pieces(lines[FOR_CALIBRATION:])
+    known, tokens = calibration_batches(pieces), pieces(lines)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "tensorize.json"
     runs: list[Run] = []

@@ -59,7 +59,7 @@ def test_formats_without_a_cut_for_each_bond_say_so() -> None:
 
 
 def test_large_weights_are_decomposed_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_LARGE", 100)
+    monkeypatch.setattr(search, "_BISECTED", 100)
     calls = []
     factor = formats.TT.factor
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_dynamic
 from torch.nn.utils import parametrizations, prune, weight_norm
@@ -20,6 +21,7 @@ from tests.model_zoo import MODELS, Case, Conv1D, FusedParameter, Language, Twic
 from tncompiler.formats import CP, TT, LowRank, TTMatrix
 from tncompiler.ir.errors import ArgumentError, BudgetError, FormatError, UnsupportedModule
 from tncompiler.models import making, swapping
+from tncompiler.models.calibration import Moments
 from tncompiler.models.kinds import KINDS
 from tncompiler.nn import LAYERS
 from tncompiler.nn.tensorized import Tensorized
@@ -252,7 +254,7 @@ def test_filters_and_goals() -> None:
         "0": tnc.Rule(TT(), tolerance=0.3, in_shape=(4, 6), out_shape=(6, 6)),
         "2": LowRank(2),
     }
-    report = tnc.tensorize_(mlp(), rules, budget=0.5)
+    report = tnc.tensorize_(mlp(), rules)
     assert report.layers[0].error <= 0.3 and report.layers[0].in_shape == (4, 6)
     assert report.layers[1].ranks == {"r": 2}
 
@@ -293,6 +295,8 @@ def test_arguments_that_are_none() -> None:
             tnc.tensorize_(mlp(), LowRank(3), calibration=calibration)
     with pytest.raises(ArgumentError, match="calibration="):
         tnc.tensorize_(mlp(), LowRank(3), weighted=True)
+    with pytest.raises(ArgumentError, match="budget= is given"):
+        tnc.tensorize_(mlp(), LowRank(3), budget=0.5)
 
 
 # ---------------------------------------------------------------------------- what stays, and why
@@ -528,6 +532,20 @@ def test_calibration_leaves_no_trace() -> None:
     assert model[1].num_batches_tracked == 0 and torch.equal(model[1].running_mean, torch.zeros(24))
     assert [module.training for module in model] == [True, True, True, False]
     assert not model[0]._forward_hooks and all(p.grad is None for p in model.parameters())
+
+
+def test_moments_of_few_rows_are_drawn_to_the_identity() -> None:
+    """By the share that scikit-learn's estimator of Ledoit and Wolf takes."""
+    for count in (5, 40, 4000):
+        x = torch.randn(count, 24, dtype=torch.float64) @ torch.diag(
+            torch.logspace(0, -1, 24).double()
+        )
+        moments = Moments()
+        for part in x.split(7):
+            moments(nn.Identity(), (part,), {}, part)
+        wanted = LedoitWolf(assume_centered=True, store_precision=False).fit(x.numpy()).covariance_
+        np.testing.assert_allclose(moments.value, wanted, rtol=1e-9)
+    assert Moments().value is None
 
 
 def test_weighting_by_activations_lowers_the_error_of_outputs() -> None:

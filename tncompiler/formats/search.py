@@ -28,7 +28,8 @@ from tncompiler.ir.expressions import Expr
 
 _BISECTIONS = 24
 _WIDENINGS = 5  # of a tail that all truncations share, since together they rarely reach it
-_LARGE = 2_000_000  # elements from which a tail is neither widened nor bisected
+_LARGE = 2_000_000  # elements from which a tail is not widened
+_BISECTED = 200_000  # elements up to which ranks for a budget are also looked for by decomposing
 
 
 def decompose(
@@ -227,7 +228,7 @@ def _within_budget(task: _Task, budget: float) -> Factored:
             task.format, task.tensor, task.modes, limits, lambda r: task.count(r) <= allowed
         )
         candidates += [] if ranks is None else [task.factor(ranks)]
-        if task.tensor.size <= _LARGE:
+        if task.tensor.size <= _BISECTED:
             candidates += _fitted(task, allowed, limits)
     return min(candidates, key=task.error)
 

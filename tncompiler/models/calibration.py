@@ -76,10 +76,10 @@ def run_hooked(model: nn.Module, batches: Sequence[Batch], hooks: Mapping[nn.Mod
 
 
 class Moments:
-    """Second moments of the rows that a Linear gets."""
+    """Second moments of the rows that a Linear gets, as far as so many rows can tell them."""
 
     def __init__(self) -> None:
-        self.total, self.rows = torch.zeros((), dtype=torch.float64), 0
+        self.total, self.rows, self.fourth = torch.zeros((), dtype=torch.float64), 0, 0.0
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         x: Tensor = next(iter((*args, *kwargs.values())))
@@ -87,11 +87,25 @@ class Moments:
         rows = rows.to(torch.complex128 if rows.is_complex() else torch.float64)
         self.total = self.total + rows.mH @ rows
         self.rows += len(rows)
+        self.fourth += float(rows.abs().square().sum(1).square().sum())
 
     @property
     def value(self) -> Tensor | None:
-        """What `Format.decompose` takes as moments; None where nothing came through."""
-        return self.total / self.rows if self.rows else None
+        """What `Format.decompose` takes as moments; None where nothing came through.
+
+        Drawn towards a multiple of the identity by as much as chance is in them: a few rows would
+        otherwise be fitted at the price of all others.
+        Source: Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4, section 3.3.
+        """
+        if not self.rows:
+            return None
+        mean = self.total / self.rows
+        scale = float(mean.trace().real) / len(mean)
+        square = float(mean.abs().square().sum())
+        spread = square - len(mean) * scale**2
+        chance = (self.fourth / self.rows - square) / self.rows
+        share = min(max(chance / spread, 0.0), 1.0) if spread > 0 else 1.0
+        return (1 - share) * mean + share * scale * torch.eye(len(mean), dtype=mean.dtype)
 
 
 # ---------------------------------------------------------------------------- output errors

@@ -55,21 +55,35 @@ class Choice:
     exact: bool = False
 
 
-Resolver = Callable[[Any, Sequence[Site], Rule | None], list[Choice]]
+# from a configuration, all sites, and the goal of rules that have none
+Resolver = Callable[[Any, Sequence[Site], Mapping[str, Any]], list[Choice]]
 
 
 def resolve(config: Any, sites: Sequence[Site], goal: Mapping[str, Any]) -> list[Choice]:
     """A choice for each site. ``goal``: rank, tolerance or budget of rules that have none.
 
-    Raises: ArgumentError for a configuration of no known kind, and for patterns that match nothing.
+    Raises: ArgumentError for a configuration of no known kind, for patterns that match nothing, and
+    for a goal that no rule takes.
     """
     for kind, resolver in RESOLVERS.items():
         if isinstance(config, kind):
-            return resolver(config, sites, goal)
+            choices = resolver(config, sites, goal)
+            _check_taken(choices, goal)
+            return choices
     raise ArgumentError(
         f"the configuration is {config!r:.60}",
         fix="give a format, a tnc.Rule, or a dict from name patterns to these",
     )
+
+
+def _check_taken(choices: Sequence[Choice], goal: Mapping[str, Any]) -> None:
+    given = [name for name, value in goal.items() if value is not None]
+    rules = [choice.rule for choice in choices if choice.rule is not None]
+    if given and rules and not any(rule.goal == goal for rule in rules):
+        raise ArgumentError(
+            f"{given[0]}= is given, but every rule has a rank, tolerance or budget of its own",
+            fix="leave it out, or give a format without a rank",
+        )
 
 
 def _everywhere(config: Any, sites: Sequence[Site], goal: Mapping[str, Any]) -> list[Choice]:
@@ -87,13 +101,15 @@ def _by_pattern(config: Any, sites: Sequence[Site], goal: Mapping[str, Any]) -> 
     choices = []
     for site in sites:
         fitting = [pattern for pattern in rules if _matches(pattern, site)]
-        first = Choice(rules[fitting[0]], fitting[0] in site.names) if fitting else Choice(None)
-        choices.append(first)
+        if fitting:
+            choices.append(Choice(rules[fitting[0]], fitting[0] in site.names))
+        else:
+            choices.append(Choice(None))
     return choices
 
 
 # kind of configuration → how it is resolved; the first that fits
-RESOLVERS: dict[type, Callable[[Any, Sequence[Site], Mapping[str, Any]], list[Choice]]] = {
+RESOLVERS: dict[type, Resolver] = {
     Format: _everywhere,
     Rule: _everywhere,
     Mapping: _by_pattern,
