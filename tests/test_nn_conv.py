@@ -361,6 +361,11 @@ BAD: dict[str, Any] = {
     "too few axes": lambda: layer()(torch.randn(4, 8)),
     "list": lambda: layer()([1.0]),
     "small image": lambda: layer(padding=0)(torch.randn(2, 4, 2, 2)),
+    "small image in evaluation": lambda: (
+        layer(padding=0, implementation="reconstructed")
+        .eval()
+        .requires_grad_(False)(torch.randn(2, 4, 2, 2))
+    ),
     "reflection": lambda: layer(padding=4, padding_mode="reflect")(torch.randn(2, 4, 3, 3)),
     "wrong dtype": lambda: layer()(torch.randn(2, 4, 8, 8).double()),
     "tied to another size": lambda: layer().tie(layer(kernel_size=1)),

@@ -197,10 +197,17 @@ class Conv(Tensorized):
         return made
 
     def _is_whole_faster(self, images: Tensor) -> bool:
-        """Whether images are predicted to meet the dense kernel faster than the cores."""
-        return self.implementation == "reconstructed" or self._built.wins(
+        """Whether images are predicted to meet the dense kernel faster than the cores.
+
+        Not where no window fits: the program then says so.
+        """
+        windows = self._window_count(images)
+        if windows < 1 or self.implementation == "reconstructed":
+            return windows >= 1
+        return self._built.wins(
             tuple(images.shape),
-            lambda: self._whole_us(images),
+            # predicted as the product that torch's convolution comes to
+            lambda: product_us(self, images.shape[0] * windows, self.groups),
             lambda: self.cores.predicted_us(self._sizes(images)),
         )
 
@@ -209,14 +216,13 @@ class Conv(Tensorized):
         sources = {f"s{k}": size for k, size in enumerate(images.shape[2:], start=1)}
         return {"b": images.shape[0], **sources}
 
-    def _whole_us(self, images: Tensor) -> float:
-        """torch's convolution, predicted as the product that it comes to."""
+    def _window_count(self, images: Tensor) -> int:
+        """How many windows an image has; none where one axis has none."""
         around = [(0, 0)] * self.dimensions if self.padding_mode != "zeros" else self._zeros
         moves = zip(self.stride, self.dilation, around, strict=True)
         geometries = [Geometry(stride, dilation, *pair) for stride, dilation, pair in moves]
         sizes = zip(images.shape[2:], self.kernel_size, geometries, strict=True)
-        windows = prod(int(window_count(*each)) for each in sizes)
-        return product_us(self, images.shape[0] * windows, self.groups)
+        return prod(max(int(window_count(*each)), 0) for each in sizes)
 
     def _bordered(self, images: Tensor) -> Tensor:
         """The images with a border made of themselves; ShapeError where they are too small."""
