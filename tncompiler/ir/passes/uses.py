@@ -7,6 +7,7 @@ which arguments those stand for, to join them again once the loops are made.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -75,7 +76,7 @@ def _joined(step: Step, stands_for: Mapping[str, str]) -> Step:
 
 
 def _tangled(program: Program) -> dict[str, Value]:
-    """Arguments read more than once, with two axes of one size, if some axes are tied."""
+    """Arguments read more than once, with two axes of one size, that tie axes of some value."""
     uses = program.uses()
     candidates = {
         a.value.name: a.value
@@ -85,8 +86,14 @@ def _tangled(program: Program) -> dict[str, Value]:
     if not candidates:  # linking the axes of large programs takes seconds
         return {}
     links = linked_axes(program)
-    ties = any(
-        len({links[name, axis] for axis in range(len(value.shape))}) < len(value.shape)
+    tied = {
+        root
         for name, value in program.values.items()
-    )
-    return candidates if ties else {}
+        for root, times in Counter(links[name, k] for k in range(len(value.shape))).items()
+        if times > 1
+    }
+    return {
+        name: value
+        for name, value in candidates.items()
+        if any(links[name, axis] in tied for axis in range(len(value.shape)))
+    }
