@@ -35,6 +35,7 @@ from tncompiler.planning.rates import Rates
 from tncompiler.planning.rounds import LEAST
 from tncompiler.planning.timing import step_us
 
+STACKED_UP_TO = 8_000  # steps; a longer program is to be looked at rather than run
 GAIN = 0.8  # of the predicted time, at most, for which steps are stacked
 MEMBER_US = 0.1  # to take one value out of a stack
 LEAST_RUN = 3  # members of a stack that are joined as a part of it rather than one by one
@@ -50,7 +51,7 @@ Place = tuple[Value, int]  # a stack and a position in it
 
 def stack_alike(program: Program, nominal: Binding, rates: Rates) -> Program:
     """The program with equal steps stacked: those that can run as early, then as late."""
-    if len(program.steps) < 2 * LEAST:
+    if not 2 * LEAST <= len(program.steps) <= STACKED_UP_TO:
         return program
     for levels_of in (earliest_levels, latest_levels):
         levels = levels_of(program)
