@@ -79,7 +79,8 @@ def exp_below(x: Tensor) -> Tensor:
     least = _LEAST_EXP.get(x.dtype)
     if least is None or x.device.type != "cpu":
         return torch.exp(x)
-    return functional.threshold(torch.exp(x.clamp_min(least)), math.exp(least) * (1 + 1e-5), 0.0)
+    raised, alone = x.clamp_min(least).exp_(), not torch.is_grad_enabled()
+    return functional.threshold(raised, math.exp(least) * (1 + 1e-5), 0.0, inplace=alone)
 
 
 def long_sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
