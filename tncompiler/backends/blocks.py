@@ -178,7 +178,8 @@ class _Finder:
             if any(self._leaves(span, place) for span in spans)
         ]
         given = [self._are_given(names, spans) for names in zip(*outside, strict=True)]
-        given[:1] = [given[0] and not all(given)] if given else []  # one says which device it is on
+        if given and all(given):
+            given[0] = False  # one stays, to say on which device new tensors go
         body = self._body(spans[0], outside, given, results)
         calls = [
             Block(
