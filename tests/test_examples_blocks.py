@@ -37,7 +37,8 @@ def test_the_language_model(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Non
     assert theirs.size > 5 * ours.size
     assert "tensorized, compiled" in capsys.readouterr().out
     source = ours.loss.source(backend="torch")
-    assert source.count("attend(") == language_model.LAYERS
+    assert language_model.LAYERS > 1
+    assert source.count("attend(") == 1, "equal layers share a function"
     assert "take_at(" in source
 
 

@@ -108,7 +108,7 @@ _KINDS = (
     ast.Module, ast.Import, ast.ImportFrom, ast.alias, ast.FunctionDef, ast.arguments, ast.arg,
     ast.Return, ast.Assign, ast.Delete, ast.Name, ast.Attribute, ast.Call, ast.keyword, ast.Tuple,
     ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Subscript, ast.Slice, ast.expr_context,
-    ast.operator, ast.unaryop, ast.cmpop, ast.List, ast.Expr,
+    ast.operator, ast.unaryop, ast.cmpop, ast.List, ast.Expr, ast.Starred,
 )  # fmt: skip
 _MODULES = re.compile(r"numpy|torch|scipy\.special|tncompiler\.backends\.(numpy|torch)\.runtime")
 _CALLS = {"complex", "float"}  # and what is imported
@@ -121,6 +121,7 @@ def check_source(text: str) -> None:
     tree = ast.parse(text)
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     called = {*_CALLS, *(alias.name for node in imports for alias in node.names)}
+    called |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     for node in ast.walk(tree):
         assert isinstance(node, _KINDS), ast.dump(node)[:200]
         if isinstance(node, ast.Expr):  # a list of arrays is emptied

@@ -42,7 +42,7 @@ class Counting:
         self.asked.append(("pass", moved))
         return 1.0
 
-    def permute_us(self, moved: float, inner: float, kept: bool) -> float:
+    def permute_us(self, moved: float, inner: float, kept: bool, apart: int = 0) -> float:
         self.asked.append(("permute", moved, inner, kept))
         return 100.0
 

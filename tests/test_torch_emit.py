@@ -83,3 +83,16 @@ def test_second_derivatives_of_gelu() -> None:
     (first,) = torch.autograd.grad(torch.nn.functional.gelu(own).sum(), own, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), own)
     np.testing.assert_allclose(again(own.detach().numpy()), second.numpy(), rtol=1e-10, atol=1e-12)
+
+
+def test_gelus_gradient_of_unequal_shapes_and_many_axes() -> None:
+    """what the library refuses: operands that broadcast, and more than 12 axes"""
+    from tncompiler.backends.torch.runtime import gelu_gate
+
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    ct = torch.randn(4, dtype=torch.float64)
+    torch.nn.functional.gelu(x).backward(ct.expand(3, 4))
+    torch.testing.assert_close(gelu_gate(ct, x.detach()), x.grad)
+    many = torch.randn([2] * 14)
+    flat = gelu_gate(many.reshape(-1), many.reshape(-1))
+    assert torch.equal(gelu_gate(many, many), flat.reshape(many.shape))

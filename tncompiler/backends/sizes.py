@@ -24,14 +24,16 @@ def size_header(
             names.setdefault(symbol, name_symbol(symbol))
     lines: list[str] = []
     known: set[sympy.Symbol] = set()
-    direct = all(any(size == s for size, _ in _axes(program, arguments)) for s in wanted)
-    pending = sorted(wanted if direct else names, key=lambda s: s.name)
     sources = list(_axes(program, arguments))
+    alone = dict(reversed(sources))  # the first axis that is the size
+    pending = sorted(wanted if all(s in alone for s in wanted) else names, key=lambda s: s.name)
     while pending:
         left = []
         for symbol in pending:
-            text = _from_axes(symbol, sources, known, names) or _from_equations(
-                symbol, program.equations, known, names, sources
+            text = (
+                alone.get(symbol)
+                or _from_axes(symbol, sources, known, names)
+                or _from_equations(symbol, program.equations, known, names, sources)
             )
             if text is None:
                 left.append(symbol)
@@ -63,9 +65,6 @@ def _from_axes(
     known: set[sympy.Symbol],
     names: Mapping[sympy.Symbol, str],
 ) -> str | None:
-    for size, text in sources:
-        if size == symbol:
-            return text
     for size, text in sources:
         solved = _solve(size, text, symbol, known, names)
         if solved is not None:

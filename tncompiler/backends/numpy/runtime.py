@@ -10,6 +10,7 @@ import numpy as np
 from tncompiler.backends.numpy.emit import LONG_SUM, SMALL_PRODUCT
 from tncompiler.ir.functions.random import scramble as scramble  # for generated code
 
+_HELD = 2**15  # elements that are worked on at a time where a function takes more than its result
 _MOST_AXES = 64  # NumPy's limit, so that no axis can be split
 _SHORT, _BLOCKS, _BLOCK = 256, 16, 4096  # blocks of so many terms; of a long sum 16, then of 4096
 
@@ -55,20 +56,33 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def gelu_gate(ct: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The cotangent times gelu's slope, (1 + erf(x/√2))/2 + x exp(-x²/2)/√(2π)."""
+    """The cotangent times gelu's slope, (1 + erf(x/√2))/2 + x exp(-x²/2)/√(2π), in one new array.
+
+    In blocks of rows, so that what the slope takes beside it stays small and in the cache.
+    """
+    ct, x = np.broadcast_arrays(ct, x)
+    out = np.empty(x.shape, np.result_type(ct, x))
+    rows = len(out) if out.ndim else 1
+    step = max(1, _HELD * rows // max(out.size, 1))
+    for start in range(0, rows, step):
+        block = slice(start, start + step) if out.ndim else ()
+        np.multiply(ct[block], _gelu_slope(x[block]), out=out[block])
+    return out
+
+
+def _gelu_slope(x: np.ndarray) -> np.ndarray:
     from scipy.special import erf
 
     slope = np.asarray(erf(x * math.sqrt(0.5)))
     slope += 1.0
     slope *= 0.5
-    bell = np.square(x)
+    bell = np.asarray(np.square(x))
     bell *= -0.5
-    bell = np.exp(bell, out=np.asarray(bell))
+    np.exp(bell, out=bell)
     bell *= x
     bell *= 1.0 / math.sqrt(2.0 * math.pi)
     slope += bell
-    made: np.ndarray = ct * slope
-    return made
+    return slope
 
 
 def rsqrt(x: np.ndarray) -> np.ndarray:

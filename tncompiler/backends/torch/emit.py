@@ -68,7 +68,8 @@ class TorchEmitter(Emitter):
         *ATTENTION,
         *PAIRS,
         *POSITIONS,
-        *("embed_diagonal", "exp_below", "long_bmm", "long_mm", "long_sum", "take_diagonal"),
+        *("embed_diagonal", "exp_below", "gelu_gate"),
+        *("long_bmm", "long_mm", "long_sum", "take_diagonal"),
         *("exponent", "power_of_two", "scramble", "shift_exponent"),
     )
 

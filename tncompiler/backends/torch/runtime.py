@@ -12,6 +12,7 @@ from torch.nn import functional
 from tncompiler.backends.torch.emit import LONG_SUM, NARROW
 from tncompiler.ir.functions.random import scramble as scramble  # for generated code
 
+_MOST_AXES = 12  # that the library behind some of torch's functions takes
 _LEAST_EXP = {torch.float32: -87.336, torch.float64: -708.396}  # of which exp is a normal number
 _BLOCKS, _BLOCK = 16, 4096  # at least so many blocks, and of about so many terms
 
@@ -69,6 +70,17 @@ def long_bmm(a: Tensor, b: Tensor) -> Tensor:
     parts = torch.bmm(left.reshape(batch * blocks, rows, block), right)
     total = parts.reshape(batch, blocks, rows, columns).sum(1)
     return total if cut == length else total + torch.bmm(a[:, :, cut:], b[:, cut:])
+
+
+def gelu_gate(ct: Tensor, x: Tensor) -> Tensor:
+    """The cotangent times gelu's slope at x; the library wants equal shapes of at most 12 axes."""
+    if ct.shape != x.shape:
+        shape = torch.broadcast_shapes(ct.shape, x.shape)
+        ct, x = ct.expand(shape), x.expand(shape)
+    if x.ndim <= _MOST_AXES:
+        return torch.ops.aten.gelu_backward(ct, x)  # type: ignore[no-any-return]
+    flat = torch.ops.aten.gelu_backward(ct.reshape(-1), x.reshape(-1))
+    return flat.reshape(x.shape)  # type: ignore[no-any-return]
 
 
 def exp_below(x: Tensor) -> Tensor:

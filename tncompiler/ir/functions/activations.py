@@ -84,13 +84,14 @@ GELU_GATE = Elementwise(  # a cotangent times gelu's slope at x, which libraries
     2,
     _gelu_gate,
     "gelu_gate({0}, {1})",
-    "torch.ops.aten.gelu_backward({0}, {1})",
+    "gelu_gate({0}, {1})",
     partials=(
         lambda call, ct, x, out: _gelu_slope(call, x),
         lambda call, ct, x, out: ct * (_density(call, x) * (2.0 - x * x)),
     ),
     domain=_REAL,
     helper="gelu_gate",
+    torch_helper="gelu_gate",
 )
 SILU = Elementwise(
     "silu",
