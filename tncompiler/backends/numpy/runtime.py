@@ -65,7 +65,7 @@ def gelu_gate(ct: np.ndarray, x: np.ndarray) -> np.ndarray:
     rows = len(out) if out.ndim else 1
     step = max(1, _HELD * rows // max(out.size, 1))
     for start in range(0, rows, step):
-        block = slice(start, start + step) if out.ndim else ()
+        block = slice(start, start + step) if out.ndim else ...
         np.multiply(ct[block], _gelu_slope(x[block]), out=out[block])
     return out
 
