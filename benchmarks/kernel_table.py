@@ -25,10 +25,12 @@ from typing import Any
 import tncompiler as tnc
 from benchmarks.layer_shapes import PROMISED, SHAPES, THREE
 from tncompiler.backends.source import Source
+from tncompiler.backends.triton.actions import count_launches
 from tncompiler.backends.triton.atoms import Unfit
 from tncompiler.backends.triton.bundle import Bundle, find_bundle
-from tncompiler.backends.triton.emit import count_launches, plan_launches
+from tncompiler.backends.triton.fuse import program_low_dtype
 from tncompiler.backends.triton.kernels import SHARED_LIMIT, compile_jobs, job_of
+from tncompiler.backends.triton.launches import plan_launches
 from tncompiler.backends.triton.pairwise import Pairwise
 from tncompiler.backends.triton.traffic import Traffic, bundle_traffic, nbytes, pairwise_traffic
 from tncompiler.ir.dtypes import ITEM_BYTES
@@ -133,20 +135,21 @@ def state_of(actions: Any, program: Program, launches: Any) -> tuple[str, str]:
     bundles = [action for action in actions if isinstance(action, Bundle)]
     if not bundles:
         try:
-            find_bundle(program)
+            find_bundle(program, program_low_dtype(program))
         except Unfit as reason:
             return "pairwise", str(reason)
         return "pairwise", "a chain is predicted to be no faster"
-    (bundle,) = bundles
     rest = count_launches(actions) - count_launches(bundles)
-    reasons = [f"{rest} launches beside the chain"] if rest else []
-    (own,) = [k for k in launches if "ROWS" in k.constants]
-    way = bundle.ways[own.constants.get("WAY", 0)]
-    tiled = [f"{part.tile.name} by {part.width}" for part in way if part.tile]
-    if len(way) > 1:
-        reasons.append(f"{len(way)} branches in one launch: uncut it spills")
-    if tiled:
-        reasons.append(f"tiled along {', '.join(tiled)}")
+    reasons = [f"{len(bundles)} chains one after the other"] if len(bundles) > 1 else []
+    reasons += [f"{rest} launches beside"] if rest else []
+    own = [launch for launch in launches if "ROWS" in launch.constants]
+    for bundle, launch in zip(bundles, own, strict=True):
+        way = bundle.ways[launch.constants.get("WAY", 0)]
+        tiled = [f"{part.tile.name} by {part.width}" for part in way if part.tile]
+        if len(way) > 1:
+            reasons.append(f"{len(way)} branches in one launch: uncut it spills")
+        if tiled:
+            reasons.append(f"tiled along {', '.join(tiled)}")
     return ("cut", "; ".join(reasons)) if reasons else ("fits", "")
 
 

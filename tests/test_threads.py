@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,8 @@ def test_a_shared_buffer_would_be_seen() -> None:
 
     def call(x: np.ndarray) -> tuple[np.ndarray, ...]:
         (value,) = right(x)
-        for row in range(len(x)):  # slow enough for another thread to come between
-            buffer[row] = value[row]
+        buffer[: len(x)] = value
+        sleep(0)  # gives the interpreter to another thread, which comes between
         return (buffer[: len(x)],)
 
     assert mismatches(call, right) > 0

@@ -7,11 +7,12 @@ import torch
 
 import tncompiler as tnc
 from tests.test_triton import FORMATS, check_layer, launches
-from tncompiler.backends.triton import emit, training
+from tncompiler.backends.triton import stretches, training
+from tncompiler.backends.triton.actions import count_launches
 from tncompiler.backends.triton.atoms import Unfit
 from tncompiler.backends.triton.bundle import Bundle
-from tncompiler.backends.triton.emit import count_launches, plan_launches
-from tncompiler.backends.triton.fuse import fuse
+from tncompiler.backends.triton.fuse import Action, fuse, program_low_dtype
+from tncompiler.backends.triton.launches import plan_launches
 from tncompiler.backends.triton.predict import LAUNCH_US, predicted_us
 from tncompiler.ir.program import Program
 from tncompiler.planning.schedule import schedule
@@ -29,6 +30,11 @@ def programs(dtype: str, layer: tnc.nn.Linear | None = None) -> tuple[Program, P
     return made.forward, made.backward
 
 
+def pairwise(program: Program) -> list[Action]:
+    """The program without a chain."""
+    return fuse(program, program_low_dtype(program))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_default_factors_take_one_launch_forward_and_two_backward(dtype: str) -> None:
     assert [count_launches(plan_launches(program).actions) for program in programs(dtype)] == [1, 2]
@@ -38,10 +44,10 @@ def test_default_factors_take_one_launch_forward_and_two_backward(dtype: str) ->
 def stepwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """No program is a chain."""
 
-    def refuse(program: Program) -> Bundle:
+    def refuse(program: Program, low: str | None) -> Bundle:
         raise Unfit("not today")
 
-    monkeypatch.setattr(emit, "find_bundle", refuse)
+    monkeypatch.setattr(stretches, "find_bundle", refuse)
     monkeypatch.setattr(training, "find_bundle", refuse)
 
 
@@ -77,12 +83,12 @@ def test_the_plan_is_the_faster_one_by_prediction() -> None:
     for program in programs("float16"):
         chained = plan_launches(program).actions
         assert any(isinstance(action, Bundle) for action in chained)
-        assert predicted_us(chained, program) < predicted_us(fuse(program), program)
+        assert predicted_us(chained, program) < predicted_us(pairwise(program), program)
 
 
 def test_every_launch_costs_its_start() -> None:
     forward, _ = programs("float16")
-    actions = fuse(forward)
+    actions = pairwise(forward)
     assert predicted_us(actions, forward) >= LAUNCH_US * count_launches(actions)
     assert predicted_us([], forward) == 0
 

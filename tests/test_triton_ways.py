@@ -9,6 +9,7 @@ from tests.test_triton import check_layer, layer
 from tncompiler.backends.triton import bundle, emit
 from tncompiler.backends.triton.bundle import Bundle, Way, find_bundle
 from tncompiler.backends.triton.chain import pressure
+from tncompiler.backends.triton.fuse import program_low_dtype
 from tncompiler.backends.triton.tiles import Tiles, way_candidates
 from tncompiler.ir.program import Program
 
@@ -23,6 +24,12 @@ def backward(name: str) -> Program:
     return compilation.training_programs(
         dtypes, compilation.nominal({"b": 64}), wrt, "triton"
     ).backward
+
+
+def bundle_of(name: str) -> Bundle:
+    """The launch of that program."""
+    program = backward(name)
+    return find_bundle(program, program_low_dtype(program))
 
 
 @pytest.fixture
@@ -62,7 +69,7 @@ def made(way: Way) -> list[str]:
 
 @pytest.mark.parametrize("name", ["TTMatrix", "TT", "CP", "BlockTerm", "HT"])
 def test_ways_make_the_same_values_and_are_ever_smaller(name: str, crowded: None) -> None:
-    found: Bundle = find_bundle(backward(name))
+    found: Bundle = bundle_of(name)
     assert len(found.ways) == WAYS
     wanted = sorted(v.name for v in (*found.outputs, *found.sums))
     assert all(sorted(made(way)) == wanted for way in found.ways)
@@ -72,11 +79,11 @@ def test_ways_make_the_same_values_and_are_ever_smaller(name: str, crowded: None
 
 
 def test_a_small_chain_is_not_cut() -> None:
-    assert len(find_bundle(backward("LowRank")).ways) == 1
+    assert len(bundle_of("LowRank").ways) == 1
 
 
 def test_a_branch_is_tiled_along_an_index_that_its_result_has(crowded: None) -> None:
-    for part in find_bundle(backward("TTMatrix")).ways[-1]:
+    for part in bundle_of("TTMatrix").ways[-1]:
         if part.tile is not None:
             assert all(part.tile in part.flat(value.name) for value in part.outputs)
             assert int(part.tile.size) % part.width == 0

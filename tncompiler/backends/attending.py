@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tncompiler.backends.contracting import insert_axes
 from tncompiler.ir.attention import Attention
 from tncompiler.ir.program import Labels, Step, Value, operand_values
 from tncompiler.ir.sizes import Size
@@ -58,7 +59,7 @@ def _block(
         text = emitter.permute(text, [labels.index(label) for label in present])
     single = all(len(group) == 1 for group in groups)
     if present != wanted:
-        text = emitter.insert_axes(text, present, wanted)
+        text = insert_axes(text, present, wanted)
     if present != wanted and not (single and is_mask):  # masks broadcast by themselves
         text = emitter.broadcast(text, emitter.dims([(sizes[k],) for k in wanted]))
     if not single:

@@ -1,13 +1,12 @@
 """What the array backends share: walk a scheduled program, write one readable statement a step.
 
-A backend subclasses Emitter with its spelling of each operation; the form of a contraction (views,
-matrix product, broadcast product) is decided here and is the same for all of them.
+A backend subclasses Emitter with its spelling of each operation (`spelling.py`); what a contraction
+becomes is decided in `contracting.py`, the same for all of them.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
@@ -15,6 +14,7 @@ import sympy
 
 from tncompiler.backends.attending import write_attention
 from tncompiler.backends.blocks import GIVEN
+from tncompiler.backends.contracting import aligned, write_contraction
 from tncompiler.backends.gathering import write_gather
 from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
@@ -23,6 +23,7 @@ from tncompiler.backends.scans import write_scan
 from tncompiler.backends.sharing import Shared, signature
 from tncompiler.backends.sizes import size_header
 from tncompiler.backends.source import Source
+from tncompiler.backends.spelling import Spelling
 from tncompiler.backends.stacking import write_members
 from tncompiler.backends.windows import HELPERS, write_window_step
 from tncompiler.ir.arange import Positions
@@ -30,7 +31,6 @@ from tncompiler.ir.attention import Attention
 from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.function_body import expand_functions
 from tncompiler.ir.gather import Gather, Scatter
-from tncompiler.ir.matmul import MatmulForm, is_broad, is_product, matmul_form
 from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.program import (
     Cast,
@@ -55,8 +55,6 @@ from tncompiler.ir.program import (
     Unfold,
     Value,
     Window,
-    label_names,
-    label_sizes,
     operand_values,
 )
 from tncompiler.ir.sizes import Size, render_size, symbols_of
@@ -65,25 +63,13 @@ from tncompiler.ir.stacking import Member
 # functions whose template is a plain operator: numbers can stand in them as they are
 _OPERATORS = {"add", "sub", "div", "neg", "less", "less_equal", "greater", "greater_equal"}
 _OPERATORS |= {"equal", "not_equal", "floordiv", "mod"}
-_NOMINAL = 128
 # what an emitter for the body of a loop has in common with that of the whole
 _SHARED = ("names", "symbols", "bound", "imports", "extra", "scope", "aliases", "functions")
 # maps whose result may share memory with an operand
 _ALIASING = {"conj", "real", "imag", "project", "stop"}
 
 
-def is_inexact(dtype: str) -> bool:
-    """Whether sums of this dtype round."""
-    return dtype.startswith(("float", "bfloat", "complex"))
-
-
-def count(sizes: Sequence[Size], unknown: float) -> float:
-    """The product of sizes; `unknown` if one of them is known only at run time."""
-    known = [size for size in sizes if isinstance(size, int)]
-    return math.prod(known) if 0 in known or len(known) == len(sizes) else unknown
-
-
-class Emitter(ABC):
+class Emitter(Spelling):
     """Writes one program as one function.
 
     ``long_sum``: a sum of more terms goes to a helper that splits it, as the library may add the
@@ -226,7 +212,7 @@ class Emitter(ABC):
         operands = operand_values(self.program, step)
         match step.op:
             case Contract():
-                self._contract(step, step.op, operands)
+                write_contraction(self, step, step.op, operands)
             case Map():
                 self.assign(step, self._map(step, step.op, operands), step.op.function)
             case Reduce(name, axes):
@@ -349,194 +335,6 @@ class Emitter(ABC):
     def _axis_names(self, value: Value, axes: Sequence[int]) -> str:
         return ", ".join(comment_name(value.axes[axis], axis) for axis in axes)
 
-    # ------------------------------------------------------------------ contractions
-
-    def _contract(self, step: Step, op: Contract, operands: tuple[Value, ...]) -> None:
-        names = {k: comment_name(n, k) for k, n in label_names(op, operands, step.out).items()}
-        if not operands:
-            text = self.ones(step.out)
-            distinct = tuple(dict.fromkeys(op.output))
-            if len(distinct) < len(op.output):
-                sizes = label_sizes(op, operands, step.out)
-                text = self.ones_of([sizes[k] for k in distinct], step.out.dtype)
-                text = self.embed(text, distinct, op.output)
-            self.assign(step, text, self._labels(op.output, names))
-        elif len(operands) == 1:
-            self.assign(step, self._unary(step, op, operands[0]), self._equation(op, names))
-        elif is_product(op, self._numbers(op, operands, step.out), step.out.dtype):
-            self._matmul(step, op, operands, names)
-        else:
-            self._multiply(step, op, operands, names)
-
-    @staticmethod
-    def _labels(labels: Labels, names: dict[int, str]) -> str:
-        return f"({', '.join(names[label] for label in labels)})"
-
-    def _equation(self, op: Contract, names: dict[int, str]) -> str:
-        inputs = " * ".join(self._labels(labels, names) for labels in op.inputs)
-        return f"{self._labels(op.output, names)} = {inputs}"
-
-    def _unary(self, step: Step, op: Contract, operand: Value) -> str:
-        """Diagonal, then sum, then permute, then broadcast, then embed; each only if needed."""
-        text, labels = self.ref(operand), op.inputs[0]
-        sizes = label_sizes(op, (operand,), step.out)
-        distinct = tuple(dict.fromkeys(labels))
-        if distinct != labels:
-            text, labels = self.diagonal(text, labels, distinct), distinct
-        summed = tuple(k for k, label in enumerate(labels) if label not in op.output)
-        if summed:
-            labels_left = tuple(label for label in labels if label in op.output)
-            if all(sizes[labels[k]] == 1 for k in summed):
-                text = self.reshape(text, self.dims([(sizes[k],) for k in labels_left]))
-            else:
-                length = count([sizes[labels[k]] for k in summed], math.inf)
-                long = is_inexact(operand.dtype) and length > self.long_sum
-                text = self.sum(text, summed, operand.dtype, long=long)
-            labels = labels_left
-        wanted = tuple(dict.fromkeys(op.output))
-        present = tuple(label for label in wanted if label in labels)
-        if present != labels:
-            text = self.permute(text, [labels.index(label) for label in present])
-        if present != wanted:
-            text = self.insert_axes(text, present, wanted)
-            text = self.broadcast(text, self.dims([(sizes[k],) for k in wanted]))
-            if step.out.name in self.program.outputs and len(wanted) == len(op.output):
-                text = self.copy(text)
-        return text if wanted == op.output else self.embed(text, wanted, op.output)
-
-    def insert_axes(self, text: str, present: Sequence[int], wanted: Sequence[int]) -> str:
-        """Index with None where `wanted` has an axis that `present` lacks, but for leading ones."""
-        first = next((k for k, label in enumerate(wanted) if label in present), len(wanted))
-        pattern = [":" if label in present else "None" for label in wanted[first:]]
-        return f"{text}[{', '.join(pattern)}]" if "None" in pattern else text
-
-    def _multiply(
-        self, step: Step, op: Contract, operands: tuple[Value, ...], names: dict[int, str]
-    ) -> None:
-        """An elementwise or outer product: both operands aligned to the output."""
-        if set(op.output) != {k for labels in op.inputs for k in labels} or any(
-            len(set(labels)) < len(labels) for labels in (*op.inputs, op.output)
-        ):
-            raise InvalidProgram(f"the step '{step.text()}' was not scheduled")
-        if all(value.name in self.literals for value in operands):  # a number would lose its dtype
-            texts = [self.ref(value) for value in operands]
-        else:
-            texts = [
-                self._aligned(value, labels, op.output)
-                for value, labels in zip(operands, op.inputs, strict=True)
-            ]
-        place = {label: axis for axis, label in enumerate(op.output)}
-        axes = tuple(tuple([place[label] for label in labels]) for labels in op.inputs)
-        text = self.in_place("mul", texts, self.spare(step, axes)) or " * ".join(texts)
-        self.assign(step, text, self._equation(op, names))
-
-    def in_place(self, function: str, texts: Sequence[str], spare: int | None) -> str | None:
-        """The call of a function that writes into an operand; None where there is none."""
-        return None
-
-    def _aligned(self, value: Value, labels: Labels, wanted: Labels) -> str:
-        """The operand with its axes in the order of `wanted`, absent ones inserted."""
-        text = self.inline(value)
-        present = tuple(label for label in wanted if label in labels)
-        if present != labels:
-            text = self.permute(text, [labels.index(label) for label in present])
-        return self.insert_axes(text, present, wanted)
-
-    @staticmethod
-    def _numbers(op: Contract, operands: tuple[Value, ...], out: Value) -> dict[int, int]:
-        """Sizes by label, a usual one for those that only a call brings."""
-        sizes = label_sizes(op, operands, out)
-        return {k: size if isinstance(size, int) else _NOMINAL for k, size in sizes.items()}
-
-    def _matmul(
-        self, step: Step, op: Contract, operands: tuple[Value, ...], names: dict[int, str]
-    ) -> None:
-        sizes = label_sizes(op, operands, step.out)
-        numbers = self._numbers(op, operands, step.out)
-        form = matmul_form(op, numbers, stacks=True)
-        if all(len(labels) == 1 for labels in op.inputs) and not op.output:
-            length = count([sizes[label] for label in form.k], math.inf)
-            if length <= self.long_sum:
-                text = self.dot(*map(self.ref, operands))
-                self.assign(step, text, self._equation(op, names))
-                return
-        rows_first, columns_first = form.natural()
-        lead = form.outer or form.batch
-        swapped = op.output == columns_first != rows_first
-        if rows_first == columns_first and lead and not form.n:  # either way round is the same
-            swapped = self.vectors_in_rows
-        a_lead, b_lead = (lead if form.batch or form.outer_on == side else () for side in (0, 1))
-        a = self._block(operands[0], op.inputs[0], form.a_order, (a_lead, form.m, form.k), sizes)
-        b = self._block(operands[1], op.inputs[1], form.b_order, (b_lead, form.k, form.n), sizes)
-        rows, columns = (form.n, form.m) if swapped else (form.m, form.n)
-        if swapped:
-            a, b = self._swapped(b, bool(b_lead)), self._swapped(a, bool(a_lead))
-            a_lead, b_lead = b_lead, a_lead
-        length = count([sizes[label] for label in form.k], math.inf)
-        least = [count([sizes[label] for label in group], 1) for group in (rows, columns)]
-        long_k = is_inexact(step.out.dtype) and self.is_long(length, *least)
-        if form.outer:
-            times = self.product([sizes[label] for label in form.outer])
-            a, b = (a, self.repeated(b, times)) if a_lead else (self.repeated(a, times), b)
-        if length == 1 and is_inexact(step.out.dtype):
-            text = self.outer(a, b, bool(lead), broad=is_broad(op, numbers))
-        else:
-            text = self.matmul(a, b, bool(lead), long_k=long_k)
-        natural = columns_first if swapped else rows_first
-        blocks = [tuple(sizes[k] for k in g) for g in (*([lead] if lead else []), rows, columns)]
-        if [len(block) for block in blocks] != [1] * len(natural):
-            text = self.reshape(self.parenthesize(text), self.dims([(sizes[k],) for k in natural]))
-        if natural != op.output:
-            text = self.permute(
-                self.parenthesize(text), [natural.index(label) for label in op.output]
-            )
-        self.assign(step, text, self._matmul_comment(form, names, swapped))
-
-    def _swapped(self, text: str, batched: bool) -> str:
-        """The transposed matrix; twice transposed is as it was."""
-        suffixes = [self.swap("", batched), *([self.permute("", (0, 2, 1))] if batched else [])]
-        for suffix in suffixes:
-            if text.endswith(suffix):
-                return text.removesuffix(suffix)
-        return text + suffixes[0]
-
-    def _block(
-        self,
-        value: Value,
-        labels: Labels,
-        order: Labels,
-        parts: tuple[Labels, Labels, Labels],
-        sizes: dict[int, Size],
-    ) -> str:
-        """The operand as (lead, rows, columns): permuted if it must be, reshaped, swapped."""
-        text = self.ref(value)
-        if order != labels:
-            text = self.permute(text, [labels.index(label) for label in order])
-        lead, *matrix = parts
-        wanted = [lead, *matrix] if lead else matrix
-        stored = sorted(wanted, key=lambda g: order.index(g[0]) if g else len(order))
-        if [len(group) for group in stored] != [1] * len(order) or len(stored) != len(order):
-            text = self.reshape(text, self.dims([[sizes[k] for k in group] for group in stored]))
-        moved = [next(i for i, g in enumerate(stored) if g is group) for group in wanted]
-        return text if moved == sorted(moved) else self.permute(text, moved)
-
-    def _matmul_comment(self, form: MatmulForm, names: dict[int, str], swapped: bool) -> str:
-        def block(*groups: Labels) -> str:
-            joined = ["·".join(names[k] for k in group) or "1" for group in groups]
-            return f"({', '.join(joined)})"
-
-        lead = [form.outer or form.batch] if form.outer or form.batch else []
-        left, right = (lead if form.batch or form.outer_on == side else [] for side in (0, 1))
-        if swapped:
-            out, first = block(*lead, form.n, form.m), block(*right, form.n, form.k)
-            return f"{out} = {first} @ {block(*left, form.k, form.m)}"
-        out, first = block(*lead, form.m, form.n), block(*left, form.m, form.k)
-        return f"{out} = {first} @ {block(*right, form.k, form.n)}"
-
-    @staticmethod
-    def parenthesize(text: str) -> str:
-        return f"({text})" if (" " in text and not text.endswith(")")) or " @ " in text else text
-
     # ------------------------------------------------------------------ maps
 
     def _map(self, step: Step, op: Map, operands: tuple[Value, ...]) -> str:
@@ -550,102 +348,7 @@ class Emitter(ABC):
             if not labels:
                 texts.append(self.inline(value) if keep_numbers else self.ref(value))
             else:
-                texts.append(self._aligned(value, labels, wanted))
+                texts.append(aligned(self, value, labels, wanted))
         self.import_for(op.function)
         spare = self.spare(step, op.inputs)
         return self.in_place(op.function, texts, spare) or template.format(*texts)
-
-    # ------------------------------------------------------------------ a backend's spelling
-
-    @abstractmethod
-    def prelude(self) -> list[str]: ...
-
-    @abstractmethod
-    def template(self, name: str) -> str: ...
-
-    @abstractmethod
-    def import_for(self, name: str) -> None: ...
-
-    @abstractmethod
-    def scalar(self, number: str, dtype: str) -> str: ...
-
-    @abstractmethod
-    def result(self, value: Value) -> str: ...
-
-    @abstractmethod
-    def permute(self, text: str, axes: Sequence[int]) -> str: ...
-
-    @abstractmethod
-    def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str: ...
-
-    def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
-        """Every element of a column times every one of a row; ``broad``: there are many."""
-        return self.matmul(a, b, batched, long_k=False)
-
-    def dot(self, a: str, b: str) -> str:
-        """The inner product of two vectors of at most `long_sum` elements."""
-        return f"{a} @ {b}"
-
-    def repeated(self, matrix: str, times: str) -> str:
-        """The matrix that meets every matrix of the other operand."""
-        return matrix
-
-    @abstractmethod
-    def is_long(self, length: float, rows: float, columns: float) -> bool:
-        """Whether the library may add the terms of a product one after the other.
-
-        ``length`` is the most it may sum, ``rows`` and ``columns`` the least it may give.
-        """
-
-    @abstractmethod
-    def swap(self, text: str, batched: bool) -> str: ...
-
-    @abstractmethod
-    def sum(self, text: str, axes: Sequence[int], dtype: str, *, long: bool) -> str: ...
-
-    @abstractmethod
-    def reduce(self, text: str, name: str, axes: Sequence[int]) -> str: ...
-
-    @abstractmethod
-    def broadcast(self, text: str, dims: str) -> str: ...
-
-    @abstractmethod
-    def copy(self, text: str) -> str: ...
-
-    @abstractmethod
-    def ones_of(self, sizes: Sequence[Size], dtype: str) -> str: ...
-
-    @abstractmethod
-    def arange(self, size: str) -> str: ...
-
-    def ones(self, value: Value) -> str:
-        return self.ones_of(value.shape, value.dtype)
-
-    @abstractmethod
-    def filled(self, value: Value, zeros: bool) -> str:
-        """A new array of a value's shape and dtype: zeros, or anything."""
-
-    @abstractmethod
-    def diagonal(self, text: str, labels: Labels, distinct: Labels) -> str: ...
-
-    @abstractmethod
-    def embed(self, text: str, distinct: Labels, labels: Labels) -> str: ...
-
-    @abstractmethod
-    def pad(self, value: Value, axis: int, before: str, after: str) -> str: ...
-
-    @abstractmethod
-    def concat(self, parts: str, axis: int) -> str: ...
-
-    @abstractmethod
-    def stack(self, parts: str) -> str: ...
-
-    def members(self, stack: str) -> str:
-        """A stack as an iterable of its members."""
-        return stack
-
-    @abstractmethod
-    def cast(self, text: str, dtype: str) -> str: ...
-
-    def reshape(self, text: str, dims: str) -> str:
-        return f"{text}.reshape({dims})" if dims else f"{text}.reshape(())"

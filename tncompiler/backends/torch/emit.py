@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tncompiler.backends.attending import HELPERS as ATTENTION
 from tncompiler.backends.blocks import GIVEN
+from tncompiler.backends.contracting import aligned
 from tncompiler.backends.emitter import Emitter
 from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.pairing import HELPERS as PAIRS
@@ -88,7 +89,7 @@ class TorchEmitter(Emitter):
             return super()._map(step, op, operands)
         self.imports.add("exp_below")
         wanted = tuple(range(len(step.out.shape)))
-        return f"exp_below({self._aligned(operands[0], op.inputs[0], wanted)})"
+        return f"exp_below({aligned(self, operands[0], op.inputs[0], wanted)})"
 
     def import_for(self, name: str) -> None:
         helper = function(name).torch_helper

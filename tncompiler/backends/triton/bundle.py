@@ -45,9 +45,12 @@ class Bundle:
         return frozenset(v.name for v in (*self.outputs, *self.sums))
 
 
-def find_bundle(program: Program) -> Bundle:
-    """The launch for a program's streamed steps. Raises Unfit, with the reason."""
-    chain = find_chain(program)
+def find_bundle(program: Program, low: str | None) -> Bundle:
+    """The launch for a program's streamed steps, with the dtype that products round to.
+
+    Raises Unfit, with the reason.
+    """
+    chain = find_chain(program, low)
     ways = _ways(program, chain)
     if not ways:
         check_fit(chain)
@@ -114,7 +117,7 @@ def _branches(program: Program, chain: Chain, results: list[str], count: int) ->
     parts = []
     for first, last in itertools.pairwise(cuts):
         wanted = tuple(results[first:last])
-        part = find_chain(drop_dead_steps(replace(program, outputs=wanted)))
+        part = find_chain(drop_dead_steps(replace(program, outputs=wanted)), chain.low)
         made = {value.name for value in (*part.outputs, *part.sums)}
         if made != {*wanted} or not same_size(part.stream.size, chain.stream.size):
             raise Unfit("a branch would stream another index")

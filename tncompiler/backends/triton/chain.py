@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 
 from tncompiler.backends.triton.atoms import Atom, Unfit, find_atoms
-from tncompiler.backends.triton.fuse import program_low_dtype
 from tncompiler.backends.triton.spelling import is_spelled
 from tncompiler.ir.dtypes import kind
 from tncompiler.ir.program import (
@@ -65,29 +64,32 @@ class Chain:
         return tuple(atom for axis in self.atoms[name] for atom in axis)
 
 
-def find_chain(program: Program) -> Chain:
+def find_chain(program: Program, low: str | None) -> Chain:
     """The chain of a program's streamed steps, whether or not it fits on chip. Raises Unfit."""
     atoms = find_atoms(program)
-    chain = _split(program, atoms, _largest_atom(program, atoms))
+    chain = _split(program, atoms, _largest_atom(program, atoms), low)
     _check_sizes(chain)
     return chain
 
 
 def _largest_atom(program: Program, atoms: dict[str, tuple[Flat, ...]]) -> Atom:
-    """The index to stream: the largest one that an output or cotangent has along its first axis."""
+    """The index to stream: the largest one of what comes in, or of what was made before."""
     read = {name for step in program.steps for name in step.operands}
-    held = [a.value.name for a in program.arguments if a.kind in ("input", "cotangent")]
-    found = [atom for name in held if name in read for axis in atoms[name] for atom in axis]
-    if not found:
-        raise Unfit("there is no input to stream")
-    return max(found, key=lambda atom: (_number(atom), -atom.number))
+    for kinds in (("input", "cotangent"), ("saved",)):
+        held = [a.value.name for a in program.arguments if a.kind in kinds]
+        found = [atom for name in held if name in read for axis in atoms[name] for atom in axis]
+        if found:
+            return max(found, key=lambda atom: (_number(atom), -atom.number))
+    raise Unfit("there is no input to stream")
 
 
 def _number(atom: Atom) -> int:
     return atom.size if isinstance(atom.size, int) else _FREE
 
 
-def _split(program: Program, atoms: dict[str, tuple[Flat, ...]], stream: Atom) -> Chain:
+def _split(
+    program: Program, atoms: dict[str, tuple[Flat, ...]], stream: Atom, low: str | None
+) -> Chain:
     state: dict[str, str] = {}
     for argument in program.arguments:
         state[argument.value.name] = _state_of(argument.value.name, atoms, stream)
@@ -95,7 +97,7 @@ def _split(program: Program, atoms: dict[str, tuple[Flat, ...]], stream: Atom) -
         state[step.out.name] = _step_state(step, state, atoms, stream)
     steps = [s for s in program.steps if state[s.out.name] in ("streamed", "reduced")]
     for step in steps:
-        _check_step(step, program)
+        check_step(step, program)
     needed = _resident_needed(program, steps, state)
     resident = tuple(s for s in program.steps if s.out.name in needed)
     chosen = (*resident, *steps)
@@ -123,7 +125,7 @@ def _split(program: Program, atoms: dict[str, tuple[Flat, ...]], stream: Atom) -
         tuple(v for n, v in program.values.items() if n in read and not _is_literal(program, n)),
         tuple(s.out for s in written if state[s.out.name] == "streamed"),
         tuple(s.out for s in written if state[s.out.name] == "reduced"),
-        program_low_dtype(program),
+        low,
     )
 
 
@@ -169,7 +171,8 @@ def renames(step: Step) -> bool:
     return isinstance(op, Permute | Cast | Split | Merge)
 
 
-def _check_step(step: Step, program: Program) -> None:
+def check_step(step: Step, program: Program) -> None:
+    """Raises Unfit for a step that does not run on tiles."""
     values = [step.out, *(program.values[name] for name in step.operands)]
     if all(_is_literal(program, name) for name in step.operands):
         raise Unfit(f"{step.out.name} is a number")
@@ -203,7 +206,7 @@ def _resident_needed(program: Program, steps: list[Step], state: dict[str, str])
         if name in needed or step is None or isinstance(step.op, Literal):
             continue
         try:
-            _check_step(step, program)
+            check_step(step, program)
         except Unfit:
             continue  # made before, and read from memory
         if not renames(step) and _padded(step.out) > MAX_MADE:

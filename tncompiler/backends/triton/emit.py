@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Mapping
+from typing import Self
 
 from tncompiler.backends.source import Source
 from tncompiler.backends.torch.emit import TorchEmitter
-from tncompiler.backends.triton.atoms import Unfit
-from tncompiler.backends.triton.bundle import Bundle, find_bundle
+from tncompiler.backends.triton.actions import last_uses
+from tncompiler.backends.triton.bundle import Bundle
 from tncompiler.backends.triton.bundle_kernel import BundleSource, bundle_kernel
 from tncompiler.backends.triton.chain_tiles import WIDENING
-from tncompiler.backends.triton.flatten import flatten
-from tncompiler.backends.triton.fuse import Action, fuse
+from tncompiler.backends.triton.launches import plan_launches
 from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
 from tncompiler.backends.triton.pairwise_kernel import KernelSource, blocks_of, pairwise_kernel
-from tncompiler.backends.triton.predict import predicted_us
 from tncompiler.backends.triton.spelling import HELPERS
 from tncompiler.backends.triton.tiles import Tiles, tile_candidates, way_candidates
 from tncompiler.ir.dtypes import kind
-from tncompiler.ir.function_body import expand_functions
-from tncompiler.ir.passes.dead import drop_dead_steps
-from tncompiler.ir.program import Argument, Literal, Merge, Program, Split, Step, Value
-from tncompiler.ir.sizes import Binding, Size, product, size_symbol
+from tncompiler.ir.program import Literal, Merge, Program, Split, Step, Value
+from tncompiler.ir.sizes import Size, product, size_symbol
 
 PROGRAMS = size_symbol("programs of a launch")  # no index can be called so: it is only compared
 
@@ -83,7 +79,7 @@ class TritonEmitter(TorchEmitter):
     def write_steps(self) -> None:
         """Write every action, and give up values when nobody needs them any more."""
         actions = self.planned.actions
-        last_use = _last_uses(actions)
+        last_use = last_uses(actions)
         kept = {*self.program.outputs, *(a.value.name for a in self.program.arguments)}
         for position, action in enumerate(actions):
             match action:
@@ -295,76 +291,3 @@ def _keywords(blocks: Mapping[str, int], tiles: Tiles) -> str:
     """A configuration as source."""
     options = {**blocks, "num_warps": tiles.warps, "num_stages": tiles.stages}
     return f"dict({', '.join(f'{name}={number}' for name, number in options.items())})"
-
-
-class LaunchPlan(NamedTuple):
-    """What is launched, and the program whose values that makes."""
-
-    program: Program
-    actions: Sequence[Action | Bundle]
-
-
-def plan_launches(program: Program) -> LaunchPlan:
-    """The program as launches and steps for the host, with a chain if that is predicted faster."""
-    program = expand_functions(program)
-    flat = flatten(program)
-    plain = LaunchPlan(flat, fuse(flat))
-    try:
-        chained = LaunchPlan(program, _around(find_bundle(program)))
-    except Unfit:
-        return plain
-    return min(plain, chained, key=planned_us)
-
-
-def planned_us(plan: LaunchPlan, sizes: Binding | None = None) -> float:
-    """Predicted microseconds of a plan of launches."""
-    return predicted_us(plan.actions, plan.program, sizes)
-
-
-def count_launches(actions: Sequence[Action | Bundle]) -> int:
-    """How many kernels the actions launch; a chain adds up its sums in one more."""
-    chains = sum(1 + bool(a.sums) for a in actions if isinstance(a, Bundle))
-    return chains + sum(isinstance(a, Pairwise) for a in actions)
-
-
-def _around(bundle: Bundle) -> list[Action | Bundle]:
-    """The bundle, what is computed for it before, and what needs its results after."""
-    program = bundle.program
-    made = tuple(Argument(v, "saved") for v in (*bundle.outputs, *bundle.sums))
-    needed = [v.name for v in bundle.inputs if v.name in program.producers]
-    rest = Program(
-        (*program.arguments, *made),
-        tuple(s for s in program.steps if s.out.name not in bundle.steps),
-        (*program.outputs, *needed),
-        program.equations,
-    )
-    late, before, after = set(bundle.done), [], []
-    for action in fuse(drop_dead_steps(rest)):
-        if late.intersection(_read(action)):
-            late.add(action.out.name)
-            after.append(action)
-        else:
-            before.append(action)
-    return [*before, bundle, *after]
-
-
-def _read(action: Action | Bundle) -> list[str]:
-    """The values that an action reads."""
-    match action:
-        case Pairwise():
-            return [load.value.name for load in action.loads]
-        case Bundle():
-            return [value.name for value in action.inputs]
-    return list(action.operands)
-
-
-def _made(action: Action | Bundle) -> list[str]:
-    return [*action.done] if isinstance(action, Bundle) else [action.out.name]
-
-
-def _last_uses(actions: Sequence[Action | Bundle]) -> dict[str, int]:
-    """By value, the position of the last action that makes or reads it."""
-    last: dict[str, int] = {}
-    for position, action in enumerate(actions):
-        last.update(dict.fromkeys((*_made(action), *_read(action)), position))
-    return last

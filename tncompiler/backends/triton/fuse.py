@@ -41,9 +41,9 @@ MAX_LOADS = 8  # a kernel that reads more arrays than this runs out of registers
 Action = Step | Pairwise
 
 
-def fuse(program: Program) -> list[Action]:
-    """The program as steps for the host and launches."""
-    return list(_Fusion(program).actions())
+def fuse(program: Program, low: str | None) -> list[Action]:
+    """The program as steps for the host and launches; ``low``: the dtype that products round to."""
+    return list(_Fusion(program, low).actions())
 
 
 def program_low_dtype(program: Program) -> str | None:
@@ -72,9 +72,8 @@ class _Scope:
 
 
 class _Fusion:
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.low = program_low_dtype(program)
+    def __init__(self, program: Program, low: str | None) -> None:
+        self.program, self.low = program, low
         self.consumers: dict[str, list[Step]] = {name: [] for name in program.values}
         for step in program.steps:
             for name in set(step.operands):

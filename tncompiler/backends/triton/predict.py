@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tncompiler.backends.triton.actions import Launch
 from tncompiler.backends.triton.bundle import Bundle
 from tncompiler.backends.triton.chain import Chain
-from tncompiler.backends.triton.fuse import Action
 from tncompiler.backends.triton.pairwise import Pairwise
 from tncompiler.backends.triton.traffic import bundle_traffic, nbytes, pairwise_traffic
 from tncompiler.ir.program import Contract, Literal, Merge, Program, Split, Step, Value
@@ -27,21 +27,23 @@ FREE = 4096  # stands for a free size
 
 
 def predicted_us(
-    actions: Sequence[Action | Bundle], program: Program, sizes: Binding | None = None
+    actions: Sequence[Launch], program: Program, sizes: Binding | None = None
 ) -> float:
     """Microseconds of all actions, one after the other."""
-    known: dict[Any, int] = {
-        symbol: FREE for v in program.values.values() for symbol in _symbols(v)
-    }
-    known.update(sizes or {})
+    known = {**known_sizes(program), **(sizes or {})}
     return math.fsum(_action_us(action, program, known) for action in actions)
+
+
+def known_sizes(program: Program) -> dict[Any, int]:
+    """A number for each free size."""
+    return {symbol: FREE for value in program.values.values() for symbol in _symbols(value)}
 
 
 def _symbols(value: Value) -> list[object]:
     return [symbol for size in value.shape for symbol in symbols_of(size)]
 
 
-def _action_us(action: Action | Bundle, program: Program, sizes: Binding) -> float:
+def _action_us(action: Launch, program: Program, sizes: Binding) -> float:
     match action:
         case Bundle():
             return _bundle_us(action, sizes)

@@ -12,31 +12,43 @@ from dataclasses import replace
 
 import sympy
 
+from tncompiler.backends.triton.actions import count_launches, made_by
 from tncompiler.backends.triton.atoms import Unfit
 from tncompiler.backends.triton.bundle import find_bundle
 from tncompiler.backends.triton.chain import renames
-from tncompiler.backends.triton.emit import plan_launches, planned_us
+from tncompiler.backends.triton.fuse import program_low_dtype
+from tncompiler.backends.triton.launches import plan_launches, planned_us
 from tncompiler.ir.passes.dead import drop_dead_steps
-from tncompiler.ir.passes.partition import TrainingPrograms
+from tncompiler.ir.passes.partition import TrainingPrograms, partition
 from tncompiler.ir.program import Argument, Program, Step
 from tncompiler.ir.sizes import Binding, symbols_of
+
+NEAR = 1.05  # of the least predicted time: a prediction is no more exact
 
 
 def fastest_step(
     joints: Iterable[tuple[Program, int]], saving: TrainingPrograms, sizes: Binding
 ) -> TrainingPrograms:
     """Of the joint programs, with the number of their outputs, and of what saves intermediates,
-    the programs whose launches are predicted to take the least time at these sizes.
+    the programs whose launches are predicted to take the least time at these sizes; among those
+    near it, the ones with the fewest launches.
     """
-    found = [recompute_on_chip(joint, count) for joint, count in joints]
-    made = [*(programs for programs in found if programs is not None), read_again(saving)]
-    return min(made, key=lambda programs: step_us(programs, sizes))
+    found = [recompute_on_chip(*joint) or save_what_is_written(*joint) for joint in joints]
+    made = [*found, read_again(saving)]
+    steps = [_Step(programs, sizes) for programs in made]
+    least = min(step.us for step in steps)
+    near = [step for step in steps if step.us <= NEAR * least]
+    return min(near, key=lambda step: (step.launches, step.us)).programs
 
 
-def step_us(programs: TrainingPrograms, sizes: Binding) -> float:
-    """Predicted microseconds of a training step."""
-    both = (programs.forward, programs.backward)
-    return sum(planned_us(plan_launches(program), sizes) for program in both)
+class _Step:
+    """A training step with its launches and predicted microseconds."""
+
+    def __init__(self, programs: TrainingPrograms, sizes: Binding) -> None:
+        self.programs = programs
+        plans = [plan_launches(programs.forward), plan_launches(programs.backward)]
+        self.us = sum(planned_us(plan, sizes) for plan in plans)
+        self.launches = sum(count_launches(plan.actions) for plan in plans)
 
 
 def recompute_on_chip(joint: Program, output_count: int) -> TrainingPrograms | None:
@@ -55,11 +67,21 @@ def recompute_on_chip(joint: Program, output_count: int) -> TrainingPrograms | N
             sized |= carries
     backward = replace(backward, arguments=tuple(arguments))
     try:
-        find_bundle(forward)
-        find_bundle(backward)
+        for program in (forward, backward):
+            find_bundle(program, program_low_dtype(program))
     except Unfit:
         return None
     return TrainingPrograms(forward, backward, ())
+
+
+def save_what_is_written(joint: Program, output_count: int) -> TrainingPrograms:
+    """The two programs where one chain is not all: what its launches leave in memory is saved, and
+    what they hold on chip is made again there.
+    """
+    outputs = joint.outputs[:output_count]
+    actions = plan_launches(drop_dead_steps(replace(joint, outputs=outputs))).actions
+    written = {name for action in actions for name in made_by(action)}
+    return read_again(partition(joint, output_count, written))
 
 
 def read_again(programs: TrainingPrograms) -> TrainingPrograms:

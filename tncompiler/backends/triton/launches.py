@@ -1,0 +1,48 @@
+"""Which launches a program becomes: pairwise ones, one chain, or several one after the other.
+
+In: a scheduled program. Out: the plan that is predicted to take the least time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tncompiler.backends.triton.actions import Launch
+from tncompiler.backends.triton.atoms import Unfit
+from tncompiler.backends.triton.flatten import flatten
+from tncompiler.backends.triton.fuse import fuse, program_low_dtype
+from tncompiler.backends.triton.predict import predicted_us
+from tncompiler.backends.triton.stretches import chain_actions, cut_actions
+from tncompiler.ir.function_body import expand_functions
+from tncompiler.ir.program import Program
+from tncompiler.ir.sizes import Binding
+
+
+class LaunchPlan(NamedTuple):
+    """What is launched, and the program whose values that makes."""
+
+    program: Program
+    actions: Sequence[Launch]
+
+
+def plan_launches(program: Program) -> LaunchPlan:
+    """The program as launches and steps for the host.
+
+    It is cut into several chains only where one chain of it all does not fit, or is no faster.
+    """
+    program = expand_functions(program)
+    low, flat = program_low_dtype(program), flatten(program)
+    pairwise = LaunchPlan(flat, fuse(flat, low))
+    try:
+        chained = LaunchPlan(program, chain_actions(program, low))
+        if planned_us(chained) < planned_us(pairwise):
+            return chained
+    except Unfit:
+        """It has no chain as a whole; stretches of it may."""
+    return min(pairwise, LaunchPlan(program, cut_actions(program, low)), key=planned_us)
+
+
+def planned_us(plan: LaunchPlan, sizes: Binding | None = None) -> float:
+    """Predicted microseconds of a plan of launches."""
+    return predicted_us(plan.actions, plan.program, sizes)
