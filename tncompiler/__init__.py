@@ -46,11 +46,19 @@ _PUBLIC: dict[str, str] = {
     "Rule": "tncompiler.models.config",
     "save": "tncompiler.models.files.save",
     "load": "tncompiler.models.files.load",
+    "Search": "tncompiler.compression.search",
+    "heal": "tncompiler.compression.heal",
+    "AdaptiveRank": "tncompiler.compression.adaptive",
+    "inflate": "tncompiler.compression.resize",
+    "shrink": "tncompiler.compression.resize",
+    "prune": "tncompiler.compression.pruning",
+    "quantize": "tncompiler.compression.quantizing",
+    "recipe": "tncompiler.compression.recipe",
     "Expr": "tncompiler.ir.expressions",
     "TncError": "tncompiler.ir.errors",
 }
 
-_MODULES = ("backends", "draw", "formats", "ir", "nn", "planning")
+_MODULES = ("backends", "draw", "formats", "interpret", "ir", "nn", "planning")
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,9 @@ from torch.nn.utils import parametrize
 
 from tncompiler.formats.format import Format
 from tncompiler.formats.modes import Modes
+from tncompiler.ir.expressions import Expr
 from tncompiler.nn.tensorized import CoreReading, check_shape, decompose_weight
+from tncompiler.parametrized import own_class, unregister
 
 
 class NetworkWeight(nn.Module):
@@ -31,20 +33,24 @@ class NetworkWeight(nn.Module):
         out_shape: Any = None,
     ) -> None:
         super().__init__()
-        self.shape, self.format = tuple(shape), format
+        self.shape = tuple(shape)
         self.table_shape = rows, columns = table_shape(self.shape)
         self.in_shape = check_shape(in_shape, rows, "in_shape", format)
         self.out_shape = check_shape(out_shape, columns, "out_shape", format)
+        self._start: dict[str, np.ndarray] = {}
+        for leaf in self.describe(format).leaves:
+            if leaf.kind == "constant":
+                self.register_buffer(_flat(leaf.name), torch.tensor(np.array(leaf.value)))
+
+    def describe(self, format: Format) -> Expr:
+        """Read cores as this format has them from now on; its network."""
         modes = Modes.of(self.in_shape, self.out_shape)
         network = format.network(modes.ins, modes.outs)
-        self.reading = CoreReading(network, "auto")
-        self._start: dict[str, np.ndarray] = {}
+        self.format, self.reading = format, CoreReading(network, "auto")
         self.core_shapes = {
             leaf.name: leaf.shape for leaf in network.leaves if leaf.kind == "param"
         }
-        for leaf in network.leaves:
-            if leaf.kind == "constant":
-                self.register_buffer(_flat(leaf.name), torch.tensor(np.array(leaf.value)))
+        return network
 
     def forward(self, *cores: Tensor) -> Tensor:
         """The parameter that the cores stand for."""
@@ -93,25 +99,13 @@ def as_table(weight: Tensor) -> Tensor:
 
 def register_network(module: nn.Module, key: str, network: NetworkWeight) -> None:
     """Make a parameter of a module a network."""
-    _own_class(module)
+    own_class(module)
     parametrize.register_parametrization(module, key, network)
 
 
 def remove_network(module: nn.Module, key: str) -> None:
     """Make a parameter that is a network a dense one, of the value that it has."""
-    _own_class(module)
-    parametrize.remove_parametrizations(module, key)
-
-
-def _own_class(module: nn.Module) -> None:
-    """Give a module with parametrizations a class of its own.
-
-    torch puts properties on it, and a copied module has the class of the one that it was copied of:
-    what is registered or removed on one would be so on the other.
-    """
-    cls = type(module)
-    if parametrize.is_parametrized(module):
-        module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
+    unregister(module, key)
 
 
 def network_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, NetworkWeight]]:
