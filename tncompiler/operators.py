@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tncompiler.autograd import Specialisation, enter, leave
 from tncompiler.binding import read_call
@@ -34,8 +35,12 @@ _lock = threading.Lock()
 
 
 def is_traced() -> bool:
-    """Whether torch.compile traces; an export must run where this package is not."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    """Whether torch.compile traces, and nothing but first derivatives is asked of what it finds:
+    an operator has no other. An export must run where this package is not."""
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    transforms = torch._C._functorch.get_dynamic_layer_stack_depth()
+    return transforms == 0 and forward_ad._current_level < 0
 
 
 def operator_of(
@@ -125,12 +130,13 @@ def _like(tensor: Tensor) -> Tensor:
 
 
 def _apart(results: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
-    """Results in memory of their own, in C order: an operator's outputs are no views."""
+    """Results in memory of their own, from its start and in C order: outputs are no views."""
     taken = {t.untyped_storage().data_ptr() for t in given}
     made = []
     for result in results:
         storage = result.untyped_storage().data_ptr()
-        alone = storage not in taken and result.is_contiguous()
+        begins = result.is_contiguous() and not result.storage_offset()
+        alone = storage not in taken and begins
         made.append(result if alone else result.clone(memory_format=torch.contiguous_format))
         taken.add(storage)
     return made

@@ -61,8 +61,9 @@ class Linear(Matrix):
     def forward(self, x: Tensor) -> Tensor:
         """x W + bias over the last axis."""
         self.check_input(x)
-        y: Tensor = self.cores(x.reshape(-1, self.in_features))
-        return y.reshape(*x.shape[:-1], self.out_features)
+        rows = x if x.ndim == 2 else x.reshape(-1, self.in_features)
+        y: Tensor = self.cores(rows)
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
     def check_input(self, x: Any) -> None:
         """Raises ArgumentError or ShapeError unless x is a tensor of rows that the layer takes."""
