@@ -367,7 +367,7 @@ def make_plan(
         NetworkOrder.of(inner, name, nominal, orders[name])
         for inner in programs_within(logical)
         for name in orders
-        if name in inner.producers
+        if name in inner.producers and isinstance(inner.producers[name].op, Networks)
     )
     sizes = [element_count(step.out).evaluate(nominal) for step in scheduled.steps]
     largest = max(sizes, default=0)
