@@ -7,9 +7,9 @@ guessed; whoever takes too long is killed, and the call that waited for it fails
 from __future__ import annotations
 
 import os
-import signal
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing import get_context
 from typing import Any
@@ -68,14 +68,17 @@ class World:
         self, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0
     ) -> list[tuple[str, Any]]:
         """For each rank the name of what it raised, or "", and its value or traceback."""
-        for pipe in self.pipes:
-            try:
-                pipe.send((function, args))
-            except OSError:
-                continue
-        return [self._answer(rank, timeout_s) for rank in range(self.size)]
+        self.start(function, *args)
+        return [self.answer(rank, timeout_s) for rank in range(self.size)]
 
-    def _answer(self, rank: int, timeout_s: float) -> tuple[str, Any]:
+    def start(self, function: Callable[..., Any], *args: Any) -> None:
+        """Let the function begin on every rank that is there."""
+        for pipe in self.pipes:
+            with suppress(OSError):
+                pipe.send((function, args))
+
+    def answer(self, rank: int, timeout_s: float = 120.0) -> tuple[str, Any]:
+        """What one rank says to what was started."""
         pipe = self.pipes[rank]
         try:
             if pipe.poll(timeout_s):
@@ -84,11 +87,11 @@ class World:
             return "Killed", "the process is gone"
         return "Silent", f"nothing was heard for {timeout_s} s"
 
-    def kill(self, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send one rank a signal."""
-        pid = self.processes[rank].pid
-        assert pid is not None
-        os.kill(pid, number)
+    def end(self, rank: int, timeout_s: float) -> int | None:
+        """Let one rank leave by itself; its exit status, None if it does not."""
+        self.pipes[rank].close()
+        self.processes[rank].join(timeout_s)
+        return self.processes[rank].exitcode
 
     def close(self) -> None:
         for process in self.processes:

@@ -19,9 +19,7 @@ from tncompiler.planning.slicing import Cut, apply_cuts
 def chain(*sizes: int) -> Program:
     """A product of matrices of these sizes, summed over everything, scheduled."""
     indices = [tnc.Index(f"i{k}", size) for k, size in enumerate(sizes)]
-    tensors = [
-        tnc.input(f"A{k}", a, b) for k, (a, b) in enumerate(pairwise(indices))
-    ]
+    tensors = [tnc.input(f"A{k}", a, b) for k, (a, b) in enumerate(pairwise(indices))]
     made = tnc.contract(*tensors, out=())
     compilation = Compilation(made, None, {}, PlanOptions())
     return compilation.scheduled(compilation.default_dtypes("float64"), {})[0]

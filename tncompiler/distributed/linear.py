@@ -13,7 +13,6 @@ from tncompiler.ir.program import (
     Concat,
     Fold,
     Map,
-    Member,
     Merge,
     Networks,
     Pad,
@@ -24,6 +23,7 @@ from tncompiler.ir.program import (
     Step,
     Unfold,
 )
+from tncompiler.ir.stacking import Member
 
 _MOVES = (Permute, Split, Merge, Slice, Pad, Concat, Member, Unfold, Fold)
 _ADDITIVE = ("add", "sub", "neg", "conj", "real", "imag", "project")

@@ -92,7 +92,12 @@ class Looping:
             self._loop(0, known, self.numbers, (), 0)
 
     def _loop(
-        self, depth: int, known: Mapping[str, Any], numbers: range, lengths: tuple[int, ...], base: int
+        self,
+        depth: int,
+        known: Mapping[str, Any],
+        numbers: range,
+        lengths: tuple[int, ...],
+        base: int,
     ) -> None:
         """Some of the slices of one loop; ``base``: how many slices come before it."""
         nest, level = self.nest, self.nest.levels[depth]

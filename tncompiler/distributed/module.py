@@ -29,6 +29,8 @@ from tncompiler.ir.program import Program
 from tncompiler.module import CompiledModule
 from tncompiler.planning.digest import program_digest
 
+Function = Callable[..., tuple[Any, ...]]
+
 
 class RankedModule(CompiledModule):
     """The module that `tnc.compile(…, process_group=…)` returns."""
@@ -132,7 +134,7 @@ class RankedModule(CompiledModule):
         ``given``: arguments that ranks have in parts; ``wanted``: results that may be in parts.
         """
 
-        def load(part: Program, entry: str) -> Callable[..., tuple[Any, ...]]:
+        def load(part: Program, entry: str) -> Function:
             run = self.compilation.executable(part, backend, entry).run
             return among_tensors(run) if backend == "numpy" else run
 
@@ -166,11 +168,13 @@ class RankedSpecialisation(Specialisation):
 
     def _load(self, programs: RankPrograms, wrt: tuple[str, ...]) -> None:
         """Make the functions of the programs."""
-        self._forward = self.module.function_of(programs.forward, self.backend)
+        self._forward: Function = self.module.function_of(programs.forward, self.backend)
         if programs.training is not None:
-            self._backward = self.module.function_of(programs.training.backward, self.backend)
+            self._backward: Function = self.module.function_of(
+                programs.training.backward, self.backend
+            )
 
     @cached_property
-    def run(self) -> Callable[..., tuple[Any, ...]]:
+    def run(self) -> Function:
         """The forward program, where no gradient is asked for."""
         return self._forward

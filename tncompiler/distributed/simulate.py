@@ -99,9 +99,9 @@ def simulate(
 ) -> Prediction:
     """Predicted time, memory and traffic of a contraction or a training step on `world` ranks.
 
-    ``plan``: a ContractionPlan (its networks, in its orders and sizes), an expression, or a compiled
-    network. ``machine``: "8xH100" (nodes of so many; also A100, B200, MI300X), a `tnc.Machine`, or
-    None for this computer. ``sizes``: of an expression; free ones count as 128. ``step``: whether
+    ``plan``: a ContractionPlan (its networks, in its orders and sizes), an expression, or what
+    `tnc.compile` returned. ``machine``: "8xH100" (nodes of so many; also A100, B200, MI300X), a
+    `tnc.Machine`, or None for this computer. ``sizes``: of an expression; free ones count as 128. ``step``: whether
     gradients of all parameters, or of all inputs where there are none, are computed as well.
     ``memory_limit``: of computed values on a rank; by default what the machine has beside inputs
     and parameters. Raises: PlanError for an unknown machine, or if the limit cannot be kept.
@@ -111,9 +111,10 @@ def simulate(
             f"world is {world!r:.40}", where=call_site(), fix="give a number of ranks, 1 or more"
         )
     cluster = as_cluster(machine)
-    options = PlanOptions(memory_limit=memory_limit)
+    limit = PlanOptions(memory_limit=memory_limit).memory_limit
+    most = None if limit is None else int(limit)
     found = [
-        _Simulated(compilation, dtype, cluster, world, step, options.memory_limit).prediction()
+        _Simulated(compilation, dtype, cluster, world, step, most).prediction()
         for compilation in _compilations(plan, sizes)
     ]
     return _added(found)

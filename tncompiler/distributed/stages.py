@@ -194,7 +194,7 @@ def _position(step: Step) -> int:
 
 
 def _inner_loop(body: Program) -> Step | None:
-    """The loop of a body whose blocks may be shared out, that with the most if there are several."""
+    """The loop of a body whose blocks may be shared out, the one with most if there are several."""
     loops = [step for step in body.steps if isinstance(step.op, Loop)]
     fit = [loop for loop in loops if adds_up(body, {s.out.name for s in _picks(body, loop)})]
     return max(fit, key=_count, default=None)
