@@ -66,10 +66,19 @@ class ShardPlanner(RankPlanner):
             messages=sent,
             held_bytes=sum(self._parameter_bytes(world).values()),
             whole_bytes=sum(self._parameter_bytes(1).values()),
-            alone_us=sum(_stage_us(stage, 1, rates) for stage in stages),
+            alone_us=self._alone_us(programs.plan),
             ranks_us=sum(_stage_us(stage, world, rates) for stage in stages)
             + sum(link.sum_us(message.size_bytes, world) for message in sent),
         )
+
+    def _alone_us(self, plan: RankPlan) -> float:
+        """The programs as one process runs them, without loops."""
+        rates = self.setting.rates
+        if not self.wrt:
+            program = self._twin(plan.plan).scheduled(self.call.dtypes, {})[0]
+            return program_us(program, {}, rates)
+        whole = self._partition(plan.plan, saves=True)
+        return program_us(whole.forward, {}, rates) + program_us(whole.backward, {}, rates)
 
     def _parameter_bytes(self, world: int) -> dict[str, int]:
         """Bytes of each parameter on the rank that has most of it."""
@@ -117,10 +126,12 @@ class Held:
             return Held(held_in_parts(stages, outputs, given, (), world), {})
         backward = programs.training.backward
         later = stages_of(backward)
-        possible = held_in_parts(stages, outputs, given, programs.training.saved, world)
+        results = outputs[: len(outputs) - len(programs.training.saved)]
+        inner = [name for name in programs.training.saved if name not in results]
+        possible = held_in_parts(stages, outputs, given, inner, world)
         saved = tuple(
             name
-            for name in programs.training.saved
+            for name in inner
             if name in possible
             and all(reads_in_parts(stage, name, possible[name], world) for stage in later)
         )
