@@ -23,6 +23,7 @@ RANKS = {
     "backends": 1,
     "compiler": 2,  # every module at the top of the package: dsl, einsum, compiler, module, explain
     "drop_in": 3,
+    "distributed": 3,
     "formats": 4,
     "nn": 5,
     "models": 6,
@@ -45,6 +46,7 @@ class Allowance(NamedTuple):
 
 ALLOWANCES = (
     Allowance("compiler", "draw", "methods such as f.draw() load the drawing code on use"),
+    Allowance("compiler", "distributed", "compile(process_group=…) loads it on use"),
     Allowance("planning", "compiler", "plan.reuse(expr) lowers expr as tnc.plan does"),
 )
 

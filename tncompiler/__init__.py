@@ -35,6 +35,9 @@ _PUBLIC: dict[str, str] = {
     "from_einsum": "tncompiler.ir.interchange.equations",
     "from_networkx": "tncompiler.ir.interchange.graphs",
     "from_quimb": "tncompiler.ir.interchange.quimb",
+    "Ranks": "tncompiler.distributed.options",
+    "simulate": "tncompiler.distributed.simulate",
+    "parallelize": "tncompiler.distributed.parallelize",
     "PlanOptions": "tncompiler.planning.options",
     "ContractionPlan": "tncompiler.planning.plan",
     "PlanFamily": "tncompiler.planning.family",
@@ -58,7 +61,7 @@ _PUBLIC: dict[str, str] = {
     "TncError": "tncompiler.ir.errors",
 }
 
-_MODULES = ("backends", "draw", "formats", "interpret", "ir", "nn", "planning")
+_MODULES = ("backends", "distributed", "draw", "formats", "interpret", "ir", "nn", "planning")
 
 
 def __getattr__(name: str) -> Any:

@@ -45,11 +45,17 @@ def compile(
     "numpy", "torch" or "triton" (GPU tensors, or CPU tensors under TRITON_INTERPRET=1). ``seed``
     fixes the initial parameters; ``share`` takes those of another compiled network.
     ``cuda_graph``: programs are captured once for each combination of shapes and replayed, which
-    pays where launches take longer than the work; arguments and results are copied. Raises a
+    pays where launches take longer than the work; arguments and results are copied.
+    ``process_group``: a group of torch.distributed, or a `tnc.Ranks` with options: slices run over
+    its ranks, all of which call the module with the same tensors and get the same results. Raises a
     TncError that says what, where and how to mend it.
     """
-    if process_group is not None:
-        raise BackendError("process_group is not built yet", where=call_site(), fix="leave it out")
+    if process_group is not None and framework != "torch":
+        raise BackendError(
+            "process_group needs torch tensors",
+            where=call_site(),
+            fix="leave it out, or framework='numpy'",
+        )
     if cuda_graph and framework != "torch":
         raise BackendError(
             "cuda_graph=True needs torch tensors",
@@ -87,16 +93,15 @@ def compile(
         from tncompiler.function import NumpyFunction
 
         return NumpyFunction(compilation, backend=backend, dtype=name, seed=seed, share=share)
+    options = dict(backend=backend, dtype=name, seed=seed, share=share, cuda_graph=bool(cuda_graph))
+    if process_group is not None:
+        from tncompiler.distributed.module import RankedModule
+        from tncompiler.distributed.options import Ranks
+
+        return RankedModule(compilation, Ranks.of(process_group), **options)
     from tncompiler.module import CompiledModule
 
-    return CompiledModule(
-        compilation,
-        backend=backend,
-        dtype=name,
-        seed=seed,
-        share=share,
-        cuda_graph=bool(cuda_graph),
-    )
+    return CompiledModule(compilation, **options)
 
 
 def plan(

@@ -49,6 +49,7 @@ class Specialisation:
         self.value_count = len(compilation.outputs)  # what a program returns after it are scales
         if wrt:
             self.pair = compilation.training_executable(call.dtypes, call.free, wrt, backend)
+            self.output_count = self.pair.output_count
             arguments = [a.value.name for a in self.pair.backward.program.arguments]
             self.read = tuple(names.index(name) for name in arguments if name in names)
             self.forward = self._called(self.pair.forward.loaded)
@@ -83,7 +84,7 @@ class NetworkFunction(torch.autograd.Function):
         results = leave(spec.forward(*arrays), spec.backend, arrays)
         ctx.spec = spec
         ctx.set_materialize_grads(True)
-        outputs, saved = results[: spec.pair.output_count], results[spec.pair.output_count :]
+        outputs, saved = results[: spec.output_count], results[spec.output_count :]
         ctx.save_for_backward(*tensors, *saved)
         owned = tuple(own(output, tensors, saved) for output in outputs)
         ctx.mark_non_differentiable(*owned[spec.value_count :])

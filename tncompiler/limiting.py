@@ -51,7 +51,11 @@ class Limiting(Scheduling):
         if not wrt and peak_bytes(program, nominal) <= self._limit:
             yield program, orders, ()
             return
-        networks = [] if self.stabilized else list(self._sliced_networks(dtypes, nominal, orders))
+        networks = (
+            []
+            if self.stabilized
+            else list(self._sliced_networks(dtypes, nominal, orders, self._limit))
+        )
         yield from networks
         if networks:
             return
@@ -80,22 +84,31 @@ class Limiting(Scheduling):
             return budget.late()
 
     def _sliced_networks(
-        self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any
+        self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any, limit: int
     ) -> Iterator[Alternative]:
         """The program with its largest network sliced by cotengra, aimed lower until it fits."""
         logical = self.logical(dtypes)
         for share in (1, 2, 4, 8, 16, 32, 64):
-            target = max(self._limit // share, 1)
+            target = max(limit // share, 1)
             with self._one_call() as budget:
                 sliced = slice_program(logical, orders, nominal, target, self.options.seed, budget)
             if sliced is None:
                 return
             program, made = schedule(logical, nominal, self.options, sliced.orders)
             program = self._laid_out(program)
-            fits = peak_bytes(apply_cuts(program, sliced.cuts), nominal) <= self._limit
+            fits = peak_bytes(apply_cuts(program, sliced.cuts), nominal) <= limit
             if fits or share == 64 or self._is_late():
                 yield program, made, sliced.cuts
                 return
+
+    def sliced(
+        self, dtypes: tuple[str, ...], orders: Any, limit: int
+    ) -> tuple[Program, tuple[Cut, ...]] | None:
+        """The program with cotengra's cuts for its largest network, all sizes being numbers; None
+        where no network is large."""
+        for program, _, cuts in self._sliced_networks(dtypes, {}, orders, limit):
+            return program, cuts
+        return None
 
     def _summed_apart(
         self, dtypes: tuple[str, ...], nominal: Nominal, orders: Any

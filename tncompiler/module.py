@@ -469,13 +469,17 @@ class CompiledModule(Inspection, nn.Module):
             "frozen": [n for n, p in self.named_parameters() if not p.requires_grad],
         }
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
-        copied = CompiledModule(
+    def _alike(self) -> CompiledModule:
+        """A module of the same network, with parameters of its own."""
+        return CompiledModule(
             self.compilation,
             backend=self.backend,
             dtype=self._dtype,
             cuda_graph=self._cuda_graph,
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
+        copied = self._alike()
         memo[id(self)] = copied
         for (mine, name), (theirs, _) in zip(self._owners, copied._owners, strict=True):
             if parametrize.is_parametrized(mine, name):

@@ -158,6 +158,14 @@ class Training(Limiting):
         joint, _ = schedule(reverse, nominal, self.options)
         return self._finished(joint, nominal)
 
+    def cheapest_joint(
+        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]
+    ) -> tuple[Program, int]:
+        """Forward and backward as one program without loops, and its outputs before gradients."""
+        found = self._joints(dtypes, nominal, wrt)
+        joint, _, _, count = min(found, key=lambda one: joint_cost(one[0], nominal, self.options))
+        return joint, count
+
     def joint(self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...]) -> Program:
         """Forward and backward as one program."""
         cut = self.training(dtypes, nominal, wrt)

@@ -181,3 +181,19 @@ class FileFormatError(TncError):
 
 class InvalidProgram(TncError):
     """A program breaks a rule of the IR. A pass that yields one has a bug."""
+
+
+class RankError(TncError):
+    """Something went wrong on a rank, or between ranks; every rank of the group raises it."""
+
+
+class RankMismatch(RankError):
+    """Ranks were given different networks, shapes or options."""
+
+
+class RankLost(RankError):
+    """Nothing is heard of a rank any more."""
+
+
+class NotFinite(TncError):
+    """A slice has NaN in it."""

@@ -307,7 +307,8 @@ def _network_from(item: Mapping[str, Any]) -> NetworkOrder:
     wires = tuple(tuple(map(int, labels)) for labels in item["wires"])
     output, sizes = tuple(map(int, item["output"])), tuple(map(int, item["sizes"]))
     labels = {label for labels in (*wires, output) for label in labels}
-    if len(wires) != len(tensors) or labels != set(range(len(sizes))) or min(sizes, default=0) < 0:
+    known = set(range(len(sizes)))  # a window may relate labels that no tensor has
+    if len(wires) != len(tensors) or not labels <= known or min(sizes, default=0) < 0:
         raise KeyError("wires")
     return NetworkOrder(str(item["name"]), tensors, pairs, wires, output, sizes)
 
@@ -367,7 +368,7 @@ def make_plan(
         NetworkOrder.of(inner, name, nominal, orders[name])
         for inner in programs_within(logical)
         for name in orders
-        if name in inner.producers
+        if name in inner.producers and isinstance(inner.producers[name].op, Networks)
     )
     sizes = [element_count(step.out).evaluate(nominal) for step in scheduled.steps]
     largest = max(sizes, default=0)

@@ -1,0 +1,170 @@
+"""Which indices to cut so that ranks have slices: the fastest by predicted time.
+
+In: a scheduled program whose sizes are numbers, how many ranks, a limit of memory. Out: cuts. Each
+further cut is tried on the indices that carry the most work; it stays if ranks are faster with it,
+what they send each other included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tncompiler.distributed.dealing import deal, work_before
+from tncompiler.distributed.link import Link
+from tncompiler.distributed.stages import Common, Level, Result, Slices, stages_of
+from tncompiler.ir.passes.slicing import Axis, linked_axes
+from tncompiler.ir.passes.uses import part_uses
+from tncompiler.ir.program import Program, Value
+from tncompiler.ir.sizes import Binding, evaluate
+from tncompiler.planning.memory import nbytes, peak_bytes, within
+from tncompiler.planning.rates import Rates
+from tncompiler.planning.slicing import Cut, apply_cuts, fit_program
+from tncompiler.planning.timing import program_us, step_us
+
+_TRIED = 6  # indices that are looked at for one cut
+_MOST_CUTS = 12
+_GAIN = 0.98  # a cut stays where it brings the time below so much of what it was
+SLICE_US = 60.0  # what a slice takes beside its steps: blocks, sums, looking for NaN
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where slices are to run.
+
+    ``slices``: how many there should be; ``asked``: whether the user wants so many, fast or not.
+    """
+
+    world: int
+    slices: int
+    asked: bool
+    limit: int
+    rates: Rates
+    link: Link
+
+
+def choose_cuts(program: Program, setting: Setting, start: tuple[Cut, ...] = ()) -> tuple[Cut, ...]:
+    """Cuts for a program without loops; none where nothing can be cut, or it would not pay.
+
+    ``start``: cuts that bring it into the limit of memory, if any must.
+    """
+    fitted = fit_program(program, {}, setting.limit, setting.rates, start=start)
+    cuts = fitted.cuts
+    best = _Look.at(program, cuts, setting)
+    axes = _axes(program, setting) if best.count < setting.slices else []
+    for _ in range(_MOST_CUTS):
+        if best.count >= setting.slices:
+            break
+        tried = [
+            (_Look.at(program, more, setting), more)
+            for more in _tried(cuts, axes, -(-setting.slices // best.count))
+        ]
+        better = [one for one in tried if one[0].improves(best, setting)]
+        if not better:
+            break
+        best, cuts = min(better)
+    return cuts
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Look:
+    """What a program with some cuts comes to. ``count``: the most slices that a stage has."""
+
+    time_us: float
+    peak: int
+    count: int
+
+    @staticmethod
+    def at(program: Program, cuts: tuple[Cut, ...], setting: Setting) -> _Look:
+        looped = apply_cuts(program, cuts)
+        counts = [s.count for s in stages_of(looped) if isinstance(s, Slices)]
+        time = ranks_us(looped, setting.world, setting.rates, setting.link)
+        return _Look(time, peak_bytes(looped, {}), max(counts, default=1) or 1)
+
+    def improves(self, before: _Look, setting: Setting) -> bool:
+        """Whether a further cut is worth it; it must not take it out of the limit of memory."""
+        if self.peak > max(setting.limit, before.peak):
+            return False
+        if setting.asked and self.count > before.count:
+            return True
+        return self.time_us < _GAIN * before.time_us
+
+
+def _axes(program: Program, setting: Setting) -> list[tuple[Axis, int]]:
+    """The indices that may be cut with their sizes, those that carry the most work first."""
+    parted, _ = part_uses(program)
+    links = linked_axes(parted)
+    work: dict[Axis, float] = {}
+    for step in parted.steps:
+        time = step_us(parted, step, {}, setting.rates)
+        names = (*step.operands, step.out.name)
+        for axis in {links[n, k] for n in names for k in range(len(parted.values[n].shape))}:
+            work[axis] = work.get(axis, 0.0) + time
+    found = [(axis, evaluate(parted.values[axis[0]].shape[axis[1]], {})) for axis in work]
+    return sorted((one for one in found if one[1] > 1), key=lambda one: (-work[one[0]], one[0]))
+
+
+def _tried(
+    cuts: tuple[Cut, ...], axes: list[tuple[Axis, int]], blocks: int
+) -> Iterator[tuple[Cut, ...]]:
+    """The cuts with one more, into so many blocks as are still missing, or a few more."""
+    done = {(cut.value, cut.axis) for cut in cuts}
+    left = [entry for entry in axes if entry[0] not in done]
+    for (name, axis), size in left[:_TRIED]:
+        width = -(-size // blocks)
+        if -(-size // width) < blocks:
+            width = max(size // blocks, 1)
+        for sink in (True, False):
+            yield *cuts, Cut(name, axis, width, sink)
+
+
+def ranks_us(program: Program, world: int, rates: Rates, link: Link) -> float:
+    """Predicted microseconds until the last rank has the results of a program with loops."""
+    total = 0.0
+    for stage in stages_of(program):
+        if isinstance(stage, Common):
+            total += program_us(stage.program, {}, rates)
+        else:
+            total += slices_us(stage, world, rates) + sending_us(stage, world, link)
+    return total
+
+
+def slices_us(slices: Slices, world: int, rates: Rates) -> float:
+    """The slices of the rank that has most to do."""
+    whole = work_before(slices, slices.count)
+    if not whole:
+        return 0.0
+    shares = deal(slices, world)
+    most = max(work_before(slices, s.stop) - work_before(slices, s.start) for s in shares)
+    return most / whole * slices.count * slice_us(slices, rates)
+
+
+def slice_us(slices: Slices, rates: Rates) -> float:
+    """One slice of whole blocks, with its share of what the blocks around it make."""
+    binding: Binding = {}
+    total, inner = SLICE_US, slices.count
+    for level in slices.levels:
+        binding = within(level.loop, binding)
+        inner //= max(level.count, 1)
+        made = sum(nbytes(_part(level, result)).evaluate(binding) for result in level.results)
+        block = len(level.results) * rates.step_us + rates.pass_us(3.0 * made)
+        for program in (level.before, level.after):
+            block += 0.0 if program is None else program_us(program, binding, rates)
+        total += block / max(inner, 1)
+    return total + program_us(slices.levels[-1].loop.body, binding, rates)
+
+
+def _part(level: Level, result: Result) -> Value:
+    """What a block makes of a result."""
+    body = level.loop.body
+    return body.values[body.outputs[result.output]]
+
+
+def sending_us(slices: Slices, world: int, link: Link) -> float:
+    """Adding up the results between ranks."""
+    return link.sum_us(sent_bytes(slices), world)
+
+
+def sent_bytes(slices: Slices) -> int:
+    """The bytes that are added up between ranks."""
+    return sum(nbytes(result.value).evaluate({}) for result in slices.results)

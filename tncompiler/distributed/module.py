@@ -1,0 +1,180 @@
+"""A compiled network whose slices run over the ranks of a process group, as a torch module.
+
+Every rank calls it with the same tensors and gets the same results and gradients, as if it were
+alone. Where torch looks inside (compile, export, functorch, second derivatives) every rank computes
+everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tncompiler.autograd import Specialisation, watched
+from tncompiler.backends.numpy.threads import among_tensors
+from tncompiler.binding import Call
+from tncompiler.compiler import Compilation
+from tncompiler.distributed.options import Ranks
+from tncompiler.distributed.planning import RankPlanner, RankPrograms
+from tncompiler.distributed.run import RankedRun, Work
+from tncompiler.distributed.shards import Shard
+from tncompiler.distributed.team import team_of
+from tncompiler.ir.dtypes import LOW_PRECISION, NUMPY_ONLY, is_differentiable
+from tncompiler.ir.errors import ArgumentError
+from tncompiler.ir.program import Program
+from tncompiler.module import CompiledModule
+from tncompiler.planning.digest import program_digest
+
+Function = Callable[..., tuple[Any, ...]]
+
+
+class RankedModule(CompiledModule):
+    """The module that `tnc.compile(…, process_group=…)` returns."""
+
+    def __init__(self, compilation: Compilation, ranks: Ranks, **options: Any) -> None:
+        if options.get("cuda_graph"):
+            raise ArgumentError(
+                "cuda_graph=True does not go with process_group",
+                where=compilation.place(),
+                fix="leave one of them out",
+            )
+        self.ranks = ranks
+        self.team = team_of(ranks.group, ranks.lost_after_s)
+        super().__init__(compilation, **options)
+        self._work = program_digest(compilation.logical(self._dtypes()))
+
+    @torch.no_grad()
+    def reset_parameters(
+        self,
+        generator: torch.Generator | None = None,
+        skip: frozenset[str] = frozenset(),
+        *,
+        inputs: Any = None,
+    ) -> None:
+        """As a compiled module draws them, on rank 0; all ranks take its numbers."""
+        super().reset_parameters(generator, skip, inputs=inputs)
+        drawn = [p for name, p in self.named_parameters() if name not in skip]
+        with self.team.one_call():
+            self.team.share(drawn)
+
+    def _alike(self) -> CompiledModule:
+        return RankedModule(self.compilation, self.ranks, backend=self.backend, dtype=self._dtype)
+
+    def _run(self, tensors: Sequence[Tensor], cast: bool) -> Any:
+        if not watched(tensors):
+            with self.team.one_call():
+                self.team.agree(self._told(tensors))
+        return super()._run(tensors, cast)
+
+    def _told(self, tensors: Sequence[Tensor]) -> str:
+        """What this rank is about to compute, for the others to compare."""
+        grad = torch.is_grad_enabled()
+        leaves = ", ".join(
+            f"{leaf.name} {tuple(t.shape)} {t.dtype}{' with gradient' * (grad and t.requires_grad)}"
+            for leaf, t in zip(self.compilation.ordered, tensors, strict=True)
+        )
+        compilation, ranks = self.compilation, self.ranks
+        plan = compilation.fixed_plan
+        asked = compilation.options.key() if plan is None else (plan.digest, plan.networks)
+        return f"{leaves}; slices={ranks.slices}, backend={self.backend}; {asked}; {self._work}"
+
+    def _keeps_of(self, tensors: Sequence[Tensor], cast: bool, grad: bool) -> bool:
+        """Nothing is kept: a rank has only its part of what it would keep."""
+        return False
+
+    def _make_specialisation(
+        self, tensors: Sequence[Tensor], grad: bool, cast: bool, keeps: bool
+    ) -> Specialisation:
+        call = self._call(tensors, cast)
+        wrt = tuple(
+            leaf.name
+            for leaf, tensor, dtype in zip(
+                self.compilation.ordered, tensors, call.dtypes[1:], strict=True
+            )
+            if grad and tensor.requires_grad and is_differentiable(dtype)
+        )
+        backend = self._backend_of(call, {tensor.device.type for tensor in tensors})
+        with self.team.one_call():
+            programs = self._planner(call, wrt).programs()
+        return self._specialisation(call, wrt, backend, programs)
+
+    def _planner(self, call: Call, wrt: tuple[str, ...]) -> RankPlanner:
+        return RankPlanner(self.compilation, call, wrt, self.ranks, self.team)
+
+    def _specialisation(
+        self, call: Call, wrt: tuple[str, ...], backend: str, programs: RankPrograms
+    ) -> RankedSpecialisation:
+        return RankedSpecialisation(self, call, wrt, backend, programs)
+
+    def _backend_of(self, call: Call, devices: set[str]) -> str:
+        """The one that was named; else NumPy where torch cannot, torch on a CPU, Triton on a GPU.
+
+        The same on every rank, whatever each one's machine is predicted to do faster.
+        """
+        if self.backend != "auto":
+            low = any(dtype in LOW_PRECISION for dtype in call.dtypes)
+            return "torch" if low and self.backend == "numpy" else self.backend
+        if set(NUMPY_ONLY) & set(call.dtypes):
+            return "numpy"
+        return "triton" if devices == {"cuda"} else "torch"
+
+    def function_of(
+        self,
+        program: Program,
+        backend: str,
+        given: Mapping[str, Shard] | None = None,
+        wanted: Collection[str] = (),
+    ) -> RankedRun:
+        """A program over the ranks, called with the backend's arrays.
+
+        ``given``: arguments that ranks have in parts; ``wanted``: results that may be in parts.
+        """
+
+        def load(part: Program, entry: str) -> Function:
+            run = self.compilation.executable(part, backend, entry).run
+            return among_tensors(run) if backend == "numpy" else run
+
+        place = self.compilation.place()
+        work = Work(self.team, self.ranks, load, backend == "numpy", place)
+        return RankedRun(program, work, given, wanted)
+
+
+class RankedSpecialisation(Specialisation):
+    """One combination of shapes over ranks: what autograd's function asks of a specialisation."""
+
+    def __init__(
+        self,
+        module: RankedModule,
+        call: Call,
+        wrt: tuple[str, ...],
+        backend: str,
+        programs: RankPrograms,
+    ) -> None:
+        super().__init__(module.compilation, call, (), backend)
+        self.module = module
+        names = [leaf.name for leaf in module.compilation.ordered]
+        self.positions = tuple(names.index(name) for name in wrt)
+        self._load(programs, wrt)
+        if programs.training is not None:
+            backward = programs.training.backward
+            arguments = [argument.value.name for argument in backward.arguments]
+            self.read = tuple(names.index(name) for name in arguments if name in names)
+            self.forward, self.backward = self._forward, self._backward
+            self.output_count = len(programs.forward.outputs) - len(programs.training.saved)
+
+    def _load(self, programs: RankPrograms, wrt: tuple[str, ...]) -> None:
+        """Make the functions of the programs."""
+        self._forward: Function = self.module.function_of(programs.forward, self.backend)
+        if programs.training is not None:
+            self._backward: Function = self.module.function_of(
+                programs.training.backward, self.backend
+            )
+
+    @cached_property
+    def run(self) -> Function:
+        """The forward program, where no gradient is asked for."""
+        return self._forward

@@ -1,0 +1,170 @@
+"""Programs for ranks: rank 0 plans, all make the same programs of what it sends.
+
+In: a compilation, the sizes and dtypes of a call, the leaves that gradients are asked for. Out:
+forward and backward programs with loops, the same on every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tncompiler.binding import Call
+from tncompiler.compiler import Compilation
+from tncompiler.distributed.cuts import Setting, choose_cuts, ranks_us
+from tncompiler.distributed.link import LOCAL
+from tncompiler.distributed.options import Ranks
+from tncompiler.distributed.rank_plan import RankPlan
+from tncompiler.distributed.team import Team
+from tncompiler.ir.errors import PlanError, TncError
+from tncompiler.ir.passes.partition import TrainingPrograms, partition
+from tncompiler.ir.program import Program
+from tncompiler.planning.fit import UNLIMITED
+from tncompiler.planning.machine import as_machine
+from tncompiler.planning.memory import held_bytes, peak_bytes
+from tncompiler.planning.plan import ContractionPlan
+from tncompiler.planning.slicing import Cut, apply_cuts
+
+_FAILED = "failed: "
+
+
+@dataclass(frozen=True, slots=True)
+class RankPrograms:
+    """What ranks run for one combination of shapes; ``training`` where gradients are asked for."""
+
+    plan: RankPlan
+    forward: Program
+    training: TrainingPrograms | None
+
+
+class RankPlanner:
+    """One call's plan."""
+
+    def __init__(
+        self, compilation: Compilation, call: Call, wrt: tuple[str, ...], ranks: Ranks, team: Team
+    ) -> None:
+        self.compilation, self.call, self.wrt, self.team = compilation, call, wrt, team
+        options = compilation.options
+        limit = UNLIMITED if options.memory_limit is None else int(options.memory_limit)
+        self.setting = Setting(
+            world=team.world,
+            slices=ranks.slices or team.world,
+            asked=ranks.slices is not None,
+            limit=limit,
+            rates=as_machine(options.machine).planning,
+            link=LOCAL,
+        )
+
+    def programs(self) -> RankPrograms:
+        """The programs, from the plan of rank 0; an error there is one on every rank."""
+        text = self._text() if self.team.rank == 0 else None
+        shared = self.team.share_text(text)
+        if shared.startswith(_FAILED):
+            raise PlanError(shared.removeprefix(_FAILED), where=self.compilation.place())
+        return self._made(RankPlan.from_json(shared))
+
+    def _text(self) -> str:
+        try:
+            return self._planned().to_json()
+        except TncError as error:
+            return f"{_FAILED}{error.what}"
+
+    # ---------------------------------------------------------------- on rank 0
+
+    def _planned(self) -> RankPlan:
+        bound = self._bound()
+        plan = bound.plan({}, self.call.dtypes, self.wrt)
+        if not self.wrt:
+            start = bound.inference(self.call.dtypes, {}).fitted.cuts
+            return self._call(plan, start)
+        fitted = bound.training_step(self.call.dtypes, {}, self.wrt).fitted
+        steps = [
+            self._step(plan, saves, fitted.forward_cuts, fitted.backward_cuts)
+            for saves in (True, False)
+        ]
+        best = min(steps, key=lambda step: step.order(self.setting.limit))
+        self._check(best.peak)
+        return best.plan
+
+    def _call(self, plan: ContractionPlan, start: tuple[Cut, ...]) -> RankPlan:
+        """A call without gradients."""
+        program = self._twin(plan).scheduled(self.call.dtypes, {})[0]
+        cuts = choose_cuts(program, self.setting, start)
+        self._check(peak_bytes(apply_cuts(program, cuts), {}))
+        return RankPlan(plan, cuts)
+
+    def _step(
+        self,
+        plan: ContractionPlan,
+        saves: bool,
+        start: tuple[Cut, ...],
+        start_backward: tuple[Cut, ...],
+    ) -> _Step:
+        """A training step that saves values, or makes them again in its slices."""
+        setting = self.setting
+        programs = self._partition(plan, saves)
+        forward = choose_cuts(programs.forward, setting, start)
+        held = held_bytes(programs.forward, {})
+        later = replace(setting, limit=max(setting.limit - held, 0))
+        backward = choose_cuts(programs.backward, later, start_backward)
+        looped = apply_cuts(programs.forward, forward), apply_cuts(programs.backward, backward)
+        peak = max(peak_bytes(looped[0], {}), held + peak_bytes(looped[1], {}))
+        time = sum(ranks_us(one, setting.world, setting.rates, setting.link) for one in looped)
+        return _Step(RankPlan(plan, forward, backward, saves), peak, time)
+
+    def _check(self, peak: int) -> None:
+        limit = self.setting.limit
+        if peak > limit:
+            raise PlanError(
+                f"memory_limit {limit:,} B cannot be kept on a rank: the least that was found is "
+                f"{peak:,} B"
+            )
+
+    # ---------------------------------------------------------------- on every rank
+
+    def _made(self, plan: RankPlan) -> RankPrograms:
+        if not self.wrt:
+            program = self._twin(plan.plan).scheduled(self.call.dtypes, {})[0]
+            return RankPrograms(plan, apply_cuts(program, plan.forward), None)
+        cut = self._partition(plan.plan, plan.saves)
+        looped = replace(
+            cut,
+            forward=apply_cuts(cut.forward, plan.forward),
+            backward=apply_cuts(cut.backward, plan.backward),
+        )
+        return RankPrograms(plan, looped.forward, looped)
+
+    def _partition(self, plan: ContractionPlan, saves: bool) -> TrainingPrograms:
+        twin = self._twin(plan)
+        joint, count = twin.cheapest_joint(self.call.dtypes, {}, self.wrt)
+        return partition(joint, count, None if saves else frozenset(joint.outputs[:count]))
+
+    def _twin(self, plan: ContractionPlan) -> Compilation:
+        """The problem in the orders of a plan; what depends on the time of day is left out."""
+        twin = self._bound()
+        twin.options = replace(twin.options, max_seconds=None, path=None, progress=False)
+        twin.fixed_plan = plan
+        return twin
+
+    def _bound(self) -> Compilation:
+        """The problem at the very sizes of the call, so that every size is a number."""
+        given = self.compilation
+        return Compilation(
+            given.container.pack(given.outputs),
+            [leaf.name for leaf in given.inputs],
+            {**given.binding, **self.call.free},
+            given.fixed_plan or given.options,
+            library=given.library,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One way to take a training step, its peak on a rank and its predicted microseconds."""
+
+    plan: RankPlan
+    peak: int
+    time_us: float
+
+    def order(self, limit: int) -> tuple[int, float]:
+        """The least memory beyond the limit, then the least time."""
+        return max(self.peak - limit, 0), self.time_us

@@ -1,0 +1,250 @@
+"""The ranks that work together: sums, texts and agreement between them, and an end to waiting.
+
+Every method is called by all ranks, in one order. Whoever waits looks whether the others are alive:
+a rank that is gone, or that has failed, is an error on all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from hashlib import blake2b
+from importlib import import_module
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tncompiler.distributed.heartbeat import Heartbeat, lost
+from tncompiler.ir.errors import BackendError, RankError, RankLost, RankMismatch
+from tncompiler.ir.origin import call_site
+
+JOIN_S = 120  # to make a group
+FOREVER = timedelta(days=3650)  # slices take as long as they take; heartbeats tell who is lost
+_POLL_S = 0.005
+_c10d: Any = import_module("torch.distributed.distributed_c10d")
+
+
+class Team:
+    """The members of a process group, or one process alone (``group`` None)."""
+
+    def __init__(self, group: Any, lost_after_s: float) -> None:
+        self.rank, self.world, self.broken = 0, 1, ""
+        self.lost_after_s = lost_after_s
+        self.device = torch.device("cpu")
+        self.heartbeat: Heartbeat | None = None
+        if group is not None:
+            self._join(group, lost_after_s)
+
+    def _join(self, group: Any, lost_after_s: float) -> None:
+        if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+            raise BackendError(
+                f"process_group is a {type(group).__name__}",
+                where=call_site(),
+                fix="give a group of torch.distributed, as dist.group.WORLD, or a tnc.Ranks",
+            )
+        members = dist.get_process_group_ranks(group)
+        self.rank, self.world = group.rank(), group.size()
+        self.members = members
+        if self.world == 1:
+            return
+        self.group = group
+        if dist.get_backend(group) == "nccl":
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        else:  # one of our own, so that nobody else's operations come between
+            join = timedelta(seconds=JOIN_S)
+            self.group = dist.new_group(
+                members, timeout=join, backend="gloo", use_local_synchronization=True
+            )
+        store = _store(f"tncompiler/{self.group.group_name}")
+        self.heartbeat = Heartbeat(store, self.rank, members, lost_after_s)
+        self.heartbeat.start()
+
+    # ---------------------------------------------------------------- together
+
+    def add_up(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Each tensor summed over ranks, in one operation for each dtype that goes over the wire.
+
+        Booleans are joined by "or". The same bits on every rank, and in every run.
+        """
+        if self.world == 1:
+            return list(tensors)
+        wires = [_as_wire(tensor) for tensor in tensors]
+        for dtype in dict.fromkeys(wire.dtype for wire in wires):
+            mine = [k for k, wire in enumerate(wires) if wire.dtype == dtype]
+            packed = torch.cat([wires[k].flatten() for k in mine]).to(self.device)
+            self._wait(self.group.allreduce([packed], _options(dist.AllreduceOptions())))
+            parts = torch.split(packed.to(wires[mine[0]].device), [wires[k].numel() for k in mine])
+            for k, part in zip(mine, parts, strict=True):
+                wires[k] = part.view(wires[k].shape)
+        return [_off_wire(wire, like) for wire, like in zip(wires, tensors, strict=True)]
+
+    def share_text(self, text: str | None) -> str:
+        """The text that the first rank has, on all of them, sent as bytes."""
+        if self.world == 1:
+            return text or ""
+        content = (text or "").encode()
+        length = self._broadcast(torch.tensor([len(content)], device=self.device))
+        sent = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+        if self.rank == 0:
+            sent.copy_(_bytes(content))
+        return bytes(self._broadcast(sent).cpu().numpy()).decode()
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors with what the first rank has."""
+        for tensor in tensors if self.world > 1 else ():
+            plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+            tensor.copy_(_like(self._broadcast(plain.detach().clone().to(self.device)), tensor))
+
+    def agree(self, text: str) -> None:
+        """Raises: RankMismatch, on every rank, unless all have the same text."""
+        if self.world == 1:
+            return
+        digest = blake2b(text.encode(), digest_size=8).digest()
+        digests = self._gather(_bytes(digest).to(self.device))
+        if all(torch.equal(digests[0], other) for other in digests):
+            return
+        texts = self._gather_texts(text)
+        self.broken = "its ranks were given different work"
+        raise RankMismatch(
+            "ranks are not at the same work",
+            where="; ".join(_told(texts, self.members)),
+            fix="call the same networks with the same shapes and options on every rank",
+        )
+
+    def _gather_texts(self, text: str) -> list[str]:
+        content = text.encode()
+        lengths = self._gather(torch.tensor([len(content)], device=self.device))
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
+        padded[: len(content)] = _bytes(content)
+        found = self._gather(padded)
+        pairs = zip(found, lengths, strict=True)
+        return [bytes(one[: int(n)].cpu().numpy()).decode() for one, n in pairs]
+
+    def _gather(self, mine: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(mine) for _ in range(self.world)]
+        self._wait(self.group.allgather([found], [mine], _options(_c10d.AllgatherOptions())))
+        return found
+
+    def _broadcast(self, tensor: Tensor) -> Tensor:
+        options = _options(dist.BroadcastOptions())
+        options.rootRank, options.rootTensor = 0, 0
+        self._wait(self.group.broadcast([tensor], options))
+        return tensor
+
+    # ---------------------------------------------------------------- waiting, and failing
+
+    def check(self) -> None:
+        """Raises: RankError if another rank is lost or has failed."""
+        if self.heartbeat is not None:
+            self.heartbeat.check()
+
+    @contextmanager
+    def one_call(self) -> Iterator[None]:
+        """What fails inside fails on every rank, and the team is of no use after it."""
+        if self.broken:
+            raise RankError(
+                f"this group cannot be used any more: {self.broken}",
+                where=call_site(),
+                fix="compile again, with a new process group",
+            )
+        try:
+            yield
+        except RankError as error:
+            self.broken = self.broken or error.what
+            raise
+        except Exception as error:
+            self.broken = str(error)
+            if self.heartbeat is not None:
+                self.heartbeat.post(f"{type(error).__name__}: {error}")
+            raise
+
+    def _wait(self, work: Any) -> None:
+        """Until an operation is done, or another rank is lost."""
+        pause = 0.0
+        while not work.is_completed():
+            self.check()
+            time.sleep(pause)
+            pause = min(pause + 5e-5, _POLL_S)
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._lost(str(error)) from None
+
+    def _lost(self, why: str) -> RankLost:
+        """A connection broke: the other end may have said why, or will be silent from now on."""
+        first = why.splitlines()[0]
+        heartbeat = self.heartbeat
+        until = time.monotonic() + 2.0
+        while heartbeat is not None and time.monotonic() < until:
+            heartbeat.check()  # raises what a rank that failed has said
+            time.sleep(_POLL_S)
+        others = [name for k, name in enumerate(self.members) if k != self.rank]
+        if len(others) == 1:
+            return lost(others[0], first)
+        return RankLost(f"one of the ranks {others} is lost: {first}", fix="start the job again")
+
+
+_TEAMS: WeakKeyDictionary[Any, Team] = WeakKeyDictionary()
+
+
+def team_of(group: Any, lost_after_s: float) -> Team:
+    """The team of a group: one for all networks, until something goes wrong in it."""
+    known = _TEAMS.get(group) if isinstance(group, dist.ProcessGroup) else None
+    if known is not None and not known.broken and known.lost_after_s == lost_after_s:
+        return known
+    team = Team(group, lost_after_s)
+    if team.world > 1:
+        _TEAMS[group] = team
+    return team
+
+
+def _store(prefix: str) -> Any:
+    """The store that the processes of the job share, for keys that begin with a prefix."""
+    return _c10d.PrefixStore(prefix, _c10d._get_default_store())
+
+
+def _options(options: Any) -> Any:
+    options.timeout = FOREVER
+    return options
+
+
+def _bytes(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else _NOTHING
+
+
+_NOTHING = torch.zeros(0, dtype=torch.uint8)
+
+
+def _like(plain: Tensor, tensor: Tensor) -> Tensor:
+    """Real pairs as complex numbers again, where the tensor is complex."""
+    return torch.view_as_complex(plain) if tensor.is_complex() else plain
+
+
+def _as_wire(tensor: Tensor) -> Tensor:
+    """A tensor as it is added up between ranks."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj())
+    if tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.int64)  # sums wrap as they do in the narrower dtype
+
+
+def _off_wire(wire: Tensor, like: Tensor) -> Tensor:
+    if like.is_complex():
+        return torch.view_as_complex(wire)
+    return wire != 0 if like.dtype == torch.bool else wire.to(like.dtype)
+
+
+def _told(texts: Sequence[str], members: Sequence[int]) -> Iterator[str]:
+    """What which ranks have, by text, shortened to where they differ."""
+    start = next((k for k, c in enumerate(zip(*texts, strict=False)) if len({*c}) > 1), 0)
+    for text in dict.fromkeys(texts):
+        names = [str(member) for member, own in zip(members, texts, strict=True) if own == text]
+        shown = text[max(start - 60, 0) : start + 60]
+        yield f"rank {', '.join(names)}: …{shown}…"
