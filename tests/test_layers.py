@@ -47,6 +47,9 @@ class Allowance(NamedTuple):
 ALLOWANCES = (
     Allowance("compiler", "draw", "methods such as f.draw() load the drawing code on use"),
     Allowance("compiler", "distributed", "compile(process_group=…) loads it on use"),
+    Allowance("ir", "draw", "notebooks show expressions as pictures"),
+    Allowance("planning", "draw", "notebooks show plans as tables"),
+    Allowance("formats", "draw", "notebooks show formats as pictures"),
     Allowance("planning", "compiler", "plan.reuse(expr) lowers expr as tnc.plan does"),
 )
 
@@ -227,7 +230,7 @@ BACKWARD = {
     "relative in a package": ("ir/passes/__init__.py", "from ...planning import b"),
     "relative without a module": ("ir/a.py", "from .. import dsl"),
     "in a function": ("backends/a.py", "def f():\n    from tncompiler import dsl"),
-    "in a method": ("ir/a.py", "class C:\n    def f(self):\n        import tncompiler.draw"),
+    "in a method": ("backends/a.py", "class C:\n    def f(self):\n        import tncompiler.draw"),
     "under TYPE_CHECKING": ("ir/a.py", "if TYPE_CHECKING:\n    import tncompiler.dsl"),
     "by name": ("ir/a.py", 'import importlib\nimportlib.import_module("tncompiler.backends")'),
     "by relative name": ("ir/a.py", 'import_module("..backends", __package__)'),
