@@ -125,7 +125,7 @@ def test_nan_names_its_slice(two: World) -> None:
 def test_nan_may_be_an_error_on_every_rank(two: World) -> None:
     first, second = two.answers(slice_with_nan, "raise")
     assert second[0] == "NotFinite" and "k 7:8" in second[1]
-    assert first[0] == "RankError" and "rank 1 failed: NotFinite: slice 7" in first[1]
+    assert first[0] == "GroupError" and "rank 1 failed: NotFinite: slice 7" in first[1]
     answers = two.answers(slice_with_nan, "ignore")  # a new team takes its place
     assert [name for name, _ in answers] == ["", ""], answers
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tncompiler.ir.errors import RankError, RankLost
+from tncompiler.ir.errors import GroupError, RankLost
 
 BEAT_S = 0.5
 POST_S = 5.0  # how long a rank that fails waits for its last words to be written
@@ -46,9 +46,9 @@ class Heartbeat:
         self._wake.set()
 
     def check(self) -> None:
-        """Raises: RankLost if one is silent, RankError if one has failed."""
+        """Raises: RankLost if one is silent, GroupError if one has failed."""
         if self._failed is not None:
-            raise RankError(self._failed)
+            raise GroupError(self._failed)
         now = time.monotonic()
         if now - self._answered > self.lost_after_s:
             raise RankLost(

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tncompiler.distributed.heartbeat import Heartbeat, lost
-from tncompiler.ir.errors import BackendError, RankError, RankLost, RankMismatch
+from tncompiler.ir.errors import BackendError, GroupError, RankLost, RankMismatch
 from tncompiler.ir.origin import call_site
 
 JOIN_S = 120  # to make a group
@@ -140,7 +140,7 @@ class Team:
     # ---------------------------------------------------------------- waiting, and failing
 
     def check(self) -> None:
-        """Raises: RankError if another rank is lost or has failed."""
+        """Raises: GroupError if another rank is lost or has failed."""
         if self.heartbeat is not None:
             self.heartbeat.check()
 
@@ -148,14 +148,14 @@ class Team:
     def one_call(self) -> Iterator[None]:
         """What fails inside fails on every rank, and the team is of no use after it."""
         if self.broken:
-            raise RankError(
+            raise GroupError(
                 f"this group cannot be used any more: {self.broken}",
                 where=call_site(),
                 fix="compile again, with a new process group",
             )
         try:
             yield
-        except RankError as error:
+        except GroupError as error:
             self.broken = self.broken or error.what
             raise
         except Exception as error:

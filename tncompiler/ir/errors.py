@@ -183,15 +183,15 @@ class InvalidProgram(TncError):
     """A program breaks a rule of the IR. A pass that yields one has a bug."""
 
 
-class RankError(TncError):
+class GroupError(TncError):
     """Something went wrong on a rank, or between ranks; every rank of the group raises it."""
 
 
-class RankMismatch(RankError):
+class RankMismatch(GroupError):
     """Ranks were given different networks, shapes or options."""
 
 
-class RankLost(RankError):
+class RankLost(GroupError):
     """Nothing is heard of a rank any more."""
 
 
