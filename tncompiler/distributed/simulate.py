@@ -104,7 +104,8 @@ def simulate(
     `tnc.Machine`, or None for this computer. ``sizes``: of an expression; free ones count as 128.
     ``step``: whether gradients of all parameters, or of all inputs where there are none, are
     computed as well. ``memory_limit``: of computed values on a rank; by default what the machine
-    has beside inputs and parameters. Raises: PlanError for an unknown machine, or if the limit cannot be kept.
+    has beside inputs and parameters. Raises: PlanError for an unknown machine, or if the limit
+    cannot be kept.
     """
     if isinstance(world, bool) or not isinstance(world, int) or world < 1:
         raise ArgumentError(
