@@ -267,19 +267,19 @@ BUGS = (
     ),
     Bug(
         "a transposed matrix taken as it stands",
-        "backends.emitter:Emitter._block",
-        "return text if moved == sorted(moved) else self.permute(text, moved)",
+        "backends.contracting:_block",
+        "return text if moved == sorted(moved) else emitter.permute(text, moved)",
         "return text",
     ),
     Bug(
         "a product whose result is not put in order",
-        "backends.emitter:Emitter._matmul",
+        "backends.contracting:_matmul",
         "if natural != op.output:",
         "if False:",
     ),
     Bug(
         "operands of an elementwise product not aligned",
-        "backends.emitter:Emitter._aligned",
+        "backends.contracting:aligned",
         "if present != labels:",
         "if False:",
     ),

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
 from tncompiler.backends.numpy.threads import among_tensors
 from tncompiler.backends.ranges import Ranged, Run
@@ -20,6 +22,7 @@ from tncompiler.compiler import Compilation, KeptExecutable
 from tncompiler.graphs import Graphed
 
 _PLAIN = {Tensor, nn.Parameter}  # types that torch does not look into
+_KEEPING = {_CachingTorchDispatchMode, _CachedTorchDispatchMode}  # keep what operations give
 Flat = Callable[..., tuple[Tensor, ...]]
 
 
@@ -111,7 +114,8 @@ class NetworkFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         grads: list[Tensor | None] = [None] * (1 + spec.count)
         batched = any(map(torch._C._functorch.is_legacy_batchedtensor, cotangents))
-        if torch.is_grad_enabled() or batched or watched((*tensors, *cotangents)):
+        seen = overseen(spec.backend) or watched((*tensors, *cotangents))
+        if torch.is_grad_enabled() or batched or seen:
             results: Sequence[Tensor] = _flat_gradients(spec, tensors, cotangents)
         else:
             read = [tensors[position] for position in spec.read]
@@ -211,12 +215,21 @@ def is_spread(tensors: Sequence[Tensor]) -> bool:
 
 
 def watched(tensors: Sequence[Tensor]) -> bool:
-    """Whether torch looks inside: compile, functorch, forward mode, a tensor subclass, or a mode
-    that sees every operation (tracers, counters, selective checkpoints)."""
+    """Whether torch looks inside: compile, functorch, forward mode, a trace, a tensor subclass."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return True
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+    if torch._C._get_tracing_state() is not None:
         return True
     return not _PLAIN.issuperset(map(type, tensors))
+
+
+def overseen(backend: str) -> bool:
+    """Whether a mode wants what a backend's own code does not give: every operation (tracers,
+    counters), or results that are not written to once they are there (selective checkpoints)."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return backend != "torch" or any(
+        type(mode) in _KEEPING for mode in _get_current_dispatch_mode_stack()
+    )

@@ -25,6 +25,7 @@ from tncompiler.autograd import (
     enter,
     is_spread,
     leave,
+    overseen,
     watched,
 )
 from tncompiler.binding import Call, order_inputs, read_call
@@ -257,6 +258,8 @@ class CompiledModule(Inspection, nn.Module):
         if grad:
             self._kept.drop()
         spec = self._specialise(tensors, cast, grad, self._keeps_of(tensors, cast, grad))
+        if overseen(spec.backend):
+            return pack(self._flat(tensors)(*tensors))
         if spec.positions:
             return pack(NetworkFunction.apply(spec, *tensors))  # type: ignore[no-untyped-call]
         arrays = enter(tensors, spec.backend)
