@@ -55,7 +55,7 @@ _PUBLIC: dict[str, str] = {
     "TncError": "tncompiler.ir.errors",
 }
 
-_MODULES = ("backends", "draw", "formats", "ir", "nn", "planning")
+_MODULES = ("backends", "draw", "formats", "interpret", "ir", "nn", "planning")
 
 
 def __getattr__(name: str) -> Any:

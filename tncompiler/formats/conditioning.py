@@ -31,7 +31,7 @@ def condition_numbers(network: Expr, cores: Mapping[str, np.ndarray]) -> dict[st
     if not held.keys() >= set(graph.tensors):
         return {}
     eps = max(float(np.finfo(core.dtype).eps) for core in cores.values())
-    arrays = [_double(held[name]) for name in graph.tensors]
+    arrays = [in_double(held[name]) for name in graph.tensors]
     bonds = [label for label in graph.sizes if label not in graph.output]
     return {
         graph.index_name(bond): _condition(graph.inputs, graph.output, arrays, bond, eps)
@@ -39,9 +39,30 @@ def condition_numbers(network: Expr, cores: Mapping[str, np.ndarray]) -> dict[st
     }
 
 
-def _double(array: Any) -> np.ndarray:
+def in_double(array: Any) -> np.ndarray:
+    """An array in double precision, complex where it is."""
     given = np.asarray(array)
     return given.astype(np.complex128 if given.dtype.kind == "c" else np.float64)
+
+
+def term_gram(
+    inputs: tuple[tuple[int, ...], ...],
+    output: tuple[int, ...],
+    arrays: list[np.ndarray],
+    bond: int,
+) -> np.ndarray:
+    """The inner products of the terms that a network is a sum of, with one bond fixed in each.
+
+    Bonds of the second copy are numbered apart.
+    """
+    apart = 1 + max(label for labels in inputs for label in labels)
+    second = [tuple(k if k in output else k + apart for k in labels) for labels in inputs]
+    terms = [x for pair in zip(arrays, inputs, strict=True) for x in pair]
+    terms += [
+        x for array, labels in zip(arrays, second, strict=True) for x in (array.conj(), labels)
+    ]
+    gram: np.ndarray = einsum(*terms, (bond, bond + apart))
+    return gram
 
 
 def _condition(
@@ -51,14 +72,8 @@ def _condition(
     bond: int,
     eps: float,
 ) -> float:
-    """Of the Gram matrix over one bond; bonds of the second copy are numbered apart."""
-    apart = 1 + max(label for labels in inputs for label in labels)
-    second = [tuple(k if k in output else k + apart for k in labels) for labels in inputs]
-    terms = [x for pair in zip(arrays, inputs, strict=True) for x in pair]
-    terms += [
-        x for array, labels in zip(arrays, second, strict=True) for x in (array.conj(), labels)
-    ]
-    gram = einsum(*terms, (bond, bond + apart))
+    """Of the Gram matrix over one bond."""
+    gram = term_gram(inputs, output, arrays, bond)
     norms = np.sqrt(np.maximum(np.diag(gram).real, 0.0))
     counted = norms > eps * norms.max()
     if not counted.any():

@@ -60,6 +60,12 @@ class Linear(Matrix):
 
     def forward(self, x: Tensor) -> Tensor:
         """x W + bias over the last axis."""
+        self.check_input(x)
+        y: Tensor = self.cores(x.reshape(-1, self.in_features))
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def check_input(self, x: Any) -> None:
+        """Raises ArgumentError or ShapeError unless x is a tensor of rows that the layer takes."""
         if not isinstance(x, Tensor):
             raise ArgumentError(
                 f"the input is a {type(x).__name__}", where=str(self), fix="give a torch tensor"
@@ -71,8 +77,6 @@ class Linear(Matrix):
                 where=str(self),
                 fix="give a tensor whose last axis has that size",
             )
-        y: Tensor = self.cores(x.reshape(-1, self.in_features))
-        return y.reshape(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:

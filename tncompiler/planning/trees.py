@@ -7,6 +7,7 @@ given as PlanOptions.search. The first operand is the data, the others are cores
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import cotengrust
@@ -116,3 +117,31 @@ def _greedy(terms: Sequence[Term], out: Term, sizes: Mapping[str, int]) -> list[
         state = _joined(state, core, left, terms, out)
         order.append(core)
     return order
+
+
+@dataclass(frozen=True, slots=True)
+class InOrder:
+    """A search whose tree takes the operands in a given order, what is left out before all others.
+
+    ``order``: positions of operands. ``count``: how many operands the network has that is meant;
+    others of the same program are contracted as they are written.
+    """
+
+    order: tuple[int, ...]
+    count: int
+
+    def __call__(
+        self,
+        inputs: Sequence[Collection[str]],
+        output: Collection[str],
+        sizes: Mapping[str, int],
+        memory_limit: object = None,
+    ) -> tuple[tuple[int, ...], ...]:
+        """The linear path."""
+        chosen = self.order if len(inputs) == self.count else ()
+        whole = [*(k for k in range(len(inputs)) if k not in chosen), *chosen]
+        pairs, last = [], whole[0]
+        for number, operand in enumerate(whole[1:]):
+            pairs.append((last, operand))
+            last = len(inputs) + number
+        return ssa_to_linear(pairs, len(inputs))
