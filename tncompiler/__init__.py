@@ -51,6 +51,7 @@ _PUBLIC: dict[str, str] = {
     "AdaptiveRank": "tncompiler.compression.adaptive",
     "inflate": "tncompiler.compression.resize",
     "shrink": "tncompiler.compression.resize",
+    "quantize": "tncompiler.compression.quantizing",
     "Expr": "tncompiler.ir.expressions",
     "TncError": "tncompiler.ir.errors",
 }

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tncompiler.autograd import Flat, NetworkFunction, Specialisation, enter, leave, watched
 from tncompiler.binding import Call, order_inputs, read_call
@@ -30,6 +31,7 @@ from tncompiler.ir.serialize import from_data, to_data
 from tncompiler.kept import KeptValues
 from tncompiler.measure import fitting_factors
 from tncompiler.operators import is_traced, operator_of
+from tncompiler.parametrized import copy_onto
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_US, program_us
 from tncompiler.tensor_init import initialize, on_cpu
@@ -424,6 +426,12 @@ class CompiledModule(Inspection, nn.Module):
     # ---------------------------------------------------------------- copies
 
     def __reduce__(self) -> Any:
+        if any(parametrize.is_parametrized(owner, name) for owner, name in self._owners):
+            raise ArgumentError(
+                "a network with parametrized tensors (quantized, masked) is not pickled",
+                where=self.compilation.place(),
+                fix="save the model with tnc.save",
+            )
         return (_rebuild, (self._description(), self.state_dict(), self.training))
 
     def _description(self) -> dict[str, Any]:
@@ -449,6 +457,9 @@ class CompiledModule(Inspection, nn.Module):
         )
         memo[id(self)] = copied
         for (mine, name), (theirs, _) in zip(self._owners, copied._owners, strict=True):
+            if parametrize.is_parametrized(mine, name):
+                copy_onto(mine, theirs, name)
+                continue
             for table in ("_parameters", "_buffers"):
                 old = getattr(mine, table).get(name)
                 if old is not None:

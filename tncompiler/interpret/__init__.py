@@ -22,6 +22,7 @@ _PUBLIC: dict[str, str] = {
     "pin": "pinning",
     "capture": "pinning",
     "capture_in": "pinning",
+    "Activations": "pinning",
     "ablate": "channels",
     "amplify": "channels",
     "top_inputs": "channels",

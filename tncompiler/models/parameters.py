@@ -19,6 +19,7 @@ from tncompiler.formats.format import Format
 from tncompiler.formats.modes import Modes
 from tncompiler.ir.expressions import Expr
 from tncompiler.nn.tensorized import CoreReading, check_shape, decompose_weight
+from tncompiler.parametrized import own_class, unregister
 
 
 class NetworkWeight(nn.Module):
@@ -98,25 +99,13 @@ def as_table(weight: Tensor) -> Tensor:
 
 def register_network(module: nn.Module, key: str, network: NetworkWeight) -> None:
     """Make a parameter of a module a network."""
-    _own_class(module)
+    own_class(module)
     parametrize.register_parametrization(module, key, network)
 
 
 def remove_network(module: nn.Module, key: str) -> None:
     """Make a parameter that is a network a dense one, of the value that it has."""
-    _own_class(module)
-    parametrize.remove_parametrizations(module, key)
-
-
-def _own_class(module: nn.Module) -> None:
-    """Give a module with parametrizations a class of its own.
-
-    torch puts properties on it, and a copied module has the class of the one that it was copied of:
-    what is registered or removed on one would be so on the other.
-    """
-    cls = type(module)
-    if parametrize.is_parametrized(module):
-        module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
+    unregister(module, key)
 
 
 def network_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, NetworkWeight]]:

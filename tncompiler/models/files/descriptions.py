@@ -20,6 +20,7 @@ from tncompiler.ir.errors import FileFormatError
 from tncompiler.ir.serialize import from_data, to_data
 from tncompiler.models.arguments import arguments_of
 from tncompiler.models.layers import Layer
+from tncompiler.models.storage import restore_storage, storage_data
 from tncompiler.nn import LAYERS
 from tncompiler.nn.tensorized import Tensorized
 
@@ -80,6 +81,7 @@ def layer_data(layer: Layer) -> dict[str, Any]:
         "training": layer.training,
         "frozen": [name for name, p in layer.named_parameters() if not p.requires_grad],
         "arguments": {name: _plain(value) for name, value in arguments.items()},
+        "storage": storage_data(layer),
     }
 
 
@@ -101,6 +103,7 @@ def read_layer(data: Mapping[str, Any], device: torch.device | None) -> Layer:
     given["format"] = {name: read_format(each) for name, each in parts.items()} or read_format(form)
     cls = getattr(tncompiler.nn, data["kind"])
     layer: Layer = cls(**given, device=device, dtype=_dtype(data["dtype"]))
+    restore_storage(layer, data.get("storage", []))  # files before 0.2 have none
     return layer.train(data["training"])
 
 

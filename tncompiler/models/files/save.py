@@ -16,7 +16,9 @@ from tncompiler.models.files.descriptions import format_data, layer_data, struct
 from tncompiler.models.files.sealed import write
 from tncompiler.models.layers import Layer, find_layers
 from tncompiler.models.parameters import network_weights
+from tncompiler.models.storage import owner_of
 from tncompiler.nn.tensorized import Tensorized
+from tncompiler.parametrized import source_of
 from tncompiler.planning.decide import package_version
 
 # what a layer is made with that holds another's cores: they are tied to it afterwards
@@ -67,7 +69,11 @@ def _described(layer: Layer, names: list[str], layers: Mapping[Layer, list[str]]
 def _holds(layer: Tensorized, other: Tensorized) -> bool:
     """Whether two layers share their cores."""
     mine, theirs = (
-        [id(each._core(leaf.name)) for leaf in each._network.leaves if leaf.kind == "param"]
+        [
+            id(source_of(*owner_of(each.cores, leaf.name)))
+            for leaf in each._network.leaves
+            if leaf.kind == "param"
+        ]
         for each in (layer, other)
     )
     return mine == theirs
