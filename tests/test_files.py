@@ -89,6 +89,13 @@ def test_tied_and_shared_cores_come_back_so(tmp_path: Path) -> None:
     assert again.first is again.second is again.all[0]
 
 
+def test_activations_without_arguments_come_back(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(24, 24), nn.Tanh(), nn.Sigmoid(), nn.Linear(24, 24))
+    tnc.tensorize_(model, {"3": LowRank(4)})
+    x = rows()
+    assert equal(tnc.load(None, saved(model, tmp_path))(x), model(x))
+
+
 def test_two_linears_of_one_weight(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24))
     model[2].weight = model[0].weight

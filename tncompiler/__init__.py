@@ -51,7 +51,9 @@ _PUBLIC: dict[str, str] = {
     "AdaptiveRank": "tncompiler.compression.adaptive",
     "inflate": "tncompiler.compression.resize",
     "shrink": "tncompiler.compression.resize",
+    "prune": "tncompiler.compression.pruning",
     "quantize": "tncompiler.compression.quantizing",
+    "recipe": "tncompiler.compression.recipe",
     "Expr": "tncompiler.ir.expressions",
     "TncError": "tncompiler.ir.errors",
 }

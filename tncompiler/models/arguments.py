@@ -17,7 +17,8 @@ def arguments_of(layer: nn.Module) -> dict[str, Any]:
     """
     found = {}
     for name, parameter in signature(type(layer).__init__).parameters.items():
-        if name == "self" or name in _PLACES or parameter.kind is Parameter.VAR_KEYWORD:
+        rest = parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        if name == "self" or name in _PLACES or rest:
             continue
         value = getattr(layer, name, parameter.default)
         if name == "bias" and not isinstance(value, bool):

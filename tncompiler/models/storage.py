@@ -57,7 +57,9 @@ def scheme_of(name: Any) -> Scheme:
 class Quantized(nn.Module):
     """A core as codes times scales, one scale for each position of an axis, or one for all.
 
-    Shapes: codes as the core (int4: half as many bytes, flat); scale 1 but along the axis.
+    A scale is what the largest code stands for: a number as large as those of the core, so that an
+    optimizer's steps suit both. Shapes: codes as the core (int4: half as many bytes, flat); scale 1
+    but along the axis.
     """
 
     codes: Tensor
@@ -72,12 +74,12 @@ class Quantized(nn.Module):
     def forward(self, scale: Tensor) -> Tensor:
         """The core."""
         codes = unpacked(self.codes, self.shape) if self.scheme.bits == 4 else self.codes
-        return codes.to(scale.dtype) * scale
+        return codes.to(scale.dtype) * (scale / self.scheme.largest)
 
     def right_inverse(self, core: Tensor) -> Tensor:
         """The scales for a core, whose codes are kept here."""
         scale = best_scale(core, self.scheme, self.axis)
-        codes = rounded(core / scale, self.scheme)
+        codes = rounded(core / (scale / self.scheme.largest), self.scheme)
         if self.scheme.bits == 4:
             self.codes = packed(codes).to(core.device)
         else:
@@ -122,10 +124,11 @@ def best_scale(core: Tensor, scheme: Scheme, axis: int | None) -> Tensor:
     rest = [k for k in range(core.ndim) if k != axis]
     largest = core.abs().amax(rest, keepdim=True) if rest else core.abs()
     largest = torch.where(largest > 0, largest, 1.0).to(core.dtype)
-    best, least = largest / scheme.largest, torch.full_like(largest, torch.inf)
+    best, least = largest, torch.full_like(largest, torch.inf)
     for clip in _CLIPS if scheme.is_whole else _CLIPS[:1]:
-        scale = clip * largest / scheme.largest
-        errors = (rounded(core / scale, scheme) * scale - core).square()
+        scale = clip * largest
+        step = scale / scheme.largest
+        errors = (rounded(core / step, scheme) * step - core).square()
         error = errors.sum(rest, keepdim=True) if rest else errors
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
