@@ -235,6 +235,34 @@ def test_codes_keep_their_dtype_where_a_model_is_cast() -> None:
         torch.testing.assert_close(layer(x.double()).float(), y)
 
 
+def test_quantized_layers_can_be_looked_into_and_copied_plainly() -> None:
+    layer, x = linear(), torch.randn(4, 12)
+    tnc.quantize(layer)
+    torch.testing.assert_close(tnc.interpret.capture(layer, "r2", x).output, layer(x))
+    torch.testing.assert_close(tnc.interpret.canonicalize(layer)(x), layer(x))
+    less = tnc.interpret.ablate(layer, "r2", range(3))
+    torch.testing.assert_close(less(x), layer.bias.expand(4, -1))
+    assert not [*stored_cores(less)] and [*stored_cores(layer)]
+
+
+def test_bonds_of_quantized_and_masked_layers_are_not_resized() -> None:
+    for change in (tnc.quantize, lambda layer: tnc.prune(layer, 0.4, "magnitude")):
+        layer = linear()
+        change(layer)
+        with pytest.raises(DTypeError, match="resize bonds before"):
+            tnc.shrink(layer, "r2", 2)
+
+
+def test_torch_looks_into_quantized_layers() -> None:
+    layer, x = linear(), torch.randn(4, 12)
+    tnc.quantize(layer, "int4")
+    y = layer(x)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), y)
+    state = {name: tensor.detach() for name, tensor in layer.state_dict().items()}
+    torch.testing.assert_close(torch.func.functional_call(layer, state, (x,)), y)
+
+
 def test_tied_and_other_layers_are_left_alone() -> None:
     table = tnc.nn.Embedding(12, 10, format=formats.LowRank(2))
     head = tnc.nn.Linear(10, 12, format=formats.LowRank(2))

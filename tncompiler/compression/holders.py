@@ -16,6 +16,7 @@ from tncompiler.formats.modes import Modes
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.expressions import Expr
 from tncompiler.models.parameters import network_weights
+from tncompiler.models.storage import check_plain
 from tncompiler.nn.parts import Composite
 from tncompiler.nn.tensorized import Tensorized
 
@@ -108,6 +109,7 @@ def holders_of(model: Any) -> list[Holder]:
 def _places(model: nn.Module) -> Iterator[Place]:
     for name, module in model.named_modules():
         if isinstance(module, Tensorized):
+            check_plain(module)
             yield Place(name, module)
     for name, module, key, network in network_weights(model):
         yield Place(name, network, module.parametrizations[key])  # type: ignore[index]

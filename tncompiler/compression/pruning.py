@@ -25,7 +25,13 @@ from tncompiler.formats.bonds import Cores, Sites, keep_channels
 from tncompiler.formats.gauge import canonical_cores, spectra
 from tncompiler.formats.modes import Modes
 from tncompiler.ir.errors import ArgumentError, ShapeError, UnknownIndex
-from tncompiler.models.storage import Masked, check_mask, check_plain, store_core, unmask
+from tncompiler.models.storage import (
+    Masked,
+    check_mask,
+    check_not_quantized,
+    hold_plainly,
+    store_core,
+)
 from tncompiler.nn.parts import Composite
 from tncompiler.nn.tensorized import Tensorized
 
@@ -65,7 +71,7 @@ def prune(
     skipped: dict[str, str] = {}
     work = []
     for name, layer in layers_to_change(model, filter_fn, skipped):
-        check_plain(layer, "prune")
+        check_not_quantized(layer, "prune")
         sites, reason = sites_or_reason(layer)
         if sites is None:
             skipped[name] = reason
@@ -237,7 +243,7 @@ def _pruned(
     fewer = keep_channels(sites, cores, kept)
     full = {core: masks.get(core, np.ones(array.shape, bool)) for core, array in cores.items()}
     left_of = keep_channels(sites, full, kept)
-    unmask(layer)
+    hold_plainly(layer)
     _hold(layer, sites, fewer, kept)
     for core, mask in left_of.items():
         if not mask.all():

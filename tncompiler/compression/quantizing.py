@@ -26,11 +26,11 @@ from tncompiler.ir.errors import ArgumentError, ShapeError, UnknownIndex
 from tncompiler.models.storage import (
     Quantized,
     Scheme,
-    check_plain,
+    check_not_quantized,
+    hold_plainly,
     is_masked,
     scheme_of,
     store_core,
-    unmask,
 )
 from tncompiler.nn.tensorized import Tensorized
 
@@ -74,7 +74,7 @@ def quantize(
     skipped: dict[str, str] = {}
     work = []
     for name, layer in layers_to_change(model, filter_fn, skipped):
-        check_plain(layer, "quantize once, or undo it by loading the model")
+        check_not_quantized(layer, "quantize once, or undo it by loading the model")
         sites, reason = sites_or_reason(layer)
         if sites is None or layer._core_dtype().is_complex:
             skipped[name] = reason or "its cores are complex"
@@ -100,7 +100,7 @@ def _quantized(
     like = layer._core(layer._table.parameters[0])
     best: tuple[float, dict[str, np.ndarray], Axes] | None = None
     masked = is_masked(layer)  # scales keep zeros, rotations do not
-    unmask(layer)
+    hold_plainly(layer)
     for tried in rounding_gauges(sites, cores, seed, turn=not masked) if gauge else [cores]:
         held, taken = _rounded(tried, axes, scheme, like)
         error = relative(dense(sites, held), whole)

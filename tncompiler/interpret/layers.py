@@ -19,6 +19,7 @@ from tncompiler.formats.bonds import Sites
 from tncompiler.formats.weights import as_array
 from tncompiler.ir.errors import ArgumentError, FormatError
 from tncompiler.ir.expressions import Expr, Leaf, replace_leaves, walk
+from tncompiler.models.storage import hold_plainly
 from tncompiler.nn.conv import Conv
 from tncompiler.nn.graph import GraphConv, check_graph, edges_of
 from tncompiler.nn.linear import Linear
@@ -56,8 +57,9 @@ def cores_of(layer: Tensorized) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def with_cores(layer: Tensorized, cores: Mapping[str, np.ndarray]) -> Any:
-    """A copy of the layer with other numbers in its cores."""
+    """A copy of the layer with other numbers in its cores, which it holds plainly."""
     copied = copy.deepcopy(layer)
+    hold_plainly(copied)
     for name, core in cores.items():
         copied._core(name).copy_(torch.from_numpy(np.ascontiguousarray(core)))
     copied.decomposition = None

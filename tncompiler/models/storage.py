@@ -176,11 +176,10 @@ def store_core(layer: Tensorized, name: str, made: Quantized | Masked) -> None:
     register(*owner_of(layer.cores, name), made)
 
 
-def unmask(layer: Tensorized) -> None:
-    """Hold masked cores as plain ones; the numbers that were zero are free again."""
-    for name, made in [*stored_cores(layer.cores)]:
-        if isinstance(made, Masked):
-            unregister(*owner_of(layer.cores, name))
+def hold_plainly(layer: Tensorized) -> None:
+    """Hold cores in few bits, and masked ones, as plain ones: their numbers are free again."""
+    for name, _ in [*stored_cores(layer.cores)]:
+        unregister(*owner_of(layer.cores, name))
 
 
 def is_masked(layer: Tensorized) -> bool:
@@ -188,7 +187,7 @@ def is_masked(layer: Tensorized) -> bool:
     return any(isinstance(made, Masked) for _, made in stored_cores(layer.cores))
 
 
-def check_plain(layer: Tensorized, doing: str) -> None:
+def check_not_quantized(layer: Tensorized, doing: str) -> None:
     """Raises DTypeError where a core is held in few bits: it has no numbers of its own."""
     for name, made in stored_cores(layer):
         if isinstance(made, Quantized):
@@ -197,6 +196,15 @@ def check_plain(layer: Tensorized, doing: str) -> None:
                 where=str(layer),
                 fix=f"{doing} before quantizing",
             )
+
+
+def check_plain(layer: Tensorized) -> None:
+    """Raises DTypeError where bonds cannot be resized: cores are in few bits, or masked."""
+    check_not_quantized(layer, "resize bonds")
+    if is_masked(layer):
+        raise DTypeError(
+            "the cores are masked", where=str(layer), fix="resize bonds before tnc.prune"
+        )
 
 
 def check_mask(mask: Any, name: str, shape: tuple[int, ...]) -> Tensor:
