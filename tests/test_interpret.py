@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tncompiler as tnc
+from tests.conftest import ROOT
 from tests.oracle import epsilon, worst_ratio
 from tests.test_formats import make
 from tests.test_formats_gauge import random_gauge
@@ -384,3 +385,11 @@ def test_shared_cores_can_be_seen_but_not_changed() -> None:
         interpret.canonicalize(layer)
     with pytest.raises(FormatError, match="stands at several places"):
         interpret.ablate(layer, "r", 0)
+
+
+def test_the_page_shows_what_the_layer_says() -> None:
+    torch.manual_seed(0)
+    modes = dict(in_shape=(4, 4, 4), out_shape=(4, 8, 8))
+    layer = tnc.nn.Linear(64, 256, format=formats.TT(8, clamp=True), **modes)
+    page = (ROOT / "docs" / "interpret.md").read_text(encoding="utf-8")
+    assert str(interpret.stack_view(layer, most=3)) in page
