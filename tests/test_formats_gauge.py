@@ -12,6 +12,7 @@ from tests.test_formats import fitting, make, oracle, random_cores
 from tncompiler import formats
 from tncompiler.formats.bonds import NetworkBond, Sites, keep_channels, scale_channels
 from tncompiler.formats.gauge import canonical_cores, regauged_cores, spectra
+from tncompiler.formats.joints import joints_of, with_bond
 from tncompiler.ir.errors import FormatError, ShapeError, UnknownIndex
 
 SHAPES = [((3, 4), (2, 5)), ((2, 3, 2), (4, 3))]
@@ -175,7 +176,8 @@ def test_channels_that_carry_nothing_come_last_and_count_nothing() -> None:
     made = canonical_cores(sites, cores)
     np.testing.assert_allclose(weight(sites, made), weight(sites, cores), atol=1e-11)
     fewer = keep_channels(sites, made, {"r1": [0, 1]})
-    kept = Sites.of(sites.resized({"r1": 2}))
+    joint = joints_of(sites.network)["r1"]
+    kept = Sites.of(with_bond(sites.network, joint, 2))
     np.testing.assert_allclose(weight(kept, fewer), weight(sites, cores), atol=1e-6)
 
 
@@ -220,11 +222,13 @@ def test_shared_cores_and_unknown_names_are_refused() -> None:
 
 
 def test_networks_that_are_more_than_one_contraction_are_refused() -> None:
-    i, r, o = tnc.indices("i r o", i=2, r=3, o=2)
-    with pytest.raises(FormatError, match="more than one contraction"):
-        Sites.of(tnc.relu(tnc.param("A", i, r)) @ tnc.param("B", r, o))
+    i, j, r, o = tnc.indices("i j r o", i=2, j=2, r=3, o=2)
+    for first in (tnc.relu(tnc.param("A", i, r)), 0.5 * tnc.param("A", i, r)):
+        with pytest.raises(FormatError, match="more than one contraction"):
+            Sites.of(first @ tnc.param("B", r, o))
+    tied = (tnc.param("A", i, j, r), tnc.delta(i, j), tnc.param("B", r, o))
     with pytest.raises(FormatError, match="beside its cores"):
-        Sites.of(0.5 * (tnc.param("A", i, r) @ tnc.param("B", r, o)))
+        Sites.of(tnc.contract(*tied, out=(i, o)))
 
 
 def test_spectra_see_a_wrong_gauge() -> None:

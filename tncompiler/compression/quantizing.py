@@ -98,17 +98,13 @@ def _quantized(
     cores = cores_in_double(layer)
     whole = dense(sites, cores)
     like = layer._core(layer._table.parameters[0])
-    best: tuple[float, dict[str, np.ndarray], Axes] | None = None
     masked = is_masked(layer)  # scales keep zeros, rotations do not
     hold_plainly(layer)
-    for tried in rounding_gauges(sites, cores, seed, turn=not masked) if gauge else [cores]:
-        held, taken = _rounded(tried, axes, scheme, like)
-        error = relative(dense(sites, held), whole)
-        if best is None or error < best[0]:
-            best = error, tried, taken
-    if best is None:
-        raise AssertionError("there is always the gauge of the cores as they are")
-    error, tried, taken = best
+    gauges = rounding_gauges(sites, cores, seed, turn=not masked) if gauge else iter([cores])
+    tries = [(tried, *_rounded(tried, axes, scheme, like)) for tried in gauges]
+    errors = [relative(dense(sites, held), whole) for _, held, _ in tries]
+    error = min(errors)
+    tried, _, taken = tries[errors.index(error)]
     for core, axis in taken.items():
         layer._core(core).copy_(torch.from_numpy(tried[core]))
         store_core(layer, core, Quantized(scheme.name, tried[core].shape, axis).to(like.device))

@@ -15,10 +15,8 @@ import networkx as nx
 import numpy as np
 
 from tncompiler.formats.conditioning import in_double
-from tncompiler.ir import algebra
 from tncompiler.ir.errors import EquationError, FormatError, UnknownIndex
 from tncompiler.ir.expressions import Expr
-from tncompiler.ir.index import Index
 from tncompiler.ir.interchange.networks import only_network
 
 Cores = Mapping[str, np.ndarray]
@@ -161,21 +159,6 @@ class Sites:
             for end in bond.ends:
                 found[end.site].append((bond, end))
         return found
-
-    def resized(self, sizes: Mapping[str, int]) -> Expr:
-        """The network as one contraction of parameters, with other sizes of some bonds."""
-        new = {self.bond(name).label: size for name, size in sizes.items()}
-        known = dict(zip(self.output, self.network.indices, strict=True))
-        for label, size in {**self.sizes, **new}.items():
-            known.setdefault(label, Index(self.names[label], size))
-        wired = zip(self.tensors, self.inputs, strict=True)
-        sites = [self._leaf(name, [known[label] for label in labels]) for name, labels in wired]
-        return algebra.contract(*sites, out=self.network.indices)
-
-    def _leaf(self, name: str, indices: Sequence[Index]) -> Expr:
-        value = self.constants.get(name)
-        kind = "param" if value is None else "constant"
-        return algebra.leaf(name, indices, kind=kind, value=value)
 
     @cached_property
     def joined(self) -> nx.Graph:

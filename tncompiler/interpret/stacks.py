@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tncompiler.formats.bonds import NetworkBond, Sites
+from tncompiler.formats.joints import joints_of, with_bond
 from tncompiler.interpret.contraction import Contraction
 from tncompiler.interpret.layers import check_layer, feed_of, sites_of
 from tncompiler.interpret.pinning import compiled
@@ -100,9 +101,9 @@ class ChannelPath(nn.Module):
         super().__init__()
         self.layer, self.bond, self.channel = layer, bond.name, channel
         self._ends = bond.ends
-        whole = sites_of(layer)
-        narrow = Sites.of(whole.resized({bond.name: 1}))
-        self._feed = feed_of(layer, narrow)
+        network = layer._network
+        narrow = with_bond(network, joints_of(network)[bond.name], 1)
+        self._feed = feed_of(layer, Sites.of(narrow))
         self.program, self._names = compiled(self._feed.expression, layer)
 
     @property
