@@ -43,7 +43,6 @@ def test_a_rehearsal_takes_the_time_of_the_compiled_program(pairs: Any) -> None:
     from tncompiler.planning.order import ssa_to_linear
 
     compilation, _ = compiled(ssa_to_linear(pairs, 3))
-    compilation.places_by_time = False  # a rehearsal looks at each axis order once
     dtypes = compilation.default_dtypes("float32")
     program, _ = compilation.scheduled(dtypes, {})
     assert rehearsal().time_us(pairs, RATES) == pytest.approx(program_us(program, {}, RATES))

@@ -16,6 +16,7 @@ from tncompiler.ir.passes.adjoint import adjoint
 from tncompiler.ir.program import Argument, Program, Step, operand_values
 from tncompiler.ir.sizes import Binding
 from tncompiler.planning.budget import Budget
+from tncompiler.planning.layout import lay_out
 from tncompiler.planning.memory import is_view
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.order import Pair
@@ -23,10 +24,12 @@ from tncompiler.planning.rates import Rates
 from tncompiler.planning.schedule import schedule
 from tncompiler.planning.stacking import stack_alike
 from tncompiler.planning.timing import step_us
+from tncompiler.planning.ways import Ways
 
 REHEARSED_UP_TO = 32  # tensors; scheduling more takes longer than the choice gains
 SHORTLIST = 3  # orders of a forward pass, which must be planned in 10 ms
 STEP_SHORTLIST = 6  # of a training step, where layouts matter more
+LAID_OUT_FROM_US = 50.0  # from here on axes are placed by time, as they will be
 # times the cost of the best: further than copies move an order, and than stacking does
 _WITHIN, _LARGE_WITHIN = 2.0, 3.0
 # what surrounds a step (views, names that are let go), which tells where there are hundreds of them
@@ -82,7 +85,15 @@ class Rehearsal:
             program, _ = schedule(adjoint(program, self.wrt), self.nominal, self.options)
         if self._repeats:
             program = _after(MERGING_PASSES, program)
-        program = _after(LAYOUT_PASSES, stack_alike(program, self.nominal, rates))
+        merged = stack_alike(program, self.nominal, rates)
+        time = self._steps_us(_after(LAYOUT_PASSES, merged), rates)
+        if not LAID_OUT_FROM_US < time < math.inf or self.is_large:
+            return time
+        found = lay_out(merged, self.nominal, Ways(rates))
+        return time if found is None else min(time, self._steps_us(found, rates))
+
+    def _steps_us(self, program: Program, rates: Rates) -> float:
+        """Predicted microseconds of the steps that every call carries out."""
         kept = self._made_once(program)
         left = [step for step in program.steps if step.out.name not in kept]
         around = AROUND_US * sum(not is_view(step) for step in left) if self.is_large else 0.0
