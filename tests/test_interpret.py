@@ -141,6 +141,10 @@ def test_layers_of_a_model_are_captured_in_one_call() -> None:
     close(seen["0"].output, model[0](x))
     with pytest.raises(ArgumentError, match="name some of 0, 2"):
         interpret.capture_in(model, {"3": "r"}, x)
+    model.unused = linear("TT")
+    model.forward = lambda x: model[2](model[1](model[0](x)))
+    with pytest.raises(ArgumentError, match="did not call unused"):
+        interpret.capture_in(model, {"unused": "r1"}, x)
 
 
 def test_bad_requests_name_what_there_is() -> None:

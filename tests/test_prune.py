@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import tncompiler as tnc
+from tests.model_zoo import FusedParameter
 from tests.test_storage import error, linear, model
 from tncompiler import formats
 from tncompiler.compression.pruning import WAYS
@@ -190,6 +191,14 @@ def test_models_with_composites_tied_and_shared_cores() -> None:
     assert not report.layers and "shared or constant" in report.skipped["2"]
     (row,) = tnc.prune(shared, 0.3, "magnitude").layers
     assert row.numbers_after < row.numbers_before
+
+
+def test_fused_parameters_are_left_with_a_reason() -> None:
+    net = FusedParameter()
+    tnc.tensorize_(net, {"qkv_weight": formats.LowRank(2)})
+    for report in (tnc.prune(net, 0.5), tnc.quantize(net)):
+        (reason,) = report.skipped.values()
+        assert not report.layers and "as a whole" in reason
 
 
 def test_convolutions_and_embeddings() -> None:

@@ -19,6 +19,7 @@ from tncompiler.formats.conditioning import in_double
 from tncompiler.formats.evaluate import evaluate
 from tncompiler.formats.weights import as_array
 from tncompiler.ir.errors import ArgumentError, FormatError
+from tncompiler.models.parameters import network_weights
 from tncompiler.models.storage import owner_of
 from tncompiler.nn.tensorized import Tensorized
 from tncompiler.parametrized import chain_of, source_of
@@ -96,7 +97,9 @@ def layers_to_change(
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"the model is a {type(model).__name__}", fix="give a torch.nn.Module")
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, Tensorized)]
-    if not found:
+    for name, *_ in network_weights(model):
+        skipped[name] = "a parameter of another module, which reads it as a whole"
+    if not found and not skipped:
         raise ArgumentError("nothing in it is tensorized", fix="use tnc.tensorize_ first")
     users: dict[int, int] = {}
     for _, layer in found:

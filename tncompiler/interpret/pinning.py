@@ -145,4 +145,10 @@ def capture_in(model: nn.Module, bonds: Mapping[str, str], *inputs: Any) -> dict
     finally:
         for handle in handles:
             handle.remove()
+    silent = [name for name in bonds if name not in found]
+    if silent:
+        raise ArgumentError(
+            f"the model did not call {', '.join(silent)}",
+            fix="name layers that it calls: some read only the weights of their parts",
+        )
     return found

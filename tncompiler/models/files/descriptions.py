@@ -103,7 +103,7 @@ def read_layer(data: Mapping[str, Any], device: torch.device | None) -> Layer:
     given["format"] = {name: read_format(each) for name, each in parts.items()} or read_format(form)
     cls = getattr(tncompiler.nn, data["kind"])
     layer: Layer = cls(**given, device=device, dtype=_dtype(data["dtype"]))
-    restore_storage(layer, data.get("storage", []))  # files before 0.2 have none
+    restore_storage(layer, data.get("storage", []))  # older files have none
     return layer.train(data["training"])
 
 
