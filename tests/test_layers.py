@@ -25,12 +25,12 @@ RANKS = {
     "drop_in": 3,
     "formats": 4,
     "nn": 5,
-    "compress": 6,
     "models": 6,
-    "interpret": 7,
-    "draw": 8,
-    "front": 9,
-    "cli": 10,
+    "compression": 7,
+    "interpret": 8,
+    "draw": 9,
+    "front": 10,
+    "cli": 11,
 }
 OWN_LAYER = {"cli": "cli", "__main__": "cli", "__init__": "front"}
 

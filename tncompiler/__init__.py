@@ -46,6 +46,11 @@ _PUBLIC: dict[str, str] = {
     "Rule": "tncompiler.models.config",
     "save": "tncompiler.models.files.save",
     "load": "tncompiler.models.files.load",
+    "Search": "tncompiler.compression.search",
+    "heal": "tncompiler.compression.heal",
+    "AdaptiveRank": "tncompiler.compression.adaptive",
+    "inflate": "tncompiler.compression.resize",
+    "shrink": "tncompiler.compression.resize",
     "Expr": "tncompiler.ir.expressions",
     "TncError": "tncompiler.ir.errors",
 }

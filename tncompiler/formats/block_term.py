@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -73,6 +73,12 @@ class BlockTerm(Format):
     def cuts(self, modes: Modes, ranks: Mapping[str, int]) -> Iterable[Cut]:
         blocks = self._block_count()
         return [Cut((k,), rank * blocks) for k, rank in enumerate(ranks.values())]
+
+    def resized(self, modes: Modes, bond: str, size: int) -> Format:
+        """Blocks are a bond as well: the index b."""
+        if bond not in {each.name for each in self.bonds(modes)}:
+            return replace(self, blocks=size)
+        return super().resized(modes, bond, size)
 
     def _block_count(self) -> Size:
         try:

@@ -13,6 +13,7 @@ from tncompiler.formats.als import als, random_cores
 from tncompiler.formats.balance import balanced_by_name
 from tncompiler.formats.descent import descend
 from tncompiler.formats.format import Bond, Factored, Format
+from tncompiler.formats.joints import joints_of, with_bond
 from tncompiler.formats.modes import Modes
 from tncompiler.formats.substitute import bound_to
 from tncompiler.ir import algebra
@@ -62,6 +63,16 @@ class Custom(Format):
         elif callable(expr):
             expr = expr(modes.ins, modes.outs)
         return _checked(expr, modes)
+
+    def resized(self, modes: Modes, bond: str, size: int) -> Format:
+        """The network as one contraction, with another size for a bond."""
+        network = self.network(modes.ins, modes.outs)
+        joints = joints_of(network)
+        if bond not in joints:
+            raise FormatError(
+                f"the network has no bond {bond!r}", fix=f"its bonds are {sorted(joints)}"
+            )
+        return Custom(with_bond(network, joints[bond], size))
 
     def factor(
         self, weight: np.ndarray, modes: Modes, ranks: Mapping[str, int], tail: float, seed: int

@@ -177,6 +177,21 @@ class Format(ABC):
         values = tuple(ranks.values())
         return replace(self, rank=values[0] if len(set(values)) == 1 else values)
 
+    def resized(self, modes: Modes, bond: str, size: int) -> Format:
+        """The format with another size for one bond.
+
+        Raises: FormatError if there is no such bond, or if it cannot carry so much.
+        """
+        sizes = {name: int(rank) for name, rank in self.sizes(modes).items()}
+        if bond not in sizes:
+            raise FormatError(
+                f"{self} has no rank for a bond {bond!r}", fix=f"its bonds are {sorted(sizes)}"
+            )
+        # what was clamped before is a plain rank now: a larger one must not be lowered in silence
+        exact = replace(self, clamp=False).with_ranks({**sizes, bond: size})
+        exact.sizes(modes)
+        return exact
+
     # ---------------------------------------------------------------- decomposition
 
     def decompose(

@@ -135,12 +135,24 @@ class FormatError(TncError):
     """Shapes, ranks or weights do not fit a format."""
 
 
+class RankError(FormatError):
+    """A bond would have a size that it cannot have."""
+
+
 class BudgetError(FormatError):
     """No rank of a format meets a budget of parameters."""
 
 
 class UnsupportedModule(ArgumentError):
     """A module of a kind that no layer can take the place of."""
+
+
+class TeacherError(ArgumentError):
+    """A teacher does not match the model that is to learn from it."""
+
+
+class DivergedError(TncError):
+    """A loss is no longer a finite number; the model holds its last good state."""
 
 
 class ScanError(TncError):

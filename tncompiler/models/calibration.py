@@ -19,19 +19,20 @@ def read_batches(calibration: Any) -> list[Batch]:
     other iterable is many of these. Raises ArgumentError for what is neither, or empty."""
     if calibration is None:
         return []
-    one = _as_batch(calibration)
+    one = as_batch(calibration)
     if one is not None:
         return [one]
     if not isinstance(calibration, Iterable):
         raise _no_batches(f"calibration is a {type(calibration).__name__}")
-    batches = [_as_batch(each) for each in calibration]
+    batches = [as_batch(each) for each in calibration]
     known = [batch for batch in batches if batch is not None]
     if not known or len(known) < len(batches):
         raise _no_batches(f"calibration has {len(batches)} batches, of which {len(known)} are any")
     return known
 
 
-def _as_batch(value: Any) -> Batch | None:
+def as_batch(value: Any) -> Batch | None:
+    """A call of a model: a tensor or a tuple (positional), a mapping (keywords); or None."""
     if isinstance(value, Tensor):
         return (value,), {}
     if isinstance(value, Mapping):
@@ -121,9 +122,9 @@ class OutputError:
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         with evaluating(self.layer):
             other = self.layer(*args, **kwargs)
-        for mine, theirs in zip(_tensors(other), _tensors(result), strict=True):
-            self.missed += _square(mine - theirs)
-            self.norm += _square(theirs)
+        for mine, theirs in zip(tensors_of(other), tensors_of(result), strict=True):
+            self.missed += square_of(mine - theirs)
+            self.norm += square_of(theirs)
 
     @property
     def value(self) -> float | None:
@@ -131,13 +132,16 @@ class OutputError:
         return float((self.missed / self.norm) ** 0.5) if self.norm else None
 
 
-def _square(tensor: Tensor) -> float:
+def square_of(tensor: Tensor) -> float:
+    """The sum of squares of all numbers."""
     return float(tensor.detach().abs().double().square().sum())
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors of a result, in order."""
+def tensors_of(value: Any) -> list[Tensor]:
+    """The floating-point tensors of a result, in order; of a mapping, those of its values."""
     if isinstance(value, Tensor):
-        return [value]
+        return [value] if value.is_floating_point() or value.is_complex() else []
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
     nested = value if isinstance(value, tuple | list) else ()
-    return [tensor for item in nested for tensor in _tensors(item)]
+    return [tensor for item in nested for tensor in tensors_of(item)]

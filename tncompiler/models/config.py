@@ -5,14 +5,18 @@ A kind of configuration is a line in RESOLVERS: a function from it and all sites
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
+from torch import nn
+
 from tncompiler.formats.format import Format, Rank
 from tncompiler.ir.errors import ArgumentError
+from tncompiler.models.calibration import Batch
 from tncompiler.models.sites import Site
 
 
@@ -44,6 +48,28 @@ class Rule:
         return {"rank": self.rank, "tolerance": self.tolerance, "budget": self.budget}
 
 
+class Adaptive(ABC):
+    """A configuration that looks at the model before it says what becomes of which weight."""
+
+    @abstractmethod
+    def find(self, model: nn.Module, surroundings: Surroundings) -> Any:
+        """What was found, with its ``rules``: a dict from names to rules, to be resolved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What `tensorize_` was called with beside the configuration; ``batches``: calls of the model,
+    ``weighted``: whether Linear layers minimise the error of their outputs."""
+
+    filter_fn: Callable[[nn.Module, str], bool] | None
+    batches: Sequence[Batch]
+    weighted: bool
+    implementation: str
+    backend: str
+    seed: int
+    progress: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """``rule``: for a site; None where it stays as it is.
@@ -72,7 +98,7 @@ def resolve(config: Any, sites: Sequence[Site], goal: Mapping[str, Any]) -> list
             return choices
     raise ArgumentError(
         f"the configuration is {config!r:.60}",
-        fix="give a format, a tnc.Rule, or a dict from name patterns to these",
+        fix="give a format, a tnc.Rule, a dict from name patterns to these, or a tnc.Search",
     )
 
 

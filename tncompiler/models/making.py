@@ -118,7 +118,7 @@ def make_all(work: Work, making: Making, progress: bool) -> list[Made]:
     bar = tqdm(work.tasks, "tensorize", disable=not progress, delay=_PATIENCE_S, unit="weight")
     for task in bar:
         try:
-            made.append(_make(task, making))
+            made.append(make(task, making))
         except BudgetError as error:
             if task.exact:
                 raise _located(error, task.site) from None
@@ -135,7 +135,8 @@ def _located(error: TncError, site: Site) -> TncError:
     return type(error)(error.what, where=place, fix=error.fix)
 
 
-def _make(task: Task, making: Making) -> Made:
+def make(task: Task, making: Making) -> Made:
+    """A layer or a parameter's network for a task. Raises FormatError, BudgetError."""
     site, rule = task.site, task.rule
     shapes = {"in_shape": rule.in_shape, "out_shape": rule.out_shape}
     if site.parameter is not None:

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from tncompiler.formats.format import Format
 from tncompiler.formats.modes import Modes
+from tncompiler.ir.expressions import Expr
 from tncompiler.nn.tensorized import CoreReading, check_shape, decompose_weight
 
 
@@ -31,20 +32,24 @@ class NetworkWeight(nn.Module):
         out_shape: Any = None,
     ) -> None:
         super().__init__()
-        self.shape, self.format = tuple(shape), format
+        self.shape = tuple(shape)
         self.table_shape = rows, columns = table_shape(self.shape)
         self.in_shape = check_shape(in_shape, rows, "in_shape", format)
         self.out_shape = check_shape(out_shape, columns, "out_shape", format)
+        self._start: dict[str, np.ndarray] = {}
+        for leaf in self.describe(format).leaves:
+            if leaf.kind == "constant":
+                self.register_buffer(_flat(leaf.name), torch.tensor(np.array(leaf.value)))
+
+    def describe(self, format: Format) -> Expr:
+        """Read cores as this format has them from now on; its network."""
         modes = Modes.of(self.in_shape, self.out_shape)
         network = format.network(modes.ins, modes.outs)
-        self.reading = CoreReading(network, "auto")
-        self._start: dict[str, np.ndarray] = {}
+        self.format, self.reading = format, CoreReading(network, "auto")
         self.core_shapes = {
             leaf.name: leaf.shape for leaf in network.leaves if leaf.kind == "param"
         }
-        for leaf in network.leaves:
-            if leaf.kind == "constant":
-                self.register_buffer(_flat(leaf.name), torch.tensor(np.array(leaf.value)))
+        return network
 
     def forward(self, *cores: Tensor) -> Tensor:
         """The parameter that the cores stand for."""

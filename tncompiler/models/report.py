@@ -6,6 +6,7 @@ import io
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -58,13 +59,15 @@ class Skipped:
 @dataclass(frozen=True, slots=True)
 class Report:
     """``layers`` and ``skipped``: every weight of the model, in order. ``parameters_before`` and
-    ``parameters_after``: of the whole model, each counted once. ``seconds``: what it took."""
+    ``parameters_after``: of the whole model, each counted once. ``seconds``: what it took.
+    ``search``: what a `tnc.Search` found, where the configuration was one."""
 
     layers: tuple[LayerReport, ...]
     skipped: tuple[Skipped, ...]
     parameters_before: int
     parameters_after: int
     seconds: float
+    search: Any = None
 
     def to_json(self) -> str:
         """All of it as JSON text."""

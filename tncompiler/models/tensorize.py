@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.models.calibration import Batch, Moments, OutputError, read_batches, run_hooked
+from tncompiler.models.config import Adaptive, Surroundings
 from tncompiler.models.making import Made, Making, make_all
 from tncompiler.models.report import Report
 from tncompiler.models.swapping import all_or_nothing
@@ -51,11 +52,11 @@ def tensorize_(
             "embeddings.word": tnc.Rule(tnc.formats.TTMatrix(), tolerance=0.3),
         })
 
-    ``config``: a format, a `tnc.Rule`, or a dict from name patterns (as fnmatch; the first that
-    matches counts) to these, or to None for what is to stay. Modules of the classes in
-    `tncompiler.models.kinds.KINDS` become layers of `tnc.nn`; other parameters, such as a fused
-    projection that a module keeps itself, become networks in place where a pattern ends in their
-    own name. ``filter_fn``: (module, name) → whether it may be replaced.
+    ``config``: a format, a `tnc.Rule`, a dict from name patterns (as fnmatch; the first that
+    matches counts) to these, or to None for what is to stay; or a `tnc.Search`. Modules of the
+    classes in `tncompiler.models.kinds.KINDS` become layers of `tnc.nn`; other parameters, such as
+    a fused projection that a module keeps itself, become networks in place where a pattern ends in
+    their own name. ``filter_fn``: (module, name) → whether it may be replaced.
     ``rank``, ``tolerance``, ``budget``: as `Format.decompose`, for rules without any of their own.
     ``calibration``: a batch as the model takes it (a tensor, a tuple, a dict), or an iterable of
     batches: the report then has the error of every layer's output, and ``weighted=True`` makes
@@ -71,11 +72,16 @@ def tensorize_(
     UnsupportedModule.
     """
     started = time.perf_counter()
-    before = _count(model) if isinstance(model, nn.Module) else 0
+    before = count_numbers(model) if isinstance(model, nn.Module) else 0
     goal = {"rank": rank, "tolerance": tolerance, "budget": budget}
-    work = plan_work(model, config, filter_fn, goal)
     batches = read_batches(calibration)
-    moments = _moments(model, work.tasks, batches) if weighted else {}
+    found = None
+    if isinstance(config, Adaptive):
+        around = (filter_fn, batches, weighted, implementation, backend, seed, progress)
+        found = config.find(model, Surroundings(*around))
+        config = found.rules
+    work = plan_work(model, config, filter_fn, goal)
+    moments = input_moments(model, work.tasks, batches) if weighted else {}
     making = Making(implementation, backend, seed, moments)
     made = make_all(work, making, progress)
     errors = _output_errors(model, made, batches)
@@ -84,10 +90,10 @@ def tensorize_(
         for each in made:
             each.commit()
     seconds = time.perf_counter() - started
-    return Report(layers, tuple(work.skipped), before, _count(model), seconds)
+    return Report(layers, tuple(work.skipped), before, count_numbers(model), seconds, found)
 
 
-def _count(model: nn.Module) -> int:
+def count_numbers(model: nn.Module) -> int:
     """How many numbers the parameters hold, each counted once."""
     return sum(p.numel() for p in model.parameters() if not is_lazy(p))
 
@@ -95,7 +101,7 @@ def _count(model: nn.Module) -> int:
 # ---------------------------------------------------------------------------- calibration
 
 
-def _moments(
+def input_moments(
     model: nn.Module, tasks: Sequence[Task], batches: Sequence[Batch]
 ) -> dict[nn.Module, Any]:
     """Second moments of what comes into each Linear."""

@@ -8,7 +8,7 @@ TT-matrix pairs channels with outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar, TypeVar
 
@@ -281,6 +281,11 @@ class Conv(Tensorized):
         self._share_weight(other)
         self._kernel = other._kernel
         self._hold_cores_of(other)
+
+    def resize(self, format: Format, cores: Mapping[str, nn.Parameter]) -> None:
+        """See `Tensorized.resize`."""
+        super().resize(format, cores)
+        self._built.drop()
 
     # ---------------------------------------------------------------- dense
 

@@ -128,6 +128,11 @@ class Gated(Composite):
             for part in parts if self.implementation != "factorized" else ():
                 part._table.prepare(dtype)
 
+    def parts_resized(self) -> None:
+        """See `Composite.parts_resized`."""
+        self._built.drop()
+        super().parts_resized()
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw all cores so that weights have the variance of torch's, 1 / (3 hidden_size), and

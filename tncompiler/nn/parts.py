@@ -184,10 +184,19 @@ class Composite(nn.Module):
         self._build(make)
         norms = {name: float(weight.detach().norm()) for name, (weight, _) in given.items()}
         self.decomposition = _together(self.parts(), norms)
+        self._read_formats()
+
+    def _read_formats(self) -> None:
+        """Say which formats the parts have: after making them, or changing one."""
         found = {name: part.format for name, part in self.parts().items()}
         first = next(iter(found.values()))
         self.format = first if all(each == first for each in found.values()) else found
         self._prepare()
+
+    def parts_resized(self) -> None:
+        """Follow parts that hold other cores than before."""
+        self.decomposition = None
+        self._read_formats()
 
     @torch.no_grad()
     def to_dense(self) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tncompiler.autograd import watched
 from tncompiler.formats.format import Format
@@ -191,6 +191,11 @@ class Table(Tensorized):
             )
         self._share_weight(other)
         self.cores = other.cores
+        self._make_reader()
+
+    def resize(self, format: Format, cores: Mapping[str, nn.Parameter]) -> None:
+        """See `Tensorized.resize`."""
+        super().resize(format, cores)
         self._make_reader()
 
     @classmethod

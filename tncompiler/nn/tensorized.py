@@ -156,13 +156,28 @@ class Tensorized(nn.Module):
 
     def _hold_cores_of(self, other: Tensorized) -> None:
         """Compile anew around the parameters of another layer; a bias stays this layer's own."""
-        like, bias = other._core(other._table.leaves[0]), self.bias
+        params = [leaf.name for leaf in self._network.leaves if leaf.kind == "param"]
+        self._compile_around({name: other._core(name) for name in params})
+
+    def resize(self, format: Format, cores: Mapping[str, nn.Parameter]) -> None:
+        """Hold other cores from now on: those of this format with bonds of other sizes.
+
+        All else stays; numbers that torch draws next are not touched.
+        """
+        self.format, self.decomposition = format, None
+        self._network = format.network(*self._modes())
+        self._table = CoreReading(self._network, self.backend)
+        like = next(iter(cores.values()))
+        with torch.random.fork_rng([like.device] if like.is_cuda else []):
+            self._compile_around(cores)
+
+    def _compile_around(self, cores: Mapping[str, Tensor]) -> None:
+        like, bias, training = next(iter(cores.values())), self.bias, self.cores.training
         with on_device(like.device):
-            self.cores = self._compiled(like.dtype)
-        for leaf in self._network.leaves:
-            if leaf.kind == "param":
-                path, _, last = leaf.name.rpartition(".")
-                setattr(self.cores.get_submodule(path), last, other._core(leaf.name))
+            self.cores = self._compiled(like.dtype).train(training)
+        for name, core in cores.items():
+            path, _, last = name.rpartition(".")
+            setattr(self.cores.get_submodule(path), last, core)
         if bias is not None:
             moved = bias.to(like)
             self.cores.bias = bias if moved is bias else nn.Parameter(moved, bias.requires_grad)

@@ -1,0 +1,1 @@
+"""Compression of models: search, healing, and bonds that grow and shrink."""
