@@ -19,9 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tncompiler as tnc
 from tests.conftest import ROOT
-from tests.model_zoo import MODELS, Vision, mlp
+from tests.model_zoo import MODELS, Vision
 from tests.test_tensorize import config_of
-from tncompiler.compression import heal as healing
 from tncompiler.compression.streams import batches_from
 from tncompiler.formats import TT, LowRank
 from tncompiler.ir.errors import ArgumentError, DivergedError, FileFormatError, TeacherError
@@ -326,7 +325,18 @@ def other_teacher() -> nn.Module:
     return nn.Sequential(nn.Linear(24, 36), nn.ReLU(), nn.Identity(), nn.Linear(36, 5))
 
 
+def sharing(student: nn.Module, teacher: nn.Module) -> nn.Module:
+    """A teacher that holds a bias of the student."""
+    teacher[0].bias = student[0].bias
+    return teacher
+
+
 CALLS: dict[str, tuple[Any, type[Exception], str]] = {
+    "shared parameters": (
+        lambda s, t: tnc.heal(s, sharing(s, t), batches()),
+        TeacherError,
+        "shares parameters",
+    ),
     "itself": (lambda s, t: tnc.heal(s, s, batches()), TeacherError, "its own teacher"),
     "no module": (lambda s, t: tnc.heal(s, "t", batches()), TeacherError, "str"),
     "no such slice": (
@@ -389,4 +399,3 @@ def test_a_copy_is_what_is_compared() -> None:
     with torch.no_grad():
         next(other.parameters()).add_(1e-3)
     assert not equal(numbers(student), numbers(other))
-    assert healing.TRAINED and mlp() is not None

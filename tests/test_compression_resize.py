@@ -384,6 +384,11 @@ def with_constant(ins: Any, outs: Any) -> Any:
     return tnc.contract(tnc.param("A", *ins, r), known, tnc.param("B", r, *outs), out=(*ins, *outs))
 
 
+def squared(ins: Any, outs: Any) -> Any:
+    r = tnc.Index("r", 2)
+    return tnc.tanh(tnc.param("A", *ins, r) @ tnc.param("B", r, *outs))
+
+
 def of_custom(network: Any) -> Any:
     return tnc.nn.Linear(6, 6, format=Custom(network), in_shape=(6,), out_shape=(6,))
 
@@ -401,6 +406,16 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "dense format": (lambda: tnc.inflate(linear("Dense"), "r", 3), ArgumentError, "it is dense"),
     "a core with itself": (lambda: tnc.inflate(of_custom(square), "r", 3), FormatError, "itself"),
     "a constant": (lambda: tnc.inflate(of_custom(with_constant), "r", 3), FormatError, "constant"),
+    "no numbers": (
+        lambda: tnc.inflate(linear("TT").to("meta"), "r1", 3),
+        ArgumentError,
+        "meta device",
+    ),
+    "more than one contraction": (
+        lambda: tnc.inflate(of_custom(squared), "r", 3),
+        FormatError,
+        "no bonds to resize",
+    ),
     "no goal": (lambda: tnc.shrink(linear("TT")), ArgumentError, "tolerance="),
     "two goals": (lambda: tnc.shrink(linear("TT"), to=1, tolerance=0.1), ArgumentError, "one of"),
     "all of it": (lambda: tnc.shrink(linear("TT"), tolerance=1.5), ArgumentError, "1.5"),

@@ -143,7 +143,7 @@ def test_other_objectives(objective: str, timing: str) -> None:
     wide = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256))
     search = tnc.Search(0.8, objective, [LowRank()], levels=(0.05, 0.1), timing=timing)
     found = search.run(wide, torch.randn(128, 256))
-    assert found.cost <= found.budget and found.objective == objective
+    assert 0 < found.cost <= found.budget and found.objective == objective
 
 
 @pytest.mark.parametrize("name", ["vision", "encoder", "recurrent", "language", "the model itself"])
@@ -179,8 +179,9 @@ def test_what_was_found_prints_plots_and_is_json(tmp_path: Path) -> None:
     assert data["budget"] == found.budget and len(data["pareto"]) == len(found.pareto) > 5
     found.plot(tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
-    report = tnc.tensorize_(model(), found.rules)
-    assert report.parameters_after == found.cost
+    report = tnc.tensorize_(model(), tnc.Search(0.5, **FEW), calibration=examples())
+    assert json.loads(report.to_json())["search"] == data
+    assert tnc.tensorize_(model(), found.rules).parameters_after == found.cost
 
 
 # ---------------------------------------------------------------------------- stopping

@@ -100,9 +100,15 @@ def _relative_error(mine: Any, wanted: Any, where: str) -> Tensor:
         )
     missed, norm = torch.zeros(()), torch.zeros(())
     for a, b in zip(own, others, strict=True):
-        missed = missed + (a - b.detach()).abs().square().sum()
-        norm = norm + b.detach().abs().square().sum()
+        missed = missed + _square(a - b.detach())
+        norm = norm + _square(b.detach())
     return missed / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+def _square(tensor: Tensor) -> Tensor:
+    """The sum of squares, at least in single precision: halves would overflow."""
+    size = tensor.abs()
+    return size.to(torch.promote_types(size.dtype, torch.float32)).square().sum()
 
 
 def _observe(

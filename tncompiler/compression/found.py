@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.models.config import Rule
@@ -80,6 +79,6 @@ class Found:
         return "\n".join(lines)
 
 
-def _shown(rule: Rule) -> dict[str, Any] | str:
+def _shown(rule: Rule) -> str:
     budget = "" if rule.budget is None else f", budget {rule.budget:g}"
     return f"{rule.format}{budget}"

@@ -103,6 +103,7 @@ def heal(
     course = _course(steps, schedule, clip, checkpoint, every, seed, progress, str(loss))
     lesson = _lesson(model, teacher, loss, slices)
     parameters = _trained(model, lesson, train)
+    _check_apart(parameters, teacher)
     made = torch.optim.Adam(parameters, lr=lr) if optimizer is None else optimizer(parameters)
     started = time.perf_counter()
     with torch.random.fork_rng(), _only(model, parameters):
@@ -286,6 +287,17 @@ def _trained(model: nn.Module, lesson: Lesson, train: str) -> list[nn.Parameter]
             fix='use train="all", or requires_grad_(True)',
         )
     return found
+
+
+def _check_apart(parameters: Sequence[nn.Parameter], teacher: Any) -> None:
+    """Raises TeacherError where what learns is also the teacher's."""
+    if isinstance(teacher, nn.Module):
+        held = set(teacher.parameters())
+        if any(p in held for p in parameters):
+            raise TeacherError(
+                "the model shares parameters that learn with its teacher",
+                fix="make the teacher by copy.deepcopy(model) before tensorizing the model",
+            )
 
 
 @contextmanager

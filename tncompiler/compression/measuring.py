@@ -33,6 +33,7 @@ from tncompiler.models.making import Made, Making, make
 from tncompiler.models.tasks import Task
 from tncompiler.models.timing import predicted_costs
 
+_AT_ONCE = 8  # layers that are held beside the model
 _REPEATS = 5  # of a layer's call, of which the fastest counts
 _MIDDLE = 0.3  # relative error with which a layer's meaning to the model is tried
 _BY_FACTORS = ("Linear", "Embedding", "EmbeddingBag")  # layers whose sizes are factored here
@@ -66,7 +67,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Trials:
+class Menu:
     """What is tried on every weight: formats, numbers of modes, and fractions of parameters."""
 
     formats: tuple[Format, ...]
@@ -108,20 +109,21 @@ class Laboratory:
     timing: str
     progress: bool
 
-    def measure(self, tasks: Sequence[Task], trials: Trials) -> list[Measured]:
+    def measure(self, tasks: Sequence[Task], menu: Menu) -> list[Measured]:
         """Every weight with all that it could become. Cost: for each weight its decompositions,
         one pass over the batches, and one for its meaning to the model."""
         bar = tqdm(tasks, "measure", disable=not self.progress, delay=2.0, unit="weight")
         outputs = outputs_of(self.model, self.batches)
-        return [self._measure(task, trials, outputs) for task in bar]
+        return [self._measure(task, menu, outputs) for task in bar]
 
-    def _measure(self, task: Task, trials: Trials, outputs: Sequence[Tensor]) -> Measured:
-        rules = [*trials.rules(task)]
+    def _measure(self, task: Task, menu: Menu, outputs: Sequence[Tensor]) -> Measured:
+        rules = [*menu.rules(task)]
         keys = [f"{task.site.name}|{rule.format}|{rule.in_shape}|{rule.budget}" for rule in rules]
         known = [self.store.get(key) for key in keys]
         if any(record is None for record in known):
             missing = [(k, r) for k, r, found in zip(keys, rules, known, strict=True) if not found]
-            self._try(task, missing)
+            for start in range(0, len(missing), _AT_ONCE):
+                self._try(task, missing[start : start + _AT_ONCE])
         found = [
             _candidate(self.store.get(key), rule) for key, rule in zip(keys, rules, strict=True)
         ]
@@ -130,7 +132,7 @@ class Laboratory:
         return Measured(task, candidates, self._weight(task, candidates, outputs))
 
     def _try(self, task: Task, missing: Sequence[tuple[str, Rule]]) -> None:
-        """Make all layers of a weight, and look at their outputs in one pass."""
+        """Make some layers for a weight, and look at their outputs in one pass."""
         hooks = {}
         for key, rule in missing:
             try:

@@ -193,7 +193,7 @@ def _matched(model: Any, bond: Any) -> Matched:
     """The bonds that are meant. Raises ArgumentError where there are none that can change."""
     if not isinstance(bond, str):
         raise ArgumentError(f"bond is {bond!r:.40}", fix='give a name or a pattern, as "r1" or "*"')
-    known = {holder: [*joints_of(holder.network).values()] for holder in holders_of(model)}
+    known = {holder: _joints(holder, bond) for holder in holders_of(model)}
     meant = {
         holder: [joint for joint in joints if _means(bond, holder, joint)]
         for holder, joints in known.items()
@@ -211,6 +211,20 @@ def _matched(model: Any, bond: Any) -> Matched:
     if not found:
         raise _no_bond(bond, known)
     return found
+
+
+def _joints(holder: Holder, pattern: str) -> list[Joint]:
+    """The bonds of a weight; where a pattern is for many, none of one that has no bonds at all."""
+    if any(core.is_meta for core in holder.cores().values()):
+        raise ArgumentError(
+            f"{holder.name or 'the layer'} is on the meta device", fix="load its numbers first"
+        )
+    try:
+        return [*joints_of(holder.network).values()]
+    except FormatError:
+        if not any(sign in pattern for sign in "*?["):
+            raise
+        return []
 
 
 def _means(pattern: str, holder: Holder, joint: Joint) -> bool:

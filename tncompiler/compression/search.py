@@ -17,7 +17,7 @@ from tncompiler.compression.measuring import (
     Candidate,
     Laboratory,
     Measured,
-    Trials,
+    Menu,
     outputs_of,
 )
 from tncompiler.compression.outer import Tuning, tune
@@ -105,8 +105,8 @@ class Search(Adaptive):
                 "no weight of the model can become a network", fix="see the skipped of a report"
             )
         laboratory = self._laboratory(model, tasks, surroundings)
-        trials = Trials(tuple(self.formats), tuple(self.modes), tuple(self.levels))
-        measured = laboratory.measure(tasks, trials)
+        menu = Menu(tuple(self.formats), tuple(self.modes), tuple(self.levels))
+        measured = laboratory.measure(tasks, menu)
         return self._chosen(laboratory, measured)
 
     def run(self, model: nn.Module, calibration: Any, **options: Any) -> Found:
@@ -167,7 +167,7 @@ class Search(Adaptive):
             objective=self.objective,
             budget=budget,
             cost=solution.cost + fixed,
-            predicted_error=math.sqrt(plain_loss(groups, solution)),
+            predicted_error=math.sqrt(_loss(groups, solution)),
             bound=math.sqrt(max(plain.bound, 0.0)),
             model_error=error,
             rules={
@@ -216,7 +216,7 @@ def _picked(measured: Sequence[Measured], solution: Solution) -> list[Candidate]
     return [each.candidates[k] for each, k in zip(measured, solution.choice, strict=True)]
 
 
-def plain_loss(groups: Groups, solution: Solution) -> float:
+def _loss(groups: Groups, solution: Solution) -> float:
     """The loss of a choice by the losses of these groups."""
     return sum(group[k].loss for group, k in zip(groups, solution.choice, strict=True))
 

@@ -88,7 +88,7 @@ def joints_of(network: Expr) -> dict[str, Joint]:
     """The bonds of a network by name, in the order of its indices. Raises FormatError."""
     graph = graph_of(network)
     kinds = {leaf.name: leaf.kind for leaf in network.leaves}
-    edges = edges_of(graph)
+    edges = _edges_of(graph)
     found: dict[str, Joint] = {}
     for labels in _tied_labels(edges):
         inner = [label for label in labels if label not in graph.output]
@@ -102,7 +102,7 @@ def joints_of(network: Expr) -> dict[str, Joint]:
     return found
 
 
-def edges_of(graph: TensorNetwork) -> dict[int, tuple[End, ...]]:
+def _edges_of(graph: TensorNetwork) -> dict[int, tuple[End, ...]]:
     """The ends of every label, in the order of tensors and axes."""
     edges: dict[int, list[End]] = {label: [] for label in graph.sizes}
     for name, labels in zip(graph.tensors, graph.inputs, strict=True):

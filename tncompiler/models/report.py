@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich import box
@@ -71,8 +71,10 @@ class Report:
 
     def to_json(self) -> str:
         """All of it as JSON text."""
-        data = {"format": "tncompiler report", "schema": SCHEMA, **asdict(self)}
-        return json.dumps(data, indent=1)
+        own = asdict(replace(self, search=None))
+        if self.search is not None:
+            own["search"] = json.loads(self.search.to_json())
+        return json.dumps({"format": "tncompiler report", "schema": SCHEMA, **own}, indent=1)
 
     def table(self) -> Table:
         """A rich table, one row for each weight."""
