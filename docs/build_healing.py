@@ -1,6 +1,6 @@
 """Write docs/healing.md from its template and docs/healing.json.
 
-python examples/compression/healing.py --out demo-output    (an hour; needs the package of the model)
+python examples/compression/healing.py --out demo-output    (an hour)
 python docs/build_healing.py demo-output
 """
 

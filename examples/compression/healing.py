@@ -39,7 +39,7 @@ import tncompiler as tnc
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-import minilm
+import minilm  # noqa: E402
 
 BUDGETS = (0.4, 0.7)  # of the parameters of the linear layers
 FORMATS = (tnc.formats.LowRank(), tnc.formats.TT(), tnc.formats.Tucker(), tnc.formats.Monarch())

@@ -100,25 +100,25 @@ def _table_shape(layer: str, weight: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Laboratory:
-    """The model, its calls, and how layers are made and timed."""
+    """The model, its calls, how layers are made, and how they are timed (None: not at all)."""
 
     model: nn.Module
     batches: Sequence[Batch]
     making: Making
     store: Store
-    timing: str
+    timing: str | None
     progress: bool
 
     def measure(self, tasks: Sequence[Task], menu: Menu) -> list[Measured]:
         """Every weight with all that it could become. Cost: for each weight its decompositions,
-        one pass over the batches, and one for its meaning to the model."""
+        a pass over the batches for every eight of them, and one for its meaning to the model."""
         bar = tqdm(tasks, "measure", disable=not self.progress, delay=2.0, unit="weight")
         outputs = outputs_of(self.model, self.batches)
         return [self._measure(task, menu, outputs) for task in bar]
 
     def _measure(self, task: Task, menu: Menu, outputs: Sequence[Tensor]) -> Measured:
         rules = [*menu.rules(task)]
-        keys = [f"{task.site.name}|{rule.format}|{rule.in_shape}|{rule.budget}" for rule in rules]
+        keys = [self._key(task, rule) for rule in rules]
         known = [self.store.get(key) for key in keys]
         if any(record is None for record in known):
             missing = [(k, r) for k, r, found in zip(keys, rules, known, strict=True) if not found]
@@ -130,6 +130,11 @@ class Laboratory:
         records = [record for key in keys if (record := self.store.get(key))["fits"]]
         candidates = (_dense(task, records), *(each for each in found if each is not None))
         return Measured(task, candidates, self._weight(task, candidates, outputs))
+
+    def _key(self, task: Task, rule: Rule) -> str:
+        """Of a record: what was tried, and how it was timed."""
+        what = (task.site.name, str(rule.format), rule.in_shape, rule.budget, self.timing)
+        return "|".join(map(str, what))
 
     def _try(self, task: Task, missing: Sequence[tuple[str, Rule]]) -> None:
         """Make some layers for a weight, and look at their outputs in one pass."""
@@ -220,10 +225,10 @@ def _dense(task: Task, records: Sequence[Mapping[str, Any]]) -> Candidate:
 class _Watch(OutputError):
     """The error of a candidate's outputs, and what its call costs beside the dense layer's."""
 
-    def __init__(self, made: Made, timing: str) -> None:
+    def __init__(self, made: Made, timing: str | None) -> None:
         super().__init__(made.layer)
-        self.made, self.costs = made, predicted_costs(made.layer)
-        self.measured = timing == "measured" or self.costs is None
+        self.made, self.costs = made, None if timing is None else predicted_costs(made.layer)
+        self.measured = timing == "measured" or (timing is not None and self.costs is None)
         self.us: list[float] = []
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
@@ -233,16 +238,21 @@ class _Watch(OutputError):
 
     def record(self) -> dict[str, Any]:
         """What is kept of it: pairs are of the dense layer and of this one."""
-        rows = self.made.reports(None)
+        ranks, parameters = self.made.sizes()
         held = [_held(self.made.task.site.weights), _held(self.layer.parameters())]
         return {
             "fits": True,
             "error": self.value,
-            "ranks": rows[0].ranks if len(rows) == 1 else {},
-            "parameters": sum(row.parameters_after for row in rows),
-            "us": [cost.us for cost in self.costs] if self.costs and not self.measured else self.us,
+            "ranks": ranks,
+            "parameters": parameters,
+            "us": self._times(),
             "bytes": [cost.bytes for cost in self.costs] if self.costs else held,
         }
+
+    def _times(self) -> list[float]:
+        if self.costs is not None and not self.measured:
+            return [cost.us for cost in self.costs]
+        return self.us or [0.0, 0.0]
 
 
 def _held(tensors: Iterable[Tensor]) -> int:

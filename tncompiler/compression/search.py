@@ -134,13 +134,14 @@ class Search(Adaptive):
             surroundings.implementation, surroundings.backend, surroundings.seed, moments
         )
         store = Store(self.store, self._identity(model, surroundings))
-        return Laboratory(model, batches, making, store, self.timing, surroundings.progress)
+        timing = None if self.objective == "parameters" else self.timing
+        return Laboratory(model, batches, making, store, timing, surroundings.progress)
 
     def _identity(self, model: nn.Module, surroundings: Surroundings) -> str:
         """What measurements depend on: the weights, the calls, and how layers are made."""
         total = sha256()
         how = (surroundings.weighted, surroundings.implementation, surroundings.backend)
-        total.update(repr((*how, surroundings.seed, self.timing)).encode())
+        total.update(repr((*how, surroundings.seed)).encode())
         for name, parameter in model.named_parameters():
             total.update(name.encode())
             total.update(repr(_fingerprint(parameter)).encode())

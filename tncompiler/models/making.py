@@ -70,6 +70,13 @@ class Made:
         for layer, place in zip((self.layer, *self.tied), (site, *self.task.tied), strict=True):
             put(layer, place.module, place.slots)
 
+    def sizes(self) -> tuple[dict[str, int], int]:
+        """The ranks of the one weight (none of a layer with several), and how many numbers."""
+        if isinstance(self.layer, Composite):
+            return {}, self.found.parameters
+        modes = Modes.of(self.layer.in_shape, self.layer.out_shape)
+        return _ranks(self.found, modes), self.found.parameters
+
     def reports(self, output_error: float | None) -> list[LayerReport]:
         """What the report says of it: of a layer with several weights, one row for each."""
         site, layer = self.task.site, self.layer
@@ -98,7 +105,7 @@ class Made:
             layer=type(self.layer).__name__,
             shape=weight.table_shape,
             format=str(found.format),
-            ranks={bond: int(size) for bond, size in found.format.sizes(modes).items()},
+            ranks=_ranks(found, modes),
             in_shape=weight.in_shape,
             out_shape=weight.out_shape,
             parameters_before=prod(weight.table_shape),
@@ -110,6 +117,10 @@ class Made:
             us_after=None if times is None else times[1],
             tied=others,
         )
+
+
+def _ranks(found: Any, modes: Modes) -> dict[str, int]:
+    return {bond: int(size) for bond, size in found.format.sizes(modes).items()}
 
 
 def make_all(work: Work, making: Making, progress: bool) -> list[Made]:
