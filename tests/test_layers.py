@@ -1,6 +1,6 @@
 """Imports go one way. The walker reads every import by ast, those inside functions included.
 
-draw, interpret, compress, models, nn, formats -> dsl, compiler -> planning, backends -> ir
+draw, interpret, compression, models, nn, formats -> dsl, compiler -> planning, backends -> ir
 """
 
 import ast

@@ -41,7 +41,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import minilm  # noqa: E402
 
-BUDGETS = (0.4, 0.7)  # of the parameters of the linear layers
+BUDGETS = (0.25, 0.4, 0.55, 0.7, 0.85)  # of the parameters of the linear layers
+HEALED = (0.4,)  # budgets at which models are healed
 FORMATS = (tnc.formats.LowRank(), tnc.formats.TT(), tnc.formats.Tucker(), tnc.formats.Monarch())
 LEVELS = (0.2, 0.35, 0.5, 0.7, 0.85)
 # name → configuration for a budget, and whether outputs are fitted instead of weights
@@ -54,7 +55,7 @@ WAYS: dict[str, bool] = {
 }
 TRAINED, TESTED, CALIBRATION = 2048, 216, 4
 BATCH, WORDS = 8, (6, 24)  # sentences of a batch, and words of a sentence
-STEPS, RATE = 50, 1e-3
+STEPS, RATE = 200, 1e-3
 
 
 # Sentences --------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ class Experiment:
             lr=RATE,
             schedule=lambda part: 0.5 * (1 + math.cos(math.pi * part)),
             checkpoint=self.out / f"{way.replace(', ', '-')}-{budget}-{loss}-{seed}.heal",
-            every=20,
+            every=50,
             seed=seed,
         )
         self.note(
@@ -202,15 +203,17 @@ class Experiment:
             return []
         return [json.loads(line) for line in self.records.read_text(encoding="utf-8").splitlines()]
 
-    def run(self, ways: Sequence[str], budgets: Sequence[float]) -> list[dict[str, Any]]:
-        """All that is not noted yet: what takes least first."""
+    def run(
+        self, ways: Sequence[str], budgets: Sequence[float], healed: Sequence[float]
+    ) -> list[dict[str, Any]]:
+        """All that is not noted yet."""
         for way in ways:
             for budget in budgets:
                 self.compressed(way, budget)
         cells = [
             (way, budget, loss, seed)
             for seed in self.seeds
-            for budget in budgets
+            for budget in healed
             for way in ways
             for loss in ("feature", "output")
         ]
@@ -252,7 +255,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
             own = [r for r in records if (r["way"], r["healing"]) == (way, healing)]
             budgets = sorted({r["budget"] for r in own})
             means = [_mean([r["cosine"] for r in own if r["budget"] == b]) for b in budgets]
-            axes.plot(budgets, means, marker="osD^v"[number], ms=5, lw=1.2, label=way)
+            axes.plot(budgets, means, marker="osD^v"[number % 5], ms=5, lw=1.2, label=way)
         axes.set(title=titles[healing], xlabel="parameters kept of linear layers")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.grid(alpha=0.3)
@@ -279,10 +282,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--out", type=Path, default=Path("demo-output"))
     parser.add_argument("--ways", nargs="*", default=[*WAYS], choices=[*WAYS])
     parser.add_argument("--budgets", nargs="*", type=float, default=list(BUDGETS))
+    parser.add_argument("--healed", nargs="*", type=float, default=list(HEALED))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     options = parser.parse_args(argv)
     experiment = Experiment(options.out, options.seeds)
-    records = experiment.run(options.ways, options.budgets)
+    records = experiment.run(options.ways, options.budgets, options.healed)
     draw(records, options.out / "healing.png")
     show(records)
     return records

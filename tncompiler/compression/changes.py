@@ -76,23 +76,16 @@ def commit(model: nn.Module, changes: Sequence[Change], optimizer: Any) -> list[
     changed = [change for change in changes if change.bonds]
     reports = [change.report() for change in changed]
     new = [_parameters(change) for change in changed]
-    pairs = [*zip(changed, new, strict=True)]
-    edits = {
-        parameter: change.edits[name]
-        for change in changed
-        for name, parameter in change.holder.cores().items()
-        if isinstance(parameter, nn.Parameter) and name in change.edits
-    }
+    edits: dict[nn.Parameter, Sequence[Edit]] = {}
+    replaced: dict[nn.Parameter, nn.Parameter] = {}
+    for change, cores in zip(changed, new, strict=True):
+        for name, old in change.holder.cores().items():
+            if name in change.edits:
+                edits[old], replaced[old] = change.edits[name], cores[name]
     optimizers = as_optimizers(optimizer)
     states = carried_states(optimizers, edits)
-    replaced = {
-        old: cores[name]
-        for change, cores in pairs
-        for name, old in change.holder.cores().items()
-        if isinstance(old, nn.Parameter) and name in change.edits
-    }
     with all_or_nothing(model.modules()):
-        for change, cores in pairs:
+        for change, cores in zip(changed, new, strict=True):
             for place in change.holder.places:
                 place.hold(change.format, cores)
         for whole in wholes_of(model) if changed else ():
@@ -103,7 +96,7 @@ def commit(model: nn.Module, changes: Sequence[Change], optimizer: Any) -> list[
 
 def _parameters(change: Change) -> dict[str, nn.Parameter]:
     """Parameters for a change: those whose core is what it was are the same object."""
-    made = {}
+    made: dict[str, nn.Parameter] = {}
     for name, old in change.holder.cores().items():
         made[name] = old
         if name in change.edits:
@@ -112,4 +105,4 @@ def _parameters(change: Change) -> dict[str, nn.Parameter]:
             if old.grad is not None:
                 new.grad = turned(old.grad, change.edits[name])
             made[name] = new
-    return made  # type: ignore[return-value]
+    return made

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tncompiler.formats.format import Format
 from tncompiler.formats.modes import Modes
@@ -29,7 +29,7 @@ class Place:
     weight: Any  # Tensorized or NetworkWeight
     chain: Any = None
 
-    def cores(self) -> dict[str, Tensor]:
+    def cores(self) -> dict[str, nn.Parameter]:
         """The parameters by the names of the network's leaves."""
         if self.chain is None:
             return dict(zip(self.weight._table.parameters, self.weight.held_cores(), strict=True))
@@ -76,7 +76,7 @@ class Holder:
         """The weight as an expression of its cores."""
         return self.format.network(self.modes.ins, self.modes.outs)
 
-    def cores(self) -> dict[str, Tensor]:
+    def cores(self) -> dict[str, nn.Parameter]:
         return self.places[0].cores()
 
 
