@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import tncompiler as tnc
 from tests.model_zoo import MODELS, Case, Language, mlp, rows
@@ -389,6 +390,12 @@ def squared(ins: Any, outs: Any) -> Any:
     return tnc.tanh(tnc.param("A", *ins, r) @ tnc.param("B", r, *outs))
 
 
+def pruned() -> Any:
+    layer = linear("TT")
+    prune.l1_unstructured(layer.cores, "G1", 0.5)
+    return layer
+
+
 def of_custom(network: Any) -> Any:
     return tnc.nn.Linear(6, 6, format=Custom(network), in_shape=(6,), out_shape=(6,))
 
@@ -411,6 +418,7 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ArgumentError,
         "meta device",
     ),
+    "computed cores": (lambda: tnc.inflate(pruned(), "r1", 3), ArgumentError, "computed"),
     "more than one contraction": (
         lambda: tnc.inflate(of_custom(squared), "r", 3),
         FormatError,

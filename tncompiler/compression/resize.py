@@ -44,7 +44,8 @@ def inflate(
     that have it or more stay. ``clamp``: grow to what a bond can carry where that is less.
     ``optimizer``: that of the model, or several: what it keeps (Adam's moments) is carried over,
     with zeros for gradients of new channels and the mean for their squares, and the same training
-    loop goes on. Parameters change: make optimizers that are not given anew.
+    loop goes on. Parameters change: make optimizers that are not given anew, and what else holds
+    parameters (DistributedDataParallel, averaged models).
 
     New channels are zero at one end of the bond and random at the others, drawn from ``seed``: the
     weight is the same to rounding, and each new channel gets a gradient of its own. Layers that
@@ -215,9 +216,13 @@ def _matched(model: Any, bond: Any) -> Matched:
 
 def _joints(holder: Holder, pattern: str) -> list[Joint]:
     """The bonds of a weight; where a pattern is for many, none of one that has no bonds at all."""
+    shown = holder.name or "the layer"
     if any(core.is_meta for core in holder.cores().values()):
+        raise ArgumentError(f"{shown} is on the meta device", fix="load its numbers first")
+    if not all(isinstance(core, nn.Parameter) for core in holder.cores().values()):
         raise ArgumentError(
-            f"{holder.name or 'the layer'} is on the meta device", fix="load its numbers first"
+            f"{shown} has cores that are computed (a parametrization, pruning)",
+            fix="make that permanent first, as torch.nn.utils.parametrize.remove_parametrizations",
         )
     try:
         return [*joints_of(holder.network).values()]
