@@ -31,6 +31,8 @@ def results_table(records: list[dict[str, Any]]) -> str:
     for budget in sorted({r["budget"] for r in records}):
         for way in dict.fromkeys(r["way"] for r in records):
             own = [r for r in records if (r["way"], r["budget"]) == (way, budget)]
+            if not own:
+                continue
             row = [way, f"{budget:.0%}", f"{own[0]['kept']:.1%}"]
             for healing in HEALINGS:
                 row += _cells([r for r in own if r["healing"] == healing])
