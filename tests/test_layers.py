@@ -45,6 +45,9 @@ class Allowance(NamedTuple):
 
 ALLOWANCES = (
     Allowance("compiler", "draw", "methods such as f.draw() load the drawing code on use"),
+    Allowance("ir", "draw", "notebooks show expressions as pictures"),
+    Allowance("planning", "draw", "notebooks show plans as tables"),
+    Allowance("formats", "draw", "notebooks show formats as pictures"),
     Allowance("planning", "compiler", "plan.reuse(expr) lowers expr as tnc.plan does"),
 )
 

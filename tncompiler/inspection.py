@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sympy
@@ -249,13 +251,37 @@ class Inspection:
 
         return explain(self, sizes or {}, part)
 
-    def draw(self, what: str = "network", *, ax: Any = None, sizes: Any = None) -> Any:
-        """A matplotlib picture of the "network" or the contraction "tree"; returns the Axes."""
+    def draw(
+        self,
+        what: str = "network",
+        *,
+        ax: Any = None,
+        sizes: Mapping[Any, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """A matplotlib picture; returns the Axes.
+
+        ``what``: "network" (``without=`` the name of a tensor leaves it out, as the gradient does),
+        "tree", "memory" over the steps, "roofline" (``part=``), or "family": the plans of a range
+        of sizes (``symbol=, low=, high=, part=``).
+        """
         from tncompiler.draw import draw
 
-        return draw(
-            self.compilation,
-            what,
-            ax=ax,
-            nominal=self.compilation.nominal({} if sizes is None else sizes),
-        )
+        return draw(self, what, ax=ax, sizes=sizes, **options)
+
+    def to_html(self, path: str | os.PathLike[str], sizes: Mapping[Any, Any] | None = None) -> Path:
+        """Write the plan explorer: one page that needs nothing but a browser; returns its path.
+
+        The network beside the tree beside the generated source, for inference and training: step
+        through it, move the sliders of free sizes, look for an index. ``sizes``: where the sliders
+        start. Raises: ArgumentError if the page would take more than 2 MB.
+        """
+        from tncompiler.draw.explorer import write_page
+
+        return write_page(self, path, sizes)
+
+    def _repr_svg_(self) -> str | None:
+        """The network, for notebooks."""
+        from tncompiler.draw.notebook import compiled_svg
+
+        return compiled_svg(self)

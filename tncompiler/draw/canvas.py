@@ -35,6 +35,29 @@ def text_size(text: str, points: float) -> Point:
     return max(map(len, lines)) * 0.62 * points * POINT, len(lines) * 1.25 * points * POINT
 
 
+def check_matplotlib() -> None:
+    """Raises BackendError where matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise BackendError(
+            "drawing needs matplotlib, which is not installed",
+            fix="pip install tncompiler[draw]",
+        ) from None
+
+
+def new_axes(ax: Any, size: Point, *, whole: bool = False) -> Any:
+    """The Axes, or those of a new Figure of a size in inches, which they fill if `whole`."""
+    if ax is not None:
+        return ax
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    if whole:
+        return Figure(figsize=size).add_axes((0, 0, 1, 1))
+    return Figure(figsize=size, layout="constrained").add_subplot()
+
+
 @dataclass
 class Canvas:
     """``lines``, ``circles`` and ``texts`` hold matplotlib's arguments; ``kinds`` is the legend."""
@@ -54,11 +77,13 @@ class Canvas:
         self.lines.append((points, {**look, "zorder": 1, "solid_capstyle": "round"}))
 
     def circle(self, centre: Point, radius: float, kind: str, role: str) -> None:
-        """A tensor, coloured by its kind; kind "dot" is a black dot."""
+        """A tensor, coloured by its kind; kind "dot" is a black dot, "hole" a place left empty."""
         self._reach(centre, radius, radius)
         if kind in COLOURS:
             self.kinds[kind] = None
         look = {"facecolor": COLOURS.get(kind, "black"), "edgecolor": "black", "linewidth": 1.0}
+        if kind == "hole":
+            look |= {"facecolor": "white", "linestyle": (0, (3, 2))}
         self.circles.append((centre, radius, {**look, "gid": role, "zorder": 3}))
 
     def text(
@@ -106,20 +131,14 @@ class Canvas:
 
     def onto(self, ax: Any) -> Any:
         """Draw on Axes, or on those of a new Figure. Raises BackendError without matplotlib."""
-        try:
-            from matplotlib.figure import Figure
-            from matplotlib.lines import Line2D
-            from matplotlib.patches import Circle
-        except ImportError:
-            raise BackendError(
-                "drawing needs matplotlib, which is not installed",
-                fix="pip install tncompiler[draw]",
-            ) from None
+        check_matplotlib()
+        from matplotlib.lines import Line2D
+        from matplotlib.patches import Circle
+
         legend = 0.35 if self.kinds else 0.0
         width = max(self.size[0] + 2 * MARGIN, 1.3 * len(self.kinds), 1.5)
         height = self.size[1] + 2 * MARGIN + legend
-        if ax is None:
-            ax = Figure(figsize=(width, height)).add_axes((0, 0, 1, 1))
+        ax = new_axes(ax, (width, height), whole=True)
         for points, look in self.lines:
             ax.add_line(Line2D([p[0] for p in points], [p[1] for p in points], **look))
         for centre, radius, look in self.circles:

@@ -1,4 +1,5 @@
-"""Where the tensors and dots of a network go: rows, rings, a hub beside them, else least stress.
+"""Where the tensors and dots of a network go: rows, rings, lattices, trees, a hub beside a row or
+in a ring; else least stress, and distances to a few nodes where there are many.
 
 In: a graph of nodes. Out: a position in inches for each node, and the way its legs should point.
 """
@@ -14,9 +15,12 @@ import networkx as nx
 import numpy as np
 
 from tncompiler.draw.canvas import Point
+from tncompiler.draw.regular import as_lattice, as_ring, as_row, as_tree, by_distances
 
 SPACING = 1.35  # inches between neighbours
 _STARTS = 12
+_MANY = 80  # nodes; from here on stress takes too long
+_TREE = 6  # nodes of a tree that is drawn from the top down; smaller ones are stars
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ def lay_out(graph: nx.Graph, hubs: Sequence[Hashable] = ()) -> Layout:
     left = 0.0
     for members in nx.connected_components(graph):
         nodes = [node for node in graph if node in members]
-        part = _part(graph.subgraph(nodes), nodes, [hub for hub in hubs if hub in members])
+        part = _part(graph.subgraph(nodes).copy(), nodes, [hub for hub in hubs if hub in members])
         low = min(x for x, _ in part.positions.values())
         high = max(x for x, _ in part.positions.values())
         positions.update({node: (x - low + left, y) for node, (x, y) in part.positions.items()})
@@ -44,38 +48,48 @@ def lay_out(graph: nx.Graph, hubs: Sequence[Hashable] = ()) -> Layout:
 
 
 def _part(graph: nx.Graph, nodes: list[Hashable], hubs: list[Hashable]) -> Layout:
-    if row := _as_row(graph, nodes):
+    if row := as_row(graph, nodes):
         return _row(row)
-    if ring := _as_ring(graph, nodes):
+    if ring := as_ring(graph, nodes):
         return _ring(ring)
-    for hub in dict.fromkeys((*hubs, *nodes)):
+    if lattice := as_lattice(graph, nodes):
+        return _lattice(lattice)
+    for hub in _hubs(graph, nodes, hubs):
         others = [node for node in nodes if node != hub]
         rest = graph.subgraph(others)
-        if len(others) > 1 and (row := _as_row(rest, others)):
+        if len(others) > 1 and (row := as_row(rest, others)):
             return _row(row, hub)
-        if len(others) > 3 and (ring := _as_ring(rest, others)):
+        if len(others) > 3 and (ring := as_ring(rest, others)):
             return _ring(ring, hub)
-    return _least_stress(graph, nodes)
+    tree = as_tree(graph, nodes, None) if len(nodes) >= _TREE else {}
+    if max((row for _, row in tree.values()), default=0) > 1:
+        return _tree(tree)
+    return _by_distances(graph, nodes) if len(nodes) > _MANY else _least_stress(graph, nodes)
 
 
-def _as_row(graph: nx.Graph, nodes: list[Hashable]) -> list[Hashable]:
-    """The nodes in order along a chain; empty if they are none."""
-    ends = [node for node in nodes if graph.degree(node) <= 1]
-    if len(nodes) == 1:
-        return nodes
-    if len(ends) != 2 or not nx.is_connected(graph) or graph.number_of_edges() != len(nodes) - 1:
-        return []
-    return list(nx.shortest_path(graph, ends[0], ends[1]))
+def _hubs(graph: nx.Graph, nodes: list[Hashable], hubs: list[Hashable]) -> list[Hashable]:
+    """What may be the hub of a part; of many nodes only the one with most lines."""
+    if len(nodes) > _MANY:
+        return [max(nodes, key=graph.degree)]
+    return list(dict.fromkeys((*hubs, *nodes)))
 
 
-def _as_ring(graph: nx.Graph, nodes: list[Hashable]) -> list[Hashable]:
-    """The nodes in order around a ring; empty if they are none."""
-    if len(nodes) < 3 or not nx.is_connected(graph) or any(graph.degree(n) != 2 for n in nodes):
-        return []
-    first, second = nodes[0], min(graph[nodes[0]], key=nodes.index)
-    around = nx.Graph(graph)
-    around.remove_edge(first, second)
-    return list(nx.shortest_path(around, second, first))[::-1]
+def _lattice(places: Mapping[Hashable, tuple[int, int]]) -> Layout:
+    """Legs point between the lines of the lattice."""
+    positions = {node: (column * SPACING, -row * SPACING) for node, (column, row) in places.items()}
+    return Layout(positions, dict.fromkeys(places, math.pi / 4))
+
+
+def _tree(places: Mapping[Hashable, tuple[int, int]]) -> Layout:
+    positions = {node: (x * SPACING / 2, -y * SPACING * 0.8) for node, (x, y) in places.items()}
+    return Layout(positions, dict.fromkeys(places, -math.pi / 2))
+
+
+def _by_distances(graph: nx.Graph, nodes: list[Hashable]) -> Layout:
+    places = by_distances(graph, nodes) * SPACING
+    turned = [math.atan2(y, x) for x, y in places]
+    positions = {node: (float(x), float(y)) for node, (x, y) in zip(nodes, places, strict=True)}
+    return Layout(positions, dict(zip(nodes, turned, strict=True)))
 
 
 def _row(nodes: list[Hashable], hub: Hashable | None = None) -> Layout:

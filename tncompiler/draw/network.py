@@ -27,7 +27,9 @@ from tncompiler.draw.canvas import (
     title,
 )
 from tncompiler.draw.layout import Layout, lay_out
+from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.network import TensorNetwork, networks_of
+from tncompiler.ir.origin import call_site
 from tncompiler.ir.sizes import evaluate
 
 MOST = 6  # networks in one picture
@@ -48,20 +50,43 @@ class Wires:
 
 
 def draw_networks(
-    canvas: Canvas, compilation: Compilation, nominal: Mapping[sympy.Symbol, int]
+    canvas: Canvas,
+    compilation: Compilation,
+    nominal: Mapping[sympy.Symbol, int],
+    *,
+    without: str | None = None,
 ) -> None:
-    """The contraction networks of the logical program, in order."""
+    """The contraction networks of the logical program, in order.
+
+    ``without``: the name of a tensor to take out: only networks that have it are drawn, each as the
+    network of its gradient. Raises: ArgumentError if no network has it.
+    """
     program = compilation.logical(compilation.default_dtypes("float32"))
     networks = networks_of(program)
     if not networks:
         canvas.text((0, 0), "no tensor is contracted", TITLE)
         return
-    pictures = [_Picture(network, nominal).draw() for network in networks[:MOST]]
+    if without is not None:
+        networks = _having(networks, without)
+    pictures = [_Picture(network, nominal, without).draw() for network in networks[:MOST]]
     if len(networks) > 1:
         for number, (picture, network) in enumerate(zip(pictures, networks, strict=False), 1):
             outer = ", ".join(network.index_name(label) for label in network.output)
             title(picture, f"{number}: {network.name}({outer})")
     arrange(pictures, len(networks) - len(pictures), canvas)
+
+
+def _having(networks: Sequence[TensorNetwork], name: str) -> tuple[TensorNetwork, ...]:
+    """The networks that have a tensor."""
+    found = tuple(network for network in networks if name in network.tensors)
+    if not found:
+        known = sorted({tensor for network in networks for tensor in network.tensors})
+        raise ArgumentError(
+            f"no network has a tensor {name!r:.40}",
+            where=call_site(),
+            fix=f"name one of {', '.join(known[:8])}",
+        )
+    return found
 
 
 def wires_of(network: TensorNetwork) -> Wires:
@@ -70,10 +95,11 @@ def wires_of(network: TensorNetwork) -> Wires:
     bonds: list[tuple[int, Hashable, Hashable]] = []
     legs: list[tuple[int, Hashable]] = []
     loops: list[tuple[int, Hashable]] = []
-    for label in network.sizes:
-        ends: list[Hashable] = [
-            ("tensor", k) for k, own in enumerate(network.inputs) for n in own if n == label
-        ]
+    ends_of: dict[int, list[Hashable]] = {label: [] for label in network.sizes}
+    for k, own in enumerate(network.inputs):
+        for label in own:
+            ends_of[label].append(("tensor", k))
+    for label, ends in ends_of.items():
         loose = network.output.count(label)
         if len(ends) == 2 and not loose:
             if ends[0] == ends[1]:
@@ -93,6 +119,7 @@ def wires_of(network: TensorNetwork) -> Wires:
 class _Picture:
     network: TensorNetwork
     nominal: Mapping[sympy.Symbol, int]
+    without: str | None = None
     canvas: Canvas = field(default_factory=Canvas)
     taken: list[tuple[Point, float]] = field(default_factory=list)  # what labels keep clear of
     angles: dict[Hashable, list[float]] = field(default_factory=dict)
@@ -247,8 +274,10 @@ class _Picture:
             self.canvas.circle(place, DOT, "dot", "dot")
             return
         number: int = node[1]  # type: ignore[index]
-        self.canvas.circle(place, RADIUS, self._kinds()[number], "tensor")
-        name_in_circle(self.canvas, self.network.tensors[number], place)
+        name = self.network.tensors[number]
+        kind = "hole" if name == self.without else self._kinds()[number]
+        self.canvas.circle(place, RADIUS, kind, "tensor")
+        name_in_circle(self.canvas, name, place)
 
 
 def curve(a: Point, b: Point, bend: float, count: int = 24) -> list[Point]:

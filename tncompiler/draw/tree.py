@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import sympy
 
@@ -23,7 +23,7 @@ from tncompiler.draw.canvas import (
 from tncompiler.draw.network import MOST
 from tncompiler.explain import quantity
 from tncompiler.ir.network import TensorNetwork, networks_of
-from tncompiler.ir.sizes import evaluate
+from tncompiler.ir.sizes import Terms
 from tncompiler.planning.plan import NetworkOrder
 
 _ACROSS, _UP = 1.5, 0.85  # inches between leaves, and between levels
@@ -31,14 +31,76 @@ _ACROSS, _UP = 1.5, 0.85  # inches between leaves, and between levels
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One tensor or step of a tree: result labels, its elements, its flops, and its parts."""
+    """One tensor or step of a tree.
 
-    name: str
-    kind: str
-    labels: frozenset[int]
-    elements: int
-    flops: int = 0
-    parts: tuple[Node, ...] = ()
+    ``tensor``: the position of a tensor in its network, None for a step. ``labels``: of the result;
+    ``summed``: those that the step sums over. ``parts``: positions of the two nodes that the step
+    contracts. ``elements`` of the result; ``flops`` of the step.
+    """
+
+    tensor: int | None
+    labels: tuple[int, ...]
+    elements: Terms
+    parts: tuple[int, ...] = ()
+    summed: tuple[int, ...] = ()
+    flops: Terms = field(default_factory=Terms)
+
+
+def tree_of(network: TensorNetwork, order: NetworkOrder) -> tuple[Node, ...]:
+    """The nodes of one network's tree: tensors, then steps in order, the last of which is the root.
+
+    A diagonal or a sum over one axis is not counted; scalars, which are applied apart, are not
+    there.
+    """
+    sizes = network.sizes
+    uses = Counter(network.output)
+    nodes: list[Node] = []
+    for number, labels in enumerate(network.inputs):
+        if labels:
+            own = tuple(sorted(set(labels)))
+            nodes.append(Node(number, own, Terms.of(1, (sizes[label] for label in own))))
+            uses.update(own)
+    for a, b in order.pairs:
+        pair = set(nodes[a].labels), set(nodes[b].labels)
+        uses.subtract((*pair[0], *pair[1]))
+        joined = pair[0] | pair[1]
+        kept = tuple(sorted(label for label in joined if uses[label] > 0))
+        summed = tuple(sorted(joined - set(kept)))
+        swept = joined - ((joined - set(kept)) - (pair[0] & pair[1]))
+        work = 2 if swept - set(kept) else 1
+        flops = Terms.of(work, (sizes[label] for label in sorted(swept)))
+        elements = Terms.of(1, (sizes[label] for label in kept))
+        nodes.append(Node(None, kept, elements, (a, b), summed, flops))
+        uses.update(kept)
+    return tuple(nodes)
+
+
+def place_tree(nodes: Sequence[Node]) -> list[Point]:
+    """Where each node goes, in inches: leaves side by side, steps over the middle of their parts."""
+    places: list[Point] = [(0.0, 0.0)] * len(nodes)
+    levels = [0] * len(nodes)
+    leaves = 0
+    for k in _upwards(nodes):
+        parts = nodes[k].parts
+        if parts:
+            levels[k] = 1 + max(levels[part] for part in parts)
+            middle = sum(places[part][0] for part in parts) / len(parts)
+            places[k] = middle, _UP * levels[k]
+        else:
+            places[k] = leaves * _ACROSS, 0.0
+            leaves += 1
+    return places
+
+
+def _upwards(nodes: Sequence[Node]) -> Iterator[int]:
+    """Every node under the root after its parts, leaves from left to right."""
+    pending = [(len(nodes) - 1, False)]
+    while pending:
+        k, seen = pending.pop()
+        if seen or not nodes[k].parts:
+            yield k
+        else:
+            pending += [(k, True), *((part, False) for part in reversed(nodes[k].parts))]
 
 
 def draw_trees(
@@ -54,69 +116,37 @@ def draw_trees(
     pictures = []
     for number, order in enumerate(orders[:MOST], start=1):
         picture = Canvas()
-        network = networks[order.name]
-        root = tree_of(network, order, nominal)
-        _draw_node(picture, root, network, leaf=[0])
+        _draw_tree(picture, tree_of(networks[order.name], order), networks[order.name], nominal)
         if len(orders) > 1:
             title(picture, f"{number}: {order.name}")
         pictures.append(picture)
     arrange(pictures, len(orders) - len(pictures), canvas)
 
 
-def tree_of(
-    network: TensorNetwork, order: NetworkOrder, nominal: Mapping[sympy.Symbol, int]
-) -> Node:
-    """The tree of one network; a diagonal or a sum over one axis is not counted."""
-    sizes = {label: evaluate(size, nominal) for label, size in network.sizes.items()}
-
-    def count(labels: Iterable[int]) -> int:
-        return math.prod(sizes[label] for label in labels)
-
-    nodes: list[Node] = []
-    for number, (name, labels) in enumerate(zip(network.tensors, network.inputs, strict=True)):
-        kind = network.graph.nodes[("tensor", number)]["kind"]
-        if labels:
-            nodes.append(Node(name, kind, frozenset(labels), count(set(labels))))
-    left = dict(enumerate(nodes))
-    for number, (a, b) in enumerate(order.pairs, start=len(nodes)):
-        pair = left.pop(a), left.pop(b)
-        joined = pair[0].labels | pair[1].labels
-        kept = joined & frozenset(network.output).union(*(node.labels for node in left.values()))
-        alone = (joined - kept) - (pair[0].labels & pair[1].labels)
-        work = count(joined - alone) * (2 if joined - alone - kept else 1)
-        left[number] = Node("", "step", kept, count(kept), work, pair)
-    return next(iter(left.values()))
-
-
-def _draw_node(canvas: Canvas, node: Node, network: TensorNetwork, leaf: list[int]) -> Point:
-    """Draw a node over its parts, leaves from left to right; returns its place."""
-    if not node.parts:
-        place = (leaf[0] * _ACROSS, 0.0)
-        leaf[0] += 1
-        _draw_leaf(canvas, node, network, place)
-        return place
-    below = [_draw_node(canvas, part, network, leaf) for part in node.parts]
-    place = (sum(x for x, _ in below) / len(below), _UP * _height(node))
-    for x, y in below:
-        canvas.line([place, (x, place[1]), (x, y)], 1.2, "branch")
-    names = [network.index_name(label) for label in sorted(node.labels)]
-    work = quantity(node.flops, "FLOP")
-    text = f"{_wrapped(names)}\n{quantity(node.elements)} elem\n{work}"
-    canvas.text(place, text, LABEL, role="step", ground="white", edge="black")
-    return place
-
-
-def _draw_leaf(canvas: Canvas, node: Node, network: TensorNetwork, place: Point) -> None:
-    canvas.circle(place, RADIUS, node.kind, "tensor")
-    name_in_circle(canvas, node.name, place)
-    names = [network.index_name(label) for label in sorted(node.labels)]
-    text = f"{_wrapped(names)}\n{quantity(node.elements)} elem"
-    below = RADIUS + 0.08 + text_size(text, LABEL)[1] / 2
-    canvas.text((place[0], place[1] - below), text, LABEL, role="label")
-
-
-def _height(node: Node) -> int:
-    return 1 + max(map(_height, node.parts)) if node.parts else 0
+def _draw_tree(
+    canvas: Canvas,
+    nodes: Sequence[Node],
+    network: TensorNetwork,
+    nominal: Mapping[sympy.Symbol, int],
+) -> None:
+    """Branches, then a circle for each tensor and a box for each step."""
+    places = place_tree(nodes)
+    kinds = network.graph.nodes
+    for k in _upwards(nodes):
+        node, (x, y) = nodes[k], places[k]
+        for part in node.parts:
+            below = places[part]
+            canvas.line([(x, y), (below[0], y), below], 1.2, "branch")
+        names = _wrapped([network.index_name(label) for label in node.labels])
+        text = f"{names}\n{quantity(node.elements.evaluate(nominal))} elem"
+        if node.tensor is None:
+            text += f"\n{quantity(node.flops.evaluate(nominal), 'FLOP')}"
+            canvas.text((x, y), text, LABEL, role="step", ground="white", edge="black")
+            continue
+        canvas.circle((x, y), RADIUS, kinds[("tensor", node.tensor)]["kind"], "tensor")
+        name_in_circle(canvas, network.tensors[node.tensor], (x, y))
+        drop = RADIUS + 0.08 + text_size(text, LABEL)[1] / 2
+        canvas.text((x, y - drop), text, LABEL, role="label")
 
 
 def _wrapped(names: list[str], most: int = 18) -> str:

@@ -99,6 +99,12 @@ class Format(ABC):
         """Cuts through the network, for the Eckart–Young bound on its error."""
         return ()
 
+    def _repr_svg_(self) -> str | None:
+        """The network of a small weight as a picture, for notebooks."""
+        from tncompiler.draw.notebook import format_svg
+
+        return format_svg(self)
+
     # ---------------------------------------------------------------- the network
 
     def network(self, in_shape: Any, out_shape: Any, *, name: str | None = None) -> Expr:

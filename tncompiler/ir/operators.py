@@ -233,3 +233,9 @@ class Operators:
         from tncompiler.ir.interchange.graphs import to_networkx
 
         return to_networkx(self)
+
+    def _repr_svg_(self: Any) -> str | None:
+        """The networks as a picture, for notebooks."""
+        from tncompiler.draw.notebook import expression_svg
+
+        return expression_svg(self)

@@ -136,6 +136,12 @@ class PlanFamily:
 
     __str__ = to_text
 
+    def _repr_html_(self) -> str:
+        """The plans as a table, for notebooks."""
+        from tncompiler.draw.notebook import family_html
+
+        return family_html(self)
+
     def to_json(self) -> str:
         """The family as JSON text with schema version and checksum."""
         data = {

@@ -207,13 +207,13 @@ def live_terms(program: Program) -> Iterator[Terms]:
         alive.update((step.out.name, made_bytes(program, step)) for step in made)
         total = Terms.total(alive.values())
         yield total
-        for beside in _scratch_terms(program, moment.step):
+        for beside in scratch_terms(program, moment.step):
             yield total + beside
         for name in moment.freed:
             del alive[name]
 
 
-def _scratch_terms(program: Program, step: Step) -> Iterator[Terms]:
+def scratch_terms(program: Program, step: Step) -> Iterator[Terms]:
     """What a step takes beside its value at each moment of its run, as `_scratch_bytes` at most."""
     op = step.op
     if isinstance(op, Loop | Scan):

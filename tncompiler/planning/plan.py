@@ -160,6 +160,12 @@ class ContractionPlan:
 
         return replan(self, edited, sizes)
 
+    def _repr_html_(self) -> str:
+        """The steps as a table, for notebooks."""
+        from tncompiler.draw.notebook import plan_html
+
+        return plan_html(self)
+
     def to_text(self) -> str:
         """The order of each network, then one line a step; for people."""
         lines = [f"plan for {self.minimize} at {dict(self.sizes)}"]
