@@ -208,7 +208,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         "there is no format",
     ),
     "no goal": (("tensorize", "examples/quickstart.py:make_model"), "Fix:"),
-    "not a number": (("bench", EQUATION, "--repeats", "many"), "not a valid integer"),
+    "not a number": (("bench", EQUATION, "--repeats", "many"), "valid integer"),
     "not saved by us": (("inspect", "broken.safetensors"), "FileFormatError"),
     "no such layer": (("explain", "broken.safetensors:fc"), "FileFormatError"),
     "no such machine": (("plan", EQUATION, "--machine", "abacus"), "abacus"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tncompiler.ir.errors import TncError
 
@@ -18,32 +19,35 @@ BAD_USE, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit status."""
+    """Run a command line; returns the exit status. Without arguments the help is bad use."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        import click
         import typer
     except ImportError:
         return _fail("the command line needs typer, which is not installed. Fix: pip install typer")
     from tncompiler.cli.app import app
 
-    command = typer.main.get_command(app)
     try:
-        code = command.main(
-            None if arguments is None else list(arguments), prog_name="tnc", standalone_mode=False
+        code = typer.main.get_command(app).main(
+            given or ["--help"], prog_name="tnc", standalone_mode=False
         )
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return BAD_USE
-    except click.ClickException as error:
-        return _fail(f"{error.format_message()} See tnc --help.")
-    except (click.Abort, KeyboardInterrupt):
+    except _bad_usage() as error:
+        return _fail(f"{error.format_message().rstrip('.')}. See tnc --help.")
+    except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except TncError as error:
         return _fail(paragraph(error))
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return code if isinstance(code, int) else 0
+    return BAD_USE if not given else code if isinstance(code, int) else 0
+
+
+def _bad_usage() -> type[Any]:
+    """The class of all complaints about a command line, which typer's versions keep elsewhere."""
+    import typer
+
+    return next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def paragraph(error: TncError) -> str:

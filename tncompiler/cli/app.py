@@ -26,7 +26,6 @@ A NETWORK is an einsum equation ("ij,jk->ik"), an attribute of a Python file or 
 
 app = typer.Typer(
     help=_HELP,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -20,6 +20,7 @@ from tncompiler.draw.regular import as_lattice, as_ring, as_row, as_tree, by_dis
 SPACING = 1.35  # inches between neighbours
 _STARTS = 12
 _MANY = 80  # nodes; from here on stress takes too long
+_LONG = 24  # tensors of a row that still stand side by side
 _TREE = 6  # nodes of a tree that is drawn from the top down; smaller ones are stars
 
 
@@ -93,12 +94,22 @@ def _by_distances(graph: nx.Graph, nodes: list[Hashable]) -> Layout:
 
 
 def _row(nodes: list[Hashable], hub: Hashable | None = None) -> Layout:
-    positions = {node: (k * SPACING, 0.0) for k, node in enumerate(nodes)}
+    """Side by side; a long row goes to and fro in lines below each other."""
+    width = len(nodes)
+    if hub is None and width > _LONG:
+        width = max(_LONG // 2, math.ceil(math.sqrt(1.5 * len(nodes))))
+    positions = {node: _to_and_fro(k, width) for k, node in enumerate(nodes)}
     legs = dict.fromkeys(nodes, math.pi / 2)
     if hub is not None:
         positions[hub] = ((len(nodes) - 1) * SPACING / 2, -1.1 * SPACING)
         legs[hub] = -math.pi / 2
     return Layout(positions, legs)
+
+
+def _to_and_fro(number: int, width: int) -> Point:
+    line, column = divmod(number, width)
+    column = column if line % 2 == 0 else width - 1 - column
+    return column * SPACING, -line * SPACING
 
 
 def _ring(nodes: list[Hashable], hub: Hashable | None = None) -> Layout:

@@ -76,7 +76,7 @@ def tree_of(network: TensorNetwork, order: NetworkOrder) -> tuple[Node, ...]:
 
 
 def place_tree(nodes: Sequence[Node]) -> list[Point]:
-    """Where each node goes, in inches: leaves side by side, steps over the middle of their parts."""
+    """Where nodes go, in inches: leaves side by side, steps over the middle of their parts."""
     places: list[Point] = [(0.0, 0.0)] * len(nodes)
     levels = [0] * len(nodes)
     leaves = 0

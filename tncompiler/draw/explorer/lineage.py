@@ -16,6 +16,7 @@ from tncompiler.draw.tree import Node
 from tncompiler.ir.network import TensorNetwork
 from tncompiler.ir.program import (
     Cast,
+    Concat,
     Contract,
     Convolve,
     Loop,
@@ -27,6 +28,7 @@ from tncompiler.ir.program import (
     Split,
     Step,
 )
+from tncompiler.ir.stacking import Member
 
 Keys = dict[int, int]  # by tree
 Place = tuple[int, int]  # tree and node
@@ -35,9 +37,11 @@ _SAME = (Permute, Split, Merge, Cast)  # one operand, whose elements they keep
 
 @dataclass
 class Lineage:
-    """``keys`` of values by name; ``places`` the nodes that have a key."""
+    """``keys`` of values by name; ``stacks`` those of the members of a value that holds several;
+    ``places`` the nodes that have a key."""
 
     keys: dict[str, Keys] = field(default_factory=dict)
+    stacks: dict[str, list[Keys]] = field(default_factory=dict)
     places: dict[tuple[int, int], list[Place]] = field(default_factory=lambda: defaultdict(list))
 
     @staticmethod
@@ -75,13 +79,33 @@ class Lineage:
                 loop = program.producers.get(step.operands[0])
                 if loop is not None and isinstance(loop.op, Loop | Scan):
                     self._learn(step.out.name, self._known(loop.op.body.outputs[step.op.position]))
+            elif isinstance(step.op, Member) and step.operands[0] in self.stacks:
+                self._learn(step.out.name, self.stacks[step.operands[0]][step.op.position])
             else:
                 self._learn(step.out.name, self._joined(program, step))
+                self._stack(step)
 
     def _enter(self, step: Step, loop: Loop | Scan) -> None:
         for name, argument in zip(step.operands, loop.body.arguments, strict=True):
             self._learn(argument.value.name, self._known(name))
         self.follow(loop.body)
+
+    def _stack(self, step: Step) -> None:
+        """The members of what puts values beside each other, and of what is made of such values."""
+        stacks = [self.stacks.get(name) for name in step.operands]
+        counts = {len(stack) for stack in stacks if stack is not None}
+        if isinstance(step.op, Concat):
+            self.stacks[step.out.name] = [dict(self._known(name)) for name in step.operands]
+        elif isinstance(step.op, (Contract, *_SAME)) and len(counts) == 1:
+            whole = [self._known(name) for name in step.operands]
+            members = (
+                [
+                    known if stack is None else stack[k]
+                    for known, stack in zip(whole, stacks, strict=True)
+                ]
+                for k in range(*counts)
+            )
+            self.stacks[step.out.name] = [_sum(member) for member in members]
 
     def _known(self, name: str) -> Mapping[int, int]:
         return self.keys.get(name, {})
@@ -97,8 +121,13 @@ class Lineage:
         known = [self._known(name) for name in operands]
         if not known or len(known) > 2:
             return {}
-        common = set(known[0]).intersection(*known)
-        return {tree: sum(keys[tree] for keys in known) for tree in common}
+        return _sum(known)
+
+
+def _sum(known: Sequence[Mapping[int, int]]) -> Keys:
+    """The keys of what is contracted of values with these."""
+    common = set(known[0]).intersection(*known)
+    return {tree: sum(keys[tree] for keys in known) for tree in common}
 
 
 def _key(name: str) -> int:

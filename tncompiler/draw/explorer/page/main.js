@@ -177,7 +177,7 @@ class Explorer {
     for (const line of this.drawn.lines) {
       const index = network.indices[line.label];
       const size = evaluateSize(index.size, this.sizes);
-      line.text.textContent = `${index.name}:${size}`;
+      line.text.textContent = `${cut(index.name, 14)}:${size}`;
       line.path.style.strokeWidth = widthOf(size);
       line.path.classList.toggle("empty", size === 0);
     }
@@ -263,6 +263,8 @@ class Explorer {
       const done = this.whenMade[k] >= 0 && this.whenMade[k] <= this.step;
       group.setAttribute("class", `${base} ${roles.get(k) ?? ""} ${done ? "done" : ""}`);
     }
+    const [now] = roles.keys();
+    if (now !== undefined) this.pictures.tree.follow(this.tree.nodes[now]);
     this.markTensors(step, roles);
     for (const line of this.drawn.lines) {
       const when = this.whenSummed[line.label] ?? Infinity;
@@ -277,6 +279,8 @@ class Explorer {
     const ofTensor = new Map();
     for (const [k, node] of (this.tree?.nodes ?? []).entries()) if (!node.parts && roles.has(k)) ofTensor.set(node.tensor, roles.get(k));
     const names = new Set(step?.gradient ?? []);
+    const [now] = ofTensor.keys();
+    if (now !== undefined) this.pictures.network.follow(this.drawn.tensors[now].tensor);
     this.drawn.tensors.forEach(({ group, base, tensor }, k) => {
       const role = names.has(tensor.name) ? "gradient" : (ofTensor.get(k) ?? "");
       group.setAttribute("class", `${base} ${role}`);

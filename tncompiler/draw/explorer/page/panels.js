@@ -73,15 +73,12 @@ function drawMemory(element, costs, current) {
     svg("path", { class: "live", d: area("live") }), svg("path", { class: "saved", d: area("saved") }),
     svg("line", { class: "axis", x1: left, x2: width - right, y1: bottom, y2: bottom }),
     svg("line", { class: "at", x1: middle, x2: middle, y1: top - 6, y2: bottom }),
-    svg("text", { x: left - 6, y: top, style: "" }, quantity(most, "B")),
-    svg("text", { x: left - 6, y: bottom }, "0 B"),
+    svg("text", { class: "end", x: left - 6, y: top }, quantity(most, "B")),
+    svg("text", { class: "end", x: left - 6, y: bottom }, "0 B"),
   );
-  for (const text of element.querySelectorAll("text")) { text.removeAttribute("style"); text.style.textAnchor = "end"; }
   const saved = costs.some((cost) => cost.saved > 0);
   const words = saved ? "alive (blue), of it held for the backward pass (purple)" : "alive";
-  const legend = svg("text", { x: left, y: height - 6 }, `bytes of computed values ${words}, step by step`);
-  legend.style.textAnchor = "start";
-  element.append(legend);
+  element.append(svg("text", { class: "start", x: left, y: height - 6 }, `bytes of computed values ${words}, step by step`));
   element.setAttribute("aria-label", `Live memory, at most ${quantity(most, "B")}; ${quantity(costs[current]?.live ?? 0, "B")} at this step`);
   return (event) => Math.floor(((event.offsetX - left) / (width - left - right)) * costs.length);
 }

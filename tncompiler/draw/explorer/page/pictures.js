@@ -24,6 +24,9 @@ function titled(element, title) {
   return element;
 }
 
+/** Text cut to so many letters. */
+const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+
 /** Width of a line: by the logarithm of the size. */
 const widthOf = (size) => Math.min(0.9 + 0.33 * Math.log2(Math.max(size, 1)), 6);
 
@@ -97,6 +100,15 @@ class Picture {
     this.element.replaceChildren(...content);
     this.whole = bounds;
     this.show(bounds);
+    this.isFar = this.element.classList.contains("far");
+  }
+
+  /** In a picture too large to be read as a whole, go where something happens. */
+  follow(place) {
+    if (!this.isFar || !place) return;
+    const { width, height } = this.element.getBoundingClientRect();
+    const [x, y] = [place.x * INCH, place.y * INCH];
+    this.show([x - width / 2, y - height / 2, width, height]);
   }
 }
 
@@ -138,7 +150,7 @@ function drawTree(picture, tree, network) {
     if (node.parts) {
       const names = `(${node.labels.map((label) => network.indices[label].name).join(", ")})`;
       group.append(svg("rect", { x: -46, y: -15, width: 92, height: 30, rx: 5 }));
-      group.append(svg("text", { y: -6, "font-size": 9.5 }, names.length > 19 ? `${names.slice(0, 17)}…)` : names), cost);
+      group.append(svg("text", { y: -6, "font-size": 9.5 }, cut(names, 16)), cost);
       titled(group, names);
       for (const part of node.parts) {
         const below = tree.nodes[part];
