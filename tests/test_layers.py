@@ -228,7 +228,7 @@ BACKWARD = {
     "relative in a package": ("ir/passes/__init__.py", "from ...planning import b"),
     "relative without a module": ("ir/a.py", "from .. import dsl"),
     "in a function": ("backends/a.py", "def f():\n    from tncompiler import dsl"),
-    "in a method": ("ir/a.py", "class C:\n    def f(self):\n        import tncompiler.draw"),
+    "in a method": ("backends/a.py", "class C:\n    def f(self):\n        import tncompiler.draw"),
     "under TYPE_CHECKING": ("ir/a.py", "if TYPE_CHECKING:\n    import tncompiler.dsl"),
     "by name": ("ir/a.py", 'import importlib\nimportlib.import_module("tncompiler.backends")'),
     "by relative name": ("ir/a.py", 'import_module("..backends", __package__)'),

@@ -17,7 +17,7 @@ from tncompiler.explain import quantity
 from tncompiler.families import free_size
 from tncompiler.inspection import Inspection
 from tncompiler.ir.errors import GradientError
-from tncompiler.ir.passes.partition import TrainingPrograms
+from tncompiler.ir.passes.partition import TrainingPrograms, again_names
 from tncompiler.ir.program import Program
 from tncompiler.planning.cost import step_bytes, step_elementwise, step_flops
 from tncompiler.planning.family import FamilyMember, PlanFamily
@@ -30,8 +30,7 @@ BLUE, PURPLE, ORANGE, GREEN, GREY = "#0072B2", "#CC79A7", "#D55E00", "#009E73", 
 _PLAN_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
 _SIZE = (7.0, 3.6)  # inches
 _NAMED = 6  # steps of a roofline that are named: those that take most time
-_LARGE = 2**26  # bytes of a pass at the rate of memory
-_BEST = 2048  # extents of a product at the rate of arithmetic
+_PASSED = tuple(2**k for k in range(12, 28))  # bytes of passes, the last at the rate of memory
 
 
 # ---------------------------------------------------------------------------- memory
@@ -84,8 +83,8 @@ def _held(program: Program, nominal: Mapping[sympy.Symbol, int]) -> tuple[int, .
 
 def _again(cut: TrainingPrograms) -> list[int]:
     """The backward steps that make values of the forward pass again."""
-    made = {step.out.name for step in cut.forward.steps} & set(cut.recomputed)
-    return [k for k, step in enumerate(cut.backward.steps) if step.out.name in made]
+    names = again_names(cut)
+    return [k for k, step in enumerate(cut.backward.steps) if step.out.name in names]
 
 
 def draw_memory(
@@ -106,7 +105,7 @@ def draw_memory(
     if trace.forward < len(trace.live):
         ax.axvline(trace.forward, color=GREY, linestyle="--", linewidth=1)
         ax.annotate(
-            "backward →", (trace.forward, 1), (4, -4), xycoords=("data", "axes fraction"),
+            "backward →", (trace.forward, 0.86), (4, 0), xycoords=("data", "axes fraction"),
             textcoords="offset points", va="top", color=GREY, fontsize=8,
         )  # fmt: skip
     if trace.recomputed:
@@ -154,10 +153,22 @@ def roofline_spots(
     return spots
 
 
-def roofs(rates: Rates) -> tuple[float, float]:
-    """The most flops and the most bytes a microsecond that a machine's table has."""
-    product = rates.product_us(1, _BEST, _BEST, _BEST, "float32")
-    return 2.0 * _BEST**3 / product, _LARGE / rates.pass_us(_LARGE)
+@dataclass(frozen=True, slots=True)
+class Roofs:
+    """What a machine's table has at most, a microsecond: flops of a product, bytes of a pass over
+    memory, and over what is near (a cache)."""
+
+    flops: float
+    bytes_far: float
+    bytes_near: float
+
+
+def roofs_of(rates: Rates) -> Roofs:
+    """The roofs of a machine's table."""
+    extents = (256, 512, 1024, 2048)
+    flops = max(2.0 * n**3 / rates.product_us(1, n, n, n, "float32") for n in extents)
+    passes = [size / rates.pass_us(size) for size in _PASSED]
+    return Roofs(flops, passes[-1], max(passes))
 
 
 def draw_roofline(
@@ -173,13 +184,20 @@ def draw_roofline(
     """
     spots = roofline_spots(network, sizes, part)
     machine = as_machine(network.compilation.options.machine)
-    peak, bandwidth = roofs(machine.planning)
-    ax = new_axes(ax, (7.0, 4.4))
+    roofs = roofs_of(machine.planning)
+    ax = new_axes(ax, (8.0, 4.4))
     working = [spot for spot in spots if spot.work]
-    intensities = [spot.work / spot.moved for spot in working]
-    low = min([*intensities, peak / bandwidth]) / 3
-    high = max([*intensities, peak / bandwidth]) * 3
-    ax.plot([low, peak / bandwidth, high], [low * bandwidth, peak, peak], color=GREY)
+    ridges = [roofs.flops / roofs.bytes_far, roofs.flops / roofs.bytes_near]
+    intensities = [*(spot.work / spot.moved for spot in working), *ridges]
+    low, high = min(intensities) / 3, max(intensities) * 3
+    for rate, style, name in (
+        (roofs.bytes_far, "-", "memory"),
+        (roofs.bytes_near, ":", "cache"),
+    ):
+        ridge = roofs.flops / rate
+        label = f"{name}: {quantity(float(f'{rate * 1e6:.3g}'), 'B/s')}"
+        ax.plot([low, ridge], [low * rate, roofs.flops], color=GREY, linestyle=style, label=label)
+    ax.plot([min(ridges), high], [roofs.flops] * 2, color=GREY)
     total = sum(spot.us for spot in spots) or 1.0
     for is_product, colour, name in ((True, BLUE, "contractions"), (False, ORANGE, "maps")):
         own = [spot for spot in working if spot.is_product == is_product]
@@ -191,27 +209,26 @@ def draw_roofline(
             )  # fmt: skip
     _name_slowest(ax, working, total)
     ax.set(xscale="log", yscale="log", xlim=(low, high))
-    ax.set(xlabel="work for each byte moved (flop or element / B)")
-    ax.set_ylabel("predicted rate")
+    ax.set(xlabel="work for each byte moved (flop or element / B)", ylabel="predicted rate")
     _in_units(ax.yaxis, "FLOP/s", 1e6)
     moving = sum(spot.us for spot in spots if not spot.work)
-    title = f"{machine.name}: {quantity(peak * 1e6, 'FLOP/s')}, {quantity(bandwidth * 1e6, 'B/s')}"
     copies = f"; {100 * moving / total:.0f} % of the time copies" if moving else ""
-    ax.set_title(f"{title}{copies}", fontsize=10)
-    if working:
-        ax.legend(frameon=False, fontsize=8, loc="upper left", markerscale=0.7)
+    most = quantity(float(f"{roofs.flops * 1e6:.3g}"), "FLOP/s")
+    ax.set_title(f"{machine.name}: {most} at most{copies}", fontsize=10)
+    ax.legend(frameon=False, fontsize=8, loc="upper left", markerscale=0.6)
     return ax
 
 
 def _name_slowest(ax: Any, spots: Sequence[Spot], total: float) -> None:
-    """Numbers beside the steps that take most time, in one direction for each of near ones."""
+    """The steps that take most time, in a column beside the chart with a line to each."""
     slowest = sorted(spots, key=lambda spot: -spot.us)[:_NAMED]
-    turns = ((8, 8), (8, -14), (-10, 10), (-10, -16), (0, 16), (0, -22))
-    for spot, offset in zip(slowest, turns, strict=False):
+    in_place = sorted(slowest, key=lambda spot: (-spot.work / spot.us, spot.number))
+    for row, spot in enumerate(in_place):
         text = f"{spot.number}: {spot.name}, {100 * spot.us / total:.0f} %"
         ax.annotate(
-            text, (spot.work / spot.moved, spot.work / spot.us), offset, fontsize=8,
-            textcoords="offset points", ha="left" if offset[0] >= 0 else "right",
+            text, (spot.work / spot.moved, spot.work / spot.us), (1.03, 0.95 - 0.09 * row),
+            textcoords="axes fraction", fontsize=8, va="center",
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5},
         )  # fmt: skip
 
 
@@ -221,7 +238,10 @@ def _name_slowest(ax: Any, spots: Sequence[Spot], total: float) -> None:
 def family_curves(
     network: Inspection, family: PlanFamily, symbol: sympy.Symbol
 ) -> list[list[tuple[int, float]]]:
-    """For each plan of a family: (size, predicted microseconds) over the whole range."""
+    """For each plan of a family: (size, predicted microseconds) over the whole range.
+
+    What a call keeps for the next one is left out, as it is where the plans are chosen.
+    """
     places = sorted({size for member in family.members for size, _ in member.curve})
     return [_curve(network, family, member, symbol, places) for member in family.members]
 
@@ -233,25 +253,26 @@ def _curve(
     symbol: sympy.Symbol,
     places: Sequence[int],
 ) -> list[tuple[int, float]]:
-    compilation = network.compilation
-    rates = as_machine(compilation.options.machine).planning
-    fixed = Compilation(
-        compilation.outputs, None, compilation.binding, member.plan, library=compilation.library
-    )
-    dtypes, wrt = network._dtypes(), network._differentiable(None)
+    own = network.compilation
+    fixed = Compilation(own.outputs, None, own.binding, member.plan, library=own.library)
     curve = []
     for size in places:
-        if member.low <= size <= member.high:
-            curve.append((size, member.predicted_us(size)))
-            continue
-        sizes = fixed.nominal({symbol: size})
-        program = (
-            fixed.joint(dtypes, sizes, wrt)
-            if family.training
-            else fixed.scheduled(dtypes, sizes)[0]
-        )
-        curve.append((size, program_us(program, sizes, rates)))
+        compilation = own if member.low <= size <= member.high else fixed
+        curve.append((size, _call_us(network, compilation, family.training, {symbol: size})))
     return curve
+
+
+def _call_us(
+    network: Inspection, compilation: Compilation, training: bool, given: dict[sympy.Symbol, int]
+) -> float:
+    rates = as_machine(network.compilation.options.machine).planning
+    dtypes, sizes = network._dtypes(), compilation.nominal(given)
+    if training:
+        program = compilation.joint(dtypes, sizes, network._differentiable(None))
+        return program_us(program, sizes, rates)
+    cut = compilation.kept(dtypes, sizes) if network.keeps else None
+    program = compilation.scheduled(dtypes, sizes)[0] if cut is None else cut.rest
+    return program_us(program, sizes, rates)
 
 
 def draw_family(
@@ -275,7 +296,8 @@ def draw_family(
         member, colour = family.members[number], _PLAN_COLOURS[number % len(_PLAN_COLOURS)]
         ax.plot(*zip(*points, strict=True), color=colour, linestyle="--", linewidth=0.8)
         own = [point for point in points if member.low <= point[0] <= member.high]
-        name = f"{size.name} = {member.low:,} … {member.high:,}"
+        ends = dict.fromkeys((member.low, member.high))
+        name = f"{size.name} = {' … '.join(f'{end:,}' for end in ends)}"
         ax.plot(*zip(*own, strict=True), color=colour, linewidth=2.2, label=name)
     for crossover in family.crossovers:
         ax.axvline(crossover, color=GREY, linestyle=":", linewidth=1)

@@ -19,6 +19,7 @@ from tncompiler.draw.tree import tree_of
 from tncompiler.inspection import Inspection
 from tncompiler.ir.errors import GradientError, PlanError
 from tncompiler.ir.network import networks_of
+from tncompiler.ir.passes.partition import again_names
 from tncompiler.ir.scans.steps import programs_within
 from tncompiler.ir.sizes import Terms
 from tncompiler.planning.machine import as_machine
@@ -194,7 +195,7 @@ class _Page:
         for name, leaf in zip(cut.backward.outputs, wrt, strict=True):
             gradients.setdefault(name, []).append(leaf)
         marks = dict.fromkeys(cut.saved, "saved")
-        again = dict.fromkeys(cut.recomputed, "recomputed")
+        again = dict.fromkeys(again_names(cut), "recomputed")
         held = held_terms(cut.forward)
         parts = [
             Part("forward", cut.forward, made.forward.source.text, Terms(), marks, {}),

@@ -34,6 +34,7 @@ from tncompiler.ir.program import (
 from tncompiler.ir.sizes import Size, symbols_of
 from tncompiler.ir.stacking import Member
 
+_AGAIN = "_again"  # after the name of a value that is computed again
 _LATER = ("cotangent", "tangent")  # kinds of arguments that only the second program gets
 
 
@@ -49,6 +50,12 @@ class TrainingPrograms:
     backward: Program
     saved: tuple[str, ...]
     recomputed: tuple[str, ...] = ()
+
+
+def again_names(cut: TrainingPrograms) -> frozenset[str]:
+    """What the backward program calls the values that it computes again."""
+    called = {each for name in cut.recomputed for each in (name, f"{name}{_AGAIN}")}
+    return frozenset(step.out.name for step in cut.backward.steps) & called
 
 
 def partition(
@@ -140,7 +147,7 @@ class _Backward:
     def _make_again(self, step: Step) -> None:
         name = step.out.name
         free = self._is_free(step)
-        called = name if free else fresh_name(f"{name}_again", self.taken)
+        called = name if free else fresh_name(f"{name}{_AGAIN}", self.taken)
         self.taken.add(called)
         if not free:
             self.recomputed.append(name)
