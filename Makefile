@@ -11,11 +11,13 @@ BENCH_VENV  := .venv-bench
 BENCH_PY    := $(BENCH_VENV)/bin/python
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
+DOCS_STAMP := $(VENV)/.docs-installed
+
 # Two pytest workers on two cores: one thread each.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz check bench bench-plan bench-gpu kernels matrix golden docs clean
+.PHONY: help demo test test-all fuzz check bench bench-plan bench-gpu kernels matrix golden pages docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,11 +84,20 @@ matrix: $(STAMP) ## test the Triton backend with triton 3.6, 3.7 and 3.9
 golden: $(STAMP) ## regenerate tests/golden; read the diff before committing it
 	$(PY) -m pytest tests -m "not slow" -q --golden-update -k golden
 
-docs: $(STAMP) ## write docs/formats.md and its pictures, docs/layers.md
+pages: $(STAMP) ## write the pages and pictures of docs/ that are made of the code
 	$(PY) docs/build_formats.py
 	$(PY) docs/build_layers.py
+	$(PY) docs/build_inside.py
+	$(PY) docs/build_seeing.py
+
+$(DOCS_STAMP): $(STAMP) requirements-docs.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements-dev.txt -r requirements-docs.txt
+	@touch $@
+
+docs: $(DOCS_STAMP) ## build docs/_build/html; notebooks are executed, warnings are errors
+	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
 
 clean: ## remove build output and caches; .venv stays
-	rm -rf build dist *.egg-info demo-output bench-output
+	rm -rf build dist *.egg-info demo-output bench-output quickstart-output docs/_build
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(BENCH_VENV)/*' -prune -exec rm -rf {} +

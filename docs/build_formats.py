@@ -31,7 +31,11 @@ HEAD = """# Formats
 
 A format says how a weight with input and output modes is a network of small cores. Each is a
 description, usable on its own (`network`, `decompose`, `parameters`) and in layers
-(`tnc.nn.Linear(…, format=…)`). This page is written by `make docs`; do not edit it by hand.
+(`tnc.nn.Linear(…, format=…)`). This page is written by `make pages`; do not edit it by hand.
+
+<!-- run: import numpy as np, torch -->
+<!-- run: W = np.random.default_rng(0).standard_normal((128, 256)) -->
+<!-- run: dense = torch.nn.Linear(128, 256) -->
 
 ```python
 import tncompiler as tnc

@@ -5,11 +5,14 @@ make pages
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
+for library in ("OMP", "OPENBLAS", "MKL"):  # programs differ with the threads that they may use
+    os.environ[f"{library}_NUM_THREADS"] = "1"
 
 from docs.snippets import run_page  # noqa: E402
 

@@ -35,6 +35,9 @@ HEAD = """# Layers
 `tnc.nn` has torch's layers with one more argument, `format=`. This page is written by
 `python docs/build_layers.py`; do not edit it by hand.
 
+<!-- run: import torch, tncompiler as tnc -->
+<!-- run: lstm = torch.nn.LSTM(32, 32) -->
+
 ```python
 layer = tnc.nn.Conv2d(64, 128, 3, padding=1, format=tnc.formats.Tucker(rank=(16, 3, 3, 32)))
 layer = tnc.nn.LSTM.from_dense(lstm, tnc.formats.TTMatrix(), budget=0.1)

@@ -303,7 +303,7 @@ def draw_family(
         ax.axvline(crossover, color=GREY, linestyle=":", linewidth=1)
     what = "training step" if part == "step" else "forward pass"
     ax.set(xscale="log", yscale="log", xlabel=size.name, ylabel=f"predicted µs of a {what}")
-    ax.legend(frameon=False, fontsize=8, loc="upper left", title="plan for", title_fontsize=8)
+    ax.legend(edgecolor="none", fontsize=8, loc="upper left", title="plan for", title_fontsize=8)
     return ax
 
 
