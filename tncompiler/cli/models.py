@@ -73,7 +73,7 @@ def inspect(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """The tensorized layers of a model: formats, shapes, ranks, parameters.
+    """The tensorized layers of a model: formats, shapes, ranks, parameters with biases.
 
     \b
     $ tnc inspect examples/quickstart.py:make_small_model
