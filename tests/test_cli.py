@@ -146,13 +146,25 @@ def test_timings_are_taken_in_turn() -> None:
 def test_tensorize_then_inspect_then_explain(capsys: Any, folder: Path) -> None:
     target = "examples/quickstart.py:make_model"
     out = done(capsys, "tensorize", target, "--budget", "0.2", "-o", "small.safetensors")
-    assert "wrote small.safetensors" in out
+    assert 'wrote small.safetensors; in Python: tnc.load(model, "small.safetensors")' in out
     rows = json.loads(done(capsys, "inspect", "small.safetensors", "--json"))["layers"]
     assert [row["name"] for row in rows] == ["0", "2"]
     assert all(row["format"] == "TTMatrix" for row in rows)
     model = tnc.load(None, folder / "small.safetensors")
     assert rows[0]["parameters"] == sum(p.numel() for p in model[0].parameters())
     assert "flops" in done(capsys, "explain", "small.safetensors:0")
+
+
+def test_a_layer_of_a_model_that_is_not_known(capsys: Any, folder: Path) -> None:
+    """A class without arguments is called; a saved layer needs no model to be looked at."""
+    (folder / "mine.py").write_text(
+        "from torch import nn\n\n\nclass Mine(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.up = nn.Linear(16, 32)\n"
+    )
+    done(capsys, "tensorize", "mine.py:Mine", "--rank", "2", "-o", "mine.safetensors")
+    assert "G1(" in done(capsys, "explain", "mine.safetensors:up")
+    status, _, err = run(capsys, "explain", "mine.safetensors:down")
+    assert status == 2 and "Fix: it has up" in err
 
 
 def test_inspect_of_a_model_in_python(capsys: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs.snippets import run_page, snippets_of
+from examples import quickstart
 from tests.conftest import ROOT
 
 # pages whose Python is shown as generated source, not to be run
@@ -52,6 +53,17 @@ def test_inside_shows_what_is_printed_now(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == (ROOT / "docs" / "inside.md").read_text(encoding="utf-8")
+
+
+def test_the_quickstart_trains_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert quickstart.train(20)[-1] < quickstart.train(1)[0]
+    quickstart.main()
+    assert "explorer.html in a browser" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / quickstart.OUT).iterdir()}
+    assert written == {"explorer.html", "memory.svg", "network.svg", "roofline.svg", "tree.svg"}
 
 
 def test_every_page_is_in_the_contents() -> None:

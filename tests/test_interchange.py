@@ -507,6 +507,17 @@ def test_quimb_outputs_names_and_torch_data(qtn: Any) -> None:
     ]  # fmt: skip
 
 
+def test_quimb_lattices_get_readable_names(qtn: Any) -> None:
+    """Random bond names become short ones, and tags such as I0,1 identifiers."""
+    peps = qtn.PEPS.rand(2, 2, bond_dim=2, seed=0)
+    expr = tnc.from_quimb(peps)
+    assert [leaf.name for leaf in expr.leaves] == ["I0_0", "I0_1", "I1_0", "I1_1"]
+    inner = {index.name for leaf in expr.leaves for index in leaf.indices} - set(peps.outer_inds())
+    assert inner == {"b0", "b1", "b2", "b3"}
+    again = tnc.from_quimb(qtn.PEPS.rand(2, 2, bond_dim=2, seed=0))
+    assert again.to_text() == expr.to_text()
+
+
 def test_errors_of_from_quimb(qtn: Any) -> None:
     mps = qtn.MPS_rand_state(3, 2, seed=1)
     for call in (

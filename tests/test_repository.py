@@ -77,6 +77,12 @@ def test_wheel_holds_only_the_package(wheel_names: tuple[str, ...]) -> None:
     assert information.startswith("tncompiler-") and information.endswith(".dist-info")
 
 
+def test_wheel_holds_the_page_of_the_explorer(wheel_names: tuple[str, ...]) -> None:
+    page = ROOT / "tncompiler" / "draw" / "explorer" / "page"
+    wanted = {f"tncompiler/draw/explorer/page/{path.name}" for path in page.iterdir()}
+    assert len(wanted) == 7 and wanted <= set(wheel_names)
+
+
 def test_wheel_is_typed_and_licensed(wheel_names: tuple[str, ...]) -> None:
     assert "tncompiler/py.typed" in wheel_names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel_names)

@@ -1,4 +1,8 @@
-"""The debug ladder: TNC_DEBUG=1 plan, 2 passes, 3 program, 4 source; TNC_DUMP=dir writes files."""
+"""The debug ladder: TNC_DEBUG=1 plan, 2 passes, 3 program, 4 source; TNC_DUMP=dir writes files.
+
+Whatever the variables say, the same texts go to the loggers tncompiler.plan, .passes, .program and
+.source at debug level, for programs that log.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,10 @@ from pathlib import Path
 from tncompiler.ir.passes import Watcher
 from tncompiler.ir.program import Program
 
-logger = logging.getLogger("tncompiler")
+_LOGGERS = {
+    rung: logging.getLogger(f"tncompiler.{name}")
+    for rung, name in enumerate(("plan", "passes", "program", "source"), start=1)
+}
 
 
 def level() -> int:
@@ -21,14 +28,18 @@ def level() -> int:
 
 
 def show(least: int, title: str, write: Callable[[], str]) -> None:
-    """Print at debug level `least` or more, and write to TNC_DUMP if it is set.
+    """Print at debug level `least` or more, log, and write to TNC_DUMP if it is set.
 
     ``write`` makes the text, which takes its time where programs are large, if anyone is looking.
     """
     folder = os.environ.get("TNC_DUMP")
-    if level() < least and not folder:
+    logger = _LOGGERS[least]
+    logs = logger.isEnabledFor(logging.DEBUG)
+    if level() < least and not folder and not logs:
         return
     text = write()
+    if logs:
+        logger.debug("%s\n%s", title, text)
     if level() >= least:
         print(f"--- {title}\n{text}")
     if folder:
@@ -40,7 +51,8 @@ def show(least: int, title: str, write: Callable[[], str]) -> None:
 
 def watcher() -> Watcher | None:
     """A watcher that shows what each pass changed, if anyone is looking."""
-    if level() < 2 and not os.environ.get("TNC_DUMP"):
+    logs = _LOGGERS[2].isEnabledFor(logging.DEBUG)
+    if level() < 2 and not os.environ.get("TNC_DUMP") and not logs:
         return None
     return _watch
 

@@ -49,7 +49,11 @@ def tensorize(
     report = tensorize_(found, config, tolerance=tolerance, budget=budget, progress=not as_json)
     save(found, output)
     data = json.loads(report.to_json())
-    put(as_json, lambda: {**data, "file": str(output)}, lambda: f"{report}\nwrote {output}")
+    put(as_json, lambda: {**data, "file": str(output)}, lambda: f"{report}\n{_written(output)}")
+
+
+def _written(path: Path) -> str:
+    return f'wrote {path}; in Python: tnc.load(model, "{path}")'
 
 
 def _format(name: str, rank: int | None) -> Any:
@@ -69,7 +73,7 @@ def inspect(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """The tensorized layers of a model: formats, shapes, ranks, parameters.
+    """The tensorized layers of a model: formats, shapes, ranks, parameters with biases.
 
     \b
     $ tnc inspect examples/quickstart.py:make_small_model

@@ -117,20 +117,20 @@ def _saved(path: Path) -> Any:
 
 
 def _layer(path: Path, name: str) -> Any:
-    model = _saved(path)
-    modules = dict(model.named_modules())
-    if name not in modules:
-        held = [
-            key
-            for key, module in modules.items()
-            if isinstance(getattr(module, "cores", None), Inspection)
-        ]
+    """A layer as the file describes it, with numbers of its own: the model need not be known."""
+    from tncompiler.models.files.descriptions import read_layer
+    from tncompiler.models.files.sealed import read
+
+    if not path.is_file():
+        raise _unknown(str(path))
+    layers = {each: data for data in read(path)[0]["layers"] for each in data["names"]}
+    if name not in layers:
         raise ArgumentError(
-            f"the model has no layer {name!r:.60}",
+            f"the model has no tensorized layer {name!r:.60}",
             where=str(path),
-            fix=f"it has {', '.join(held[:8])}",
+            fix=f"it has {', '.join(list(layers)[:8])}",
         )
-    return modules[name]
+    return read_layer(layers[name], None)
 
 
 def _module(place: str) -> ModuleType:
@@ -169,8 +169,8 @@ def _attribute(module: ModuleType, name: str, target: str) -> Any:
 
 
 def _called(found: Any, target: str) -> Any:
-    """What a function without arguments makes; anything else as it is."""
-    if not inspect.isfunction(found):
+    """What a function or class without arguments makes; anything else as it is."""
+    if not inspect.isfunction(found) and not inspect.isclass(found):
         return found
     needed = [
         p.name
@@ -179,7 +179,7 @@ def _called(found: Any, target: str) -> Any:
     ]
     if needed:
         raise ArgumentError(
-            f"{target!r:.80} is a function that needs {', '.join(needed)}",
+            f"{target!r:.80} needs {', '.join(needed)}",
             fix="name a network, or a function that needs nothing",
         )
     return found()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,15 +16,16 @@ from tncompiler.ir.interchange.graphs import KINDS, graph_leaf
 from tncompiler.ir.names import is_plain_identifier
 
 _DECADES = 30.0
+_RANDOM = re.compile(r"_[0-9a-f]{6}[A-Za-z]+\**\Z")  # as quimb.tensor.rand_uuid makes them
 
 
 def from_quimb(tn: Any, *, kind: str = "param", output: Sequence[str] | None = None) -> Expr:
     """A quimb TensorNetwork (or Tensor) as an expression; its data goes with it.
 
     ``kind`` "param" makes trainable tensors that start as quimb's, "constant" fixed ones, "input"
-    takes only shapes. A tensor is called by its first tag that can name it and no other, else t0,
-    t1, …. ``output`` orders the open indices (all outer ones, as quimb orders them); a network's
-    `exponent` becomes a factor.
+    takes only shapes. A tensor is called by its first tag that is its own ("I0,1" becomes I0_1),
+    else t0, t1, …; bonds with the random names that quimb gives become b0, b1, …. ``output`` orders
+    the open indices (all outer ones, as quimb orders them); a network's `exponent` is a factor.
     """
     tensors = list(getattr(tn, "tensors", (tn,)))
     if not tensors:
@@ -35,22 +37,31 @@ def from_quimb(tn: Any, *, kind: str = "param", output: Sequence[str] | None = N
             fix="build it with quimb.tensor",
         )
     names = _quimb_names(tensors)
+    wanted = tn.outer_inds() if output is None and hasattr(tn, "outer_inds") else output
+    out = tensors[0].inds if wanted is None else wanted
+    bonds = _bond_names(tensors, out)
     terms: list[Any] = []
     indices: dict[str, Index] = {}
     for name, tensor in zip(names, tensors, strict=True):
         array = _array(tensor.data)
-        own = [Index(ind, size) for ind, size in zip(tensor.inds, array.shape, strict=True)]
+        inds = [bonds.get(ind, ind) for ind in tensor.inds]
+        own = [Index(ind, size) for ind, size in zip(inds, array.shape, strict=True)]
         indices.update({index.name: index for index in own})
         data = {"name": name, "kind": kind, "dtype": array.dtype}
         held = {"param": {"init": array}, "constant": {"value": array}}.get(kind, {})
         terms.append(graph_leaf({**data, **held}, own))
-    wanted = tn.outer_inds() if output is None and hasattr(tn, "outer_inds") else output
-    out = tensors[0].inds if wanted is None else wanted
     unknown = [name for name in out if name not in indices]
     if unknown:
         raise ArgumentError(f"output names {unknown[0]!r}", fix=f"choose of {sorted(indices)}")
     result = algebra.contract(*terms, out=[indices[name] for name in out])
     return _scaled(result, float(getattr(tn, "exponent", 0.0)))
+
+
+def _bond_names(tensors: Sequence[Any], out: Sequence[str]) -> dict[str, str]:
+    """Short names for the bonds that quimb named at random."""
+    every = dict.fromkeys(ind for tensor in tensors for ind in tensor.inds)
+    fresh = (f"b{k}" for k in range(2 * len(every)) if f"b{k}" not in every)
+    return {ind: next(fresh) for ind in every if _RANDOM.match(ind) and ind not in out}
 
 
 def _array(data: Any) -> np.ndarray:
@@ -68,15 +79,20 @@ def _scaled(result: Expr, exponent: float) -> Expr:
 
 def _quimb_names(tensors: Sequence[Any]) -> list[str]:
     """A name for each tensor: its first tag that is its own and can be a name."""
-    tags = [tag for tensor in tensors for tag in getattr(tensor, "tags", ())]
+    tags = [_as_name(tag) for tensor in tensors for tag in getattr(tensor, "tags", ())]
     names: list[str] = []
     for tensor in tensors:
         own = [
             tag
-            for tag in getattr(tensor, "tags", ())
+            for tag in map(_as_name, getattr(tensor, "tags", ()))
             if is_plain_identifier(tag) and not tag.startswith("__") and tags.count(tag) == 1
         ]
         names.append(own[0] if own else "")
     taken = set(names)
     fresh = (f"t{k}" for k in range(2 * len(names)) if f"t{k}" not in taken)
     return [name or next(fresh) for name in names]
+
+
+def _as_name(tag: str) -> str:
+    """A tag such as "I0,1" as an identifier."""
+    return re.sub(r"(?<=[A-Za-z0-9]),(?=[0-9])", "_", tag)

@@ -3,6 +3,7 @@
 const INCH = 72;
 const RADIUS = 0.25 * INCH;
 const FAR = 0.42; // screen pixels a unit below which labels are left out
+const NEAR = 0.75; // and at which a picture follows the step
 
 function svg(name, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -106,9 +107,9 @@ class Picture {
   /** In a picture too large to be read as a whole, go where something happens. */
   follow(place) {
     if (!this.isFar || !place) return;
-    const { width, height } = this.element.getBoundingClientRect();
-    const [x, y] = [place.x * INCH, place.y * INCH];
-    this.show([x - width / 2, y - height / 2, width, height]);
+    const screen = this.element.getBoundingClientRect();
+    const [width, height] = [screen.width / NEAR, screen.height / NEAR];
+    this.show([place.x * INCH - width / 2, place.y * INCH - height * 0.6, width, height]);
   }
 }
 
