@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tncompiler.backends.numpy.threads import among_tensors
+from tncompiler.backends.ranges import Ranged, Run
+from tncompiler.backends.source import Loaded
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation, KeptExecutable
 from tncompiler.graphs import Graphed
@@ -39,7 +42,7 @@ class Specialisation:
         self.backend, self.kept = backend, kept
         self.graph = graph
         if kept is not None:
-            self.rest = self._graphed(kept.rest.run)
+            self.rest = self._called(kept.rest.loaded)
         self._compilation, self._call = compilation, call
         self.positions = tuple(names.index(name) for name in wrt)
         self.count = len(names)
@@ -48,21 +51,22 @@ class Specialisation:
             self.pair = compilation.training_executable(call.dtypes, call.free, wrt, backend)
             arguments = [a.value.name for a in self.pair.backward.program.arguments]
             self.read = tuple(names.index(name) for name in arguments if name in names)
-            self.forward = self._graphed(self.pair.forward.run)
-            self.backward = self._graphed(self.pair.backward.run)
+            self.forward = self._called(self.pair.forward.loaded)
+            self.backward = self._called(self.pair.backward.loaded)
 
-    def _graphed(self, run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-        """The program as it is called: captured, or beside torch's threads and not against them."""
-        if self.backend == "numpy":
-            return among_tensors(run)
-        return Graphed(run) if self.graph else run
+    def _called(self, loaded: Loaded) -> Run:
+        """The program as it is called: captured, or with ranges while a profiler looks."""
+        if self.graph:
+            return Graphed(loaded.run)
+        # NumPy's programs run beside torch's threads and not against them
+        return Ranged(loaded, among_tensors if self.backend == "numpy" else None)
 
     @cached_property
-    def run(self) -> Callable[..., tuple[Any, ...]]:
+    def run(self) -> Run:
         """The forward program, where no gradient is asked for."""
         call = self._call
         inference = self._compilation.inference_executable
-        return self._graphed(inference(call.dtypes, call.free, self.backend).run)
+        return self._called(inference(call.dtypes, call.free, self.backend).loaded)
 
     @cached_property
     def flat(self) -> Flat:
@@ -92,7 +96,7 @@ class NetworkFunction(torch.autograd.Function):
         kept = ctx.saved_tensors  # read once: hooks may unpack it, and only once
         tensors, saved = kept[: spec.count], kept[spec.count :]
         device = cotangents[0].device.type
-        if torch.is_autocast_enabled(device):  # the programs cast for themselves
+        if autocasts(device):  # the programs cast for themselves
             with torch.autocast(device, enabled=False):
                 return NetworkFunction._gradients(spec, tensors, saved, cotangents)
         return NetworkFunction._gradients(spec, tensors, saved, cotangents)
@@ -105,7 +109,8 @@ class NetworkFunction(torch.autograd.Function):
         cotangents: Sequence[Tensor],
     ) -> tuple[Tensor | None, ...]:
         grads: list[Tensor | None] = [None] * (1 + spec.count)
-        if torch.is_grad_enabled() or watched((*tensors, *cotangents)):
+        batched = any(map(torch._C._functorch.is_legacy_batchedtensor, cotangents))
+        if torch.is_grad_enabled() or batched or watched((*tensors, *cotangents)):
             results: Sequence[Tensor] = _flat_gradients(spec, tensors, cotangents)
         else:
             read = [tensors[position] for position in spec.read]
@@ -191,10 +196,26 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return array if array.flags.writeable and not negative else array.copy()
 
 
+def autocasts(device: str) -> bool:
+    """Whether autocast is on; some devices (meta) do not know it, and asking stops some traces."""
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
+
+
+def is_spread(tensors: Sequence[Tensor]) -> bool:
+    """Whether all tensors are DTensors: what a program makes beside them (ranges, masks) is then
+    the same on all ranks. Among plain ones torch would say that they do not go together."""
+    loaded = sys.modules.get("torch.distributed.tensor")
+    return loaded is not None and all(isinstance(tensor, loaded.DTensor) for tensor in tensors)
+
+
 def watched(tensors: Sequence[Tensor]) -> bool:
-    """Whether torch looks inside: compile, functorch, forward mode, or a tensor subclass."""
+    """Whether torch looks inside: compile, functorch, forward mode, a tensor subclass, or a mode
+    that sees every operation (tracers, counters, selective checkpoints)."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return True
     if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return True
     return not _PLAIN.issuperset(map(type, tensors))

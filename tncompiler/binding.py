@@ -113,8 +113,9 @@ def read_call(compilation: Compilation, arrays: Sequence[Any], default: str | No
 
 def _check_dtype(leaf: Leaf, name: str, default: str) -> None:
     wanted = default if leaf.dtype == DEFAULT else leaf.dtype
-    converted = leaf.kind != "input" and leaf.dtype != DEFAULT and kind(name) == kind(wanted)
-    if name != wanted and not converted:  # a module's own tensors follow .to(dtype)
+    own = leaf.kind == "constant" or (leaf.kind == "param" and leaf.dtype != DEFAULT)
+    converted = own and kind(name) == kind(wanted)
+    if name != wanted and not converted:  # a module's own tensors follow .to(dtype), FSDP2's policy
         raise DTypeError(
             f"{leaf.kind} {leaf.name!r} has dtype {name} where {wanted} is expected",
             where=f"the {leaf.kind} declared at {leaf.origin}",

@@ -16,7 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tncompiler.autograd import Flat, NetworkFunction, Specialisation, enter, leave, watched
+from tncompiler.autograd import (
+    Flat,
+    NetworkFunction,
+    Specialisation,
+    autocasts,
+    enter,
+    is_spread,
+    leave,
+    watched,
+)
 from tncompiler.binding import Call, order_inputs, read_call
 from tncompiler.compiler import Compilation, Executable
 from tncompiler.function import example_arrays, parameter_stds
@@ -33,7 +42,7 @@ from tncompiler.operators import is_traced, operator_of
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_US, program_us
 from tncompiler.tensor_init import initialize, on_cpu
-from tncompiler.tensor_marks import MARKS, can_keep
+from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
 
 _KEPT = 256  # combinations of shapes that a module remembers
 
@@ -62,6 +71,7 @@ class CompiledModule(Inspection, nn.Module):
         self._owners = [self._place(leaf) for leaf in (*compilation.params, *compilation.constants)]
         self._make_leaves(seed, share)
         self._flat_runs: dict[tuple[torch.dtype, ...], Flat] = {}
+        self._late_runs: dict[tuple[torch.dtype, ...], Flat] = {}  # for dtypes that compile brought
         self._kept = KeptValues(MARKS)
         self._operator = operator_of(compilation, backend, self._description)
         self._prepare()
@@ -210,7 +220,7 @@ class CompiledModule(Inspection, nn.Module):
                 fix="use torch.as_tensor(…), or compile with framework='numpy'",
             )
         device = tensors[0].device.type if tensors else "cpu"
-        if not _autocasts(device):
+        if not autocasts(device):
             return self._run(tensors, cast=False)
         tensors = _autocast(self.compilation.ordered, tensors, device)
         with torch.autocast(device, enabled=False):  # the programs cast for themselves
@@ -234,7 +244,13 @@ class CompiledModule(Inspection, nn.Module):
             if self._operator is not None and is_traced():
                 results = self._operator(*tensors)
                 return pack([results] if isinstance(results, Tensor) else results)
-            return pack(self._flat(tensors)(*tensors))
+            run = self._flat(tensors)
+            if not torch.compiler.is_compiling() and is_spread(tensors):
+                from torch.distributed.tensor.experimental import implicit_replication
+
+                with implicit_replication():
+                    return pack(run(*tensors))
+            return pack(run(*tensors))
         grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if grad:
             self._kept.drop()
@@ -276,7 +292,7 @@ class CompiledModule(Inspection, nn.Module):
     def _keeps_of(self, tensors: Sequence[Tensor], cast: bool, grad: bool) -> bool:
         """Whether a call may use kept values: no gradients, no autocast, tensors that show it when
         they change."""
-        if self.training or grad or cast:
+        if self.training or grad or cast or is_gathered(self):
             return False
         first, last = len(self.compilation.inputs), -len(self.compilation.constants) or None
         return can_keep(tensors[first:last], tensors[last:] if last else ())
@@ -369,6 +385,8 @@ class CompiledModule(Inspection, nn.Module):
         """The backend for a call; ``program``: what it runs, if not the scheduled one."""
         on_cpu = all(device.type == "cpu" for device in devices)
         on_gpu = any(device.type == "cuda" for device in devices)
+        if any(device.type == "meta" for device in devices):
+            return "torch"  # shapes without numbers: there is nothing for a kernel to run on
         if self.backend == "triton" or (self.backend == "auto" and on_gpu and has_triton()):
             check_triton()
             return "triton"
@@ -391,20 +409,16 @@ class CompiledModule(Inspection, nn.Module):
         key = tuple([tensor.dtype for tensor in tensors])
         if key in self._flat_runs:
             return self._flat_runs[key]
-        if torch.compiler.is_compiling():
-            raise BackendError(
-                f"the module has not yet run on {key}, and cannot be prepared while compiling",
-                where=call_site(),
-                fix="call it once on tensors of these dtypes before torch.compile",
-            )
-        return self._prepare_flat(key)
+        if not torch.compiler.is_compiling():
+            self._flat_runs[key] = self._make_flat(key)
+            return self._flat_runs[key]
+        prepare_while_traced(self, key)
+        return self._late_runs[key]
 
-    def _prepare_flat(self, dtypes: tuple[torch.dtype, ...]) -> Flat:
+    def _make_flat(self, dtypes: tuple[torch.dtype, ...]) -> Flat:
         names = (self.compute_dtype, *(dtype_name(dtype) for dtype in dtypes))
         nominal = self.compilation.nominal({})
-        run = self.compilation.flat_executable(names, nominal).run
-        self._flat_runs[dtypes] = run
-        return run
+        return self.compilation.flat_executable(names, nominal).run
 
     def _prepare(self) -> None:
         """Make ready what torch.compile cannot make while it traces."""
@@ -413,10 +427,17 @@ class CompiledModule(Inspection, nn.Module):
             default if leaf.dtype == DEFAULT else getattr(torch, leaf.dtype)
             for leaf in self.compilation.inputs
         ]
-        self._prepare_flat((*inputs, *(tensor.dtype for tensor in self._held())))
+        key = (*inputs, *(tensor.dtype for tensor in self._held()))
+        if key not in self._flat_runs:
+            self._flat_runs[key] = self._make_flat(key)
 
     def _apply(self, fn: Any, recurse: bool = True) -> CompiledModule:
+        places = self._owners[len(self.compilation.params) :]
+        constants = zip(self.compilation.constants, places, strict=True)
+        blank = [(leaf, place) for leaf, place in constants if getattr(*place).is_meta]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for leaf, (owner, name) in blank:  # after `to_empty` constants have their values again
+            getattr(owner, name).copy_(torch.tensor(np.array(leaf.value)))
         self._kept.drop()
         self._prepare()
         return self
@@ -470,6 +491,19 @@ class CompiledModule(Inspection, nn.Module):
         return f"inputs={', '.join(self.inputs)} → {outs}, backend={self.backend}"
 
 
+def prepare_while_traced(module: CompiledModule, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Make the aten program for dtypes that are new to a trace, as under autocast.
+
+    torch.compile calls this where it meets it instead of looking inside. What it fills must not
+    have been read in that trace before.
+    """
+    module._late_runs[dtypes] = module._make_flat(dtypes)
+
+
+# what torch.compiler.assume_constant_result sets, after loading a compiler that few need
+prepare_while_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def has_triton() -> bool:
     """Whether the triton package is there; it is not on every system."""
     return find_spec("triton") is not None
@@ -483,12 +517,6 @@ def check_triton() -> None:
             where=call_site(),
             fix="pip install triton, or use backend='torch'",
         )
-
-
-def _autocasts(device: str) -> bool:
-    """Whether autocast is on; some devices (meta) do not know it, and asking stops some traces."""
-    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
-    return known and torch.is_autocast_enabled(device)
 
 
 def _reconciled(

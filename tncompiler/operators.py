@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tncompiler.autograd import Specialisation, enter, leave
 from tncompiler.binding import read_call
@@ -34,8 +35,12 @@ _lock = threading.Lock()
 
 
 def is_traced() -> bool:
-    """Whether torch.compile traces; an export must run where this package is not."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    """Whether torch.compile traces, and nothing but first derivatives is asked of what it finds:
+    an operator has no other. An export must run where this package is not."""
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    transforms = torch._C._functorch.get_dynamic_layer_stack_depth()
+    return transforms == 0 and forward_ad._current_level < 0
 
 
 def operator_of(

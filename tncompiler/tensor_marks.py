@@ -47,3 +47,11 @@ def can_keep(parameters: Sequence[Tensor], constants: Sequence[Tensor]) -> bool:
     if any(type(tensor) is not nn.Parameter for tensor in parameters):
         return False
     return not any(tensor.is_inference() for tensor in (*parameters, *constants))
+
+
+def is_gathered(module: nn.Module) -> bool:
+    """Whether FSDP2 fills a module's parameters for each call: unseen, since it counts no version.
+
+    Looked up in the dict, as a module's own look-up of what is missing takes longer than a product.
+    """
+    return "_is_fsdp_managed_module" in module.__dict__

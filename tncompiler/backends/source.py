@@ -31,10 +31,10 @@ class Source:
 class Loaded:
     """Executed source. While it lives, tracebacks show its lines and torch.compile finds it.
 
-    ``run`` is the entry function.
+    ``run`` is the entry function, ``name`` that of the module which holds it.
     """
 
-    __slots__ = ("__weakref__", "run")
+    __slots__ = ("__weakref__", "name", "run", "source")
 
     def __init__(self, source: Source) -> None:
         filename = f"<tncompiler {source.entry} {source.digest}>"
@@ -45,6 +45,7 @@ class Loaded:
         linecache.cache[filename] = (len(source.text), None, lines, filename)
         exec(compile(source.text, filename, "exec"), module.__dict__)
         sys.modules[module.__name__] = module  # torch.compile looks a function's module up by name
+        self.source, self.name = source, module.__name__
         self.run: Callable[..., Any] = getattr(module, source.entry)
         weakref.finalize(self, _forget, filename, module.__name__, id(module)).atexit = False
 

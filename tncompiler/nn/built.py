@@ -13,7 +13,7 @@ from tncompiler.autograd import watched
 from tncompiler.kept import KeptValues
 from tncompiler.planning.keeping import LARGEST_KEPT
 from tncompiler.planning.machine import as_machine
-from tncompiler.tensor_marks import MARKS, can_keep
+from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
 
 _REMEMBERED = 256  # combinations of sizes
 
@@ -62,7 +62,7 @@ class Built:
 def keeps(layer: nn.Module, held: Sequence[Tensor]) -> bool:
     """Whether a call now may keep what a layer's cores make: in evaluation, where nobody asks for
     gradients, and changes of all cores show."""
-    if layer.training:
+    if layer.training or any(map(is_gathered, layer.modules())):
         return False
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in held):
         return False
