@@ -130,12 +130,13 @@ def _like(tensor: Tensor) -> Tensor:
 
 
 def _apart(results: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
-    """Results in memory of their own, in C order: an operator's outputs are no views."""
+    """Results in memory of their own, from its start and in C order: outputs are no views."""
     taken = {t.untyped_storage().data_ptr() for t in given}
     made = []
     for result in results:
         storage = result.untyped_storage().data_ptr()
-        alone = storage not in taken and result.is_contiguous()
+        begins = result.is_contiguous() and not result.storage_offset()
+        alone = storage not in taken and begins
         made.append(result if alone else result.clone(memory_format=torch.contiguous_format))
         taken.add(storage)
     return made

@@ -71,8 +71,9 @@ class Linear(Matrix):
                 where=str(self),
                 fix="give a tensor whose last axis has that size",
             )
-        y: Tensor = self.cores(x.reshape(-1, self.in_features))
-        return y.reshape(*x.shape[:-1], self.out_features)
+        rows = x if x.ndim == 2 else x.reshape(-1, self.in_features)
+        y: Tensor = self.cores(rows)
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:
