@@ -17,7 +17,7 @@ DOCS_STAMP := $(VENV)/.docs-installed
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz check bench bench-plan bench-gpu kernels matrix golden pages docs clean
+.PHONY: help demo test test-all fuzz check bench bench-plan bench-gpu kernels matrix matrix-torch golden pages docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ kernels: $(STAMP) ## write docs/kernels.json and .md: what kernels compile to (A
 matrix: $(STAMP) ## test the Triton backend with triton 3.6, 3.7 and 3.9
 	$(ONE_THREAD) $(PY) -m tests.matrix $(ARGS)
 
+matrix-torch: $(STAMP) ## test torch's transforms with other versions of torch and Python
+	$(ONE_THREAD) $(PY) -m tests.torch_matrix $(ARGS)
+
 golden: $(STAMP) ## regenerate tests/golden; read the diff before committing it
 	$(PY) -m pytest tests -m "not slow" -q --golden-update -k golden
 
@@ -88,6 +91,7 @@ pages: $(STAMP) ## write the pages and pictures of docs/ that are made of the co
 	$(PY) docs/build_formats.py
 	$(PY) docs/build_layers.py
 	$(PY) docs/build_inside.py
+	$(PY) docs/build_torch_support.py
 	$(PY) docs/build_seeing.py
 
 $(DOCS_STAMP): $(STAMP) requirements-docs.txt

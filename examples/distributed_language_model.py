@@ -75,6 +75,13 @@ class LanguageModel(nn.Module):
         )
         self.head = tnc.compile(logits, seed=seed + 1 + LAYERS)
         self.checkpoints = False
+        self._start_small(torch.Generator().manual_seed(seed))
+
+    def _start_small(self, generator: torch.Generator) -> None:
+        """Draw the head so that logits start with values of size 1, as its own network alone does
+        not know what it is given."""
+        x = torch.randn(2, t.size, m1.size, m2.size, generator=generator)
+        self.head.reset_parameters(generator, inputs=[x])
 
     def forward(self, ids: Tensor, following: Tensor) -> Tensor:
         x = self.first(ids)

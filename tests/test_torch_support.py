@@ -41,25 +41,40 @@ def test_slow_cell(name: str) -> None:
 # ---------------------------------------------------------------------------- two processes
 
 
-@pytest.fixture(scope="session")
-def found_by_pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the cells raise in two processes, which all of pytest's workers share."""
-    base = tmp_path_factory.getbasetemp()
+def found_by_pair(factory: pytest.TempPathFactory, slow: bool) -> dict[str, str]:
+    """What the cells raise in two processes, started once for all of pytest's workers."""
+    base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = shared / "torch-support-pair"
+    folder = shared / ("pair-slow" if slow else "pair")
     with FileLock(f"{folder}.lock"):
         results = folder / "results.json"
         if not results.exists():
             folder.mkdir(exist_ok=True)
-            found = run_pair(names(pair=True, slow=False), folder)
-            results.write_text(json.dumps(found))
+            results.write_text(json.dumps(run_pair(names(pair=True, slow=slow), folder)))
     return dict(json.loads(results.read_text()))
 
 
+@pytest.fixture(scope="session")
+def quick_pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return found_by_pair(tmp_path_factory, slow=False)
+
+
+@pytest.fixture(scope="session")
+def slow_pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return found_by_pair(tmp_path_factory, slow=True)
+
+
 @pytest.mark.parametrize("name", names(pair=True, slow=False))
-def test_cell_of_two_processes(name: str, found_by_pair: dict[str, str]) -> None:
+def test_cell_of_two_processes(name: str, quick_pair: dict[str, str]) -> None:
     transform, cell = cell_named(name)
-    assert_as_expected(found_by_pair[name], transform.refusal(cell))
+    assert_as_expected(quick_pair[name], transform.refusal(cell))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names(pair=True, slow=True))
+def test_slow_cell_of_two_processes(name: str, slow_pair: dict[str, str]) -> None:
+    transform, cell = cell_named(name)
+    assert_as_expected(slow_pair[name], transform.refusal(cell))
 
 
 def assert_as_expected(found: str, refusal: Refusal | None) -> None:

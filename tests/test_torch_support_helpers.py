@@ -42,7 +42,7 @@ def wrong_reference(p: Parameters, x: Tensor) -> Tensor:
 
 
 PLAIN = Subject("plain", lambda backend, dtype: Plain(dtype), (6,), reference)
-HERE = [key for key, one in TRANSFORMS.items() if not one.pair and not one.slow]
+HERE = [key for key, one in TRANSFORMS.items() if not one.pair and one.quick]
 OURS_ALONE = ("profiler_ranges",)  # what a module of plain torch does not have
 LACKING = ("double_backward_of_compiled",)  # what torch itself refuses
 WITHOUT_REFERENCE = (  # checks against finite differences, of shapes, and of what is called

@@ -9,6 +9,9 @@ from tests.torch_support import derivatives, distributed, modes, state, tracing
 from tests.torch_support.cells import Cell
 from tests.torch_support.subjects import BACKENDS, SUBJECTS
 
+EVERY = tuple(subject.name for subject in SUBJECTS)
+ONE = ("program",)
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -23,19 +26,22 @@ class Transform:
     """One row.
 
     ``name``: as users call it; ``check``: raises unless the cell works; ``pair``: whether it runs
-    in two processes; ``slow``: whether it is left to `make test-all`; ``refused``: backends (or
-    "backend subject") of cells that raise, and what.
+    in two processes; ``quick``: networks whose cells run in `make test`, the others are left to
+    `make test-all`; ``refused``: backends (or "backend subject") of cells that raise, and what.
     """
 
     name: str
     check: Callable[[Cell], None]
     pair: bool = False
-    slow: bool = False
+    quick: tuple[str, ...] = EVERY
     refused: Mapping[str, Refusal] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         return self.check.__name__
+
+    def is_slow(self, cell: Cell) -> bool:
+        return cell.subject.name not in self.quick
 
     def refusal(self, cell: Cell) -> Refusal | None:
         """What the cell raises; None where it works."""
@@ -63,13 +69,13 @@ SECTIONS: Mapping[str, tuple[Transform, ...]] = {
         Transform("`grad`", derivatives.func_grad),
         Transform("`vjp`", derivatives.func_vjp),
         Transform("`jvp`", derivatives.func_jvp),
-        Transform("`linearize`", derivatives.func_linearize),
+        Transform("`linearize`", derivatives.func_linearize, quick=ONE),
         Transform("`jacrev`", derivatives.jacrev),
         Transform("`jacfwd`", derivatives.jacfwd),
         Transform("`hessian`", derivatives.hessian),
         Transform("gradients of each sample", derivatives.per_sample_gradients),
         Transform("`vmap`", derivatives.vmap),
-        Transform("`vmap` in chunks", derivatives.vmap_in_chunks),
+        Transform("`vmap` in chunks", derivatives.vmap_in_chunks, quick=ONE),
         Transform("`vmap` over parameters (ensembles)", derivatives.ensemble),
         Transform("backward through `vmap`", derivatives.backward_through_vmap),
     ),
@@ -77,19 +83,20 @@ SECTIONS: Mapping[str, tuple[Transform, ...]] = {
         Transform(
             "`torch.compile(fullgraph=True)`, training, once for four batches", tracing.compile_once
         ),
-        Transform("the same with TorchInductor", tracing.compile_with_inductor, slow=True),
-        Transform("`torch.compile` in evaluation", tracing.compile_evaluation),
-        Transform("`torch.compile` of `torch.func.grad`", tracing.compiled_grad),
-        Transform("`torch.compile` of `torch.func.jvp`", tracing.compiled_jvp),
-        Transform("`torch.compile` of `torch.func.vmap`", tracing.compiled_vmap),
-        Transform("`torch.func.jvp` of a compiled module", tracing.jvp_of_compiled),
+        Transform("the same with TorchInductor", tracing.compile_with_inductor, quick=()),
+        Transform("`torch.compile` in evaluation", tracing.compile_evaluation, quick=ONE),
+        Transform("`torch.compile` of `torch.func.grad`", tracing.compiled_grad, quick=ONE),
+        Transform("`torch.compile` of `torch.func.jvp`", tracing.compiled_jvp, quick=ONE),
+        Transform("`torch.compile` of `torch.func.vmap`", tracing.compiled_vmap, quick=ONE),
+        Transform("`torch.func.jvp` of a compiled module", tracing.jvp_of_compiled, quick=ONE),
         Transform(
             "double backward of a compiled module",
             tracing.double_backward_of_compiled,
+            quick=ONE,
             refused=dict.fromkeys(BACKENDS, NO_SECOND),
         ),
         Transform("`torch.export`, saved and loaded", tracing.export),
-        Transform("ONNX, in onnxruntime", tracing.onnx, slow=True),
+        Transform("ONNX, in onnxruntime", tracing.onnx, quick=()),
         Transform("`torch.jit.trace`", tracing.jit_trace),
         Transform("`make_fx`", tracing.fx_tracing),
         Transform("fake tensors", tracing.fake_tensors),
@@ -99,7 +106,7 @@ SECTIONS: Mapping[str, tuple[Transform, ...]] = {
         Transform("autocast to bfloat16", modes.autocast_bfloat16),
         Transform("autocast to float16", modes.autocast_float16),
         Transform("autocast leaves float64 alone", modes.autocast_leaves_float64),
-        Transform("autocast under `torch.compile`", modes.autocast_compiled),
+        Transform("autocast under `torch.compile`", modes.autocast_compiled, quick=ONE),
         Transform("`torch.utils.checkpoint`", modes.checkpoint),
         Transform("selective checkpointing", modes.selective_checkpoint),
         Transform("checkpointing under autocast", modes.checkpoint_autocast),
@@ -129,11 +136,11 @@ SECTIONS: Mapping[str, tuple[Transform, ...]] = {
         Transform("`torch.save` of a module", state.saved_whole),
         Transform("`AveragedModel`", state.averaged_model),
         Transform("fork", state.fork),
-        Transform("spawn", state.spawn, slow=True),
+        Transform("spawn", state.spawn, quick=()),
         Transform("other precision after a call", state.other_dtypes),
         Transform("swapped parameters", state.swapped_tensors),
-        Transform("optimizers, foreach", state.foreach_optimizers),
-        Transform("optimizers, fused", state.fused_optimizers),
+        Transform("optimizers, foreach", state.foreach_optimizers, quick=ONE),
+        Transform("optimizers, fused", state.fused_optimizers, quick=ONE),
         Transform("scaled and clipped gradients", state.clipped_gradients),
         Transform("`parametrize`", state.parametrized),
         Transform("`weight_norm`", state.weight_norm),
@@ -144,10 +151,10 @@ SECTIONS: Mapping[str, tuple[Transform, ...]] = {
     ),
     "Two processes (gloo)": (
         Transform("DDP", distributed.ddp, pair=True),
-        Transform("DDP, compiled", distributed.ddp_compiled, pair=True),
+        Transform("DDP, compiled", distributed.ddp_compiled, pair=True, quick=ONE),
         Transform("FSDP2", distributed.fsdp, pair=True),
         Transform("FSDP2 in evaluation", distributed.fsdp_evaluation, pair=True),
-        Transform("FSDP2, compiled", distributed.fsdp_compiled, pair=True),
+        Transform("FSDP2, compiled", distributed.fsdp_compiled, pair=True, quick=ONE),
         Transform("FSDP2, mixed precision", distributed.fsdp_mixed_precision, pair=True),
         Transform("DTensor, batch split", distributed.dtensor, pair=True),
         Transform("DTensor, replicated", distributed.dtensor_replicated, pair=True),
@@ -160,8 +167,9 @@ CELLS = tuple(Cell(subject, backend) for backend in BACKENDS for subject in SUBJ
 
 def names(*, pair: bool, slow: bool) -> list[str]:
     """The names of cells, "transform-subject-backend"."""
-    rows = [one for one in TRANSFORMS.values() if (one.pair, one.slow) == (pair, slow)]
-    return [f"{transform.key}-{cell}" for transform in rows for cell in CELLS]
+    rows = [transform for transform in TRANSFORMS.values() if transform.pair == pair]
+    pairs = [(transform, cell) for transform in rows for cell in CELLS]
+    return [f"{row.key}-{cell}" for row, cell in pairs if row.is_slow(cell) == slow]
 
 
 def cell_named(name: str) -> tuple[Transform, Cell]:
