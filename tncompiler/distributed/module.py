@@ -22,6 +22,7 @@ from tncompiler.distributed.options import Ranks
 from tncompiler.distributed.planning import RankPlanner, RankPrograms
 from tncompiler.distributed.run import RankedRun, Work
 from tncompiler.distributed.shards import Shard
+from tncompiler.distributed.stages import Slices, Stage, stages_of
 from tncompiler.distributed.team import team_of
 from tncompiler.ir.dtypes import LOW_PRECISION, NUMPY_ONLY, is_differentiable
 from tncompiler.ir.errors import ArgumentError
@@ -69,6 +70,16 @@ class RankedModule(CompiledModule):
             with self.team.one_call():
                 self.team.agree(self._told(tensors))
         return super()._run(tensors, cast)
+
+    def slices(self) -> int:
+        """The most slices that a nest of loops has, in what was run so far; 1 where none has."""
+        stages = [
+            stage
+            for spec in self._specialisations.values()
+            if isinstance(spec, RankedSpecialisation)
+            for stage in spec.stages
+        ]
+        return max((stage.count for stage in stages if isinstance(stage, Slices)), default=1)
 
     def _told(self, tensors: Sequence[Tensor]) -> str:
         """What this rank is about to compute, for the others to compare."""
@@ -155,7 +166,7 @@ class RankedSpecialisation(Specialisation):
         programs: RankPrograms,
     ) -> None:
         super().__init__(module.compilation, call, (), backend)
-        self.module = module
+        self.module, self.programs = module, programs
         names = [leaf.name for leaf in module.compilation.ordered]
         self.positions = tuple(names.index(name) for name in wrt)
         self._load(programs, wrt)
@@ -165,6 +176,13 @@ class RankedSpecialisation(Specialisation):
             self.read = tuple(names.index(name) for name in arguments if name in names)
             self.forward, self.backward = self._forward, self._backward
             self.output_count = len(programs.forward.outputs) - len(programs.training.saved)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is run, forward and backward."""
+        training = self.programs.training
+        backward = () if training is None else stages_of(training.backward)
+        return (*stages_of(self.programs.forward), *backward)
 
     def _load(self, programs: RankPrograms, wrt: tuple[str, ...]) -> None:
         """Make the functions of the programs."""
