@@ -36,7 +36,8 @@ class Library:
     of RUNS elements innermost. ``fresh``: bytes per microsecond of getting memory for a result
     beyond FRESH_BYTES. ``functions``: elements per microsecond of a transcendental function.
     ``step_us``: to start an operation; ``call_us``: to get in and out of the library for a whole
-    call.
+    call. ``convolutions``: of the time of one product over all taps, what the library's own
+    convolution takes; 0 where it has none, and goes tap by tap.
     """
 
     products: Mapping[str, tuple[float, ...]]
@@ -47,6 +48,7 @@ class Library:
     functions: float
     step_us: float
     call_us: float
+    convolutions: float = 0.0
     _logs: dict[str, list[list[list[float]]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -58,7 +60,7 @@ class Library:
         _check("gathers", self.gathers, len(RUNS))
         _check("transposes", self.transposes, len(RUNS))
         _check("fresh, functions and step_us", (self.fresh, self.functions, self.step_us), 3)
-        _check("call_us", (self.call_us or 1.0,), 1)
+        _check("call_us and convolutions", (self.call_us or 1.0, self.convolutions or 1.0), 2)
 
     def product_us(self, batch: int, m: int, n: int, k: int, dtype: str) -> float:
         """Microseconds of a batch of products, without the start."""
@@ -116,6 +118,7 @@ class Accelerator:
     step_us: float
     call_us: float = 0.0
     tile: int = 64
+    convolutions: float = 0.0  # kernels are generated tap by tap
 
     def __post_init__(self) -> None:
         for dtype in ("float32", "float64"):

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 Terms = frozenset[int]
 
+VENDORS = ("float32", "float16", "bfloat16")  # what libraries have convolutions of their own for
+_MOST_AXES = 3
+ENTRY_US = 30.0  # to get into a library's convolution, which looks for its fastest kernel
+
 
 def is_ready(
     relation: Relation,
@@ -132,7 +136,8 @@ def pair_cost(
 def convolution_us(form: Form, sizes: Mapping[int, int], dtype: str, rates: Rates) -> float:
     """Predicted microseconds: tap by tap, a product on a part of the data, added to the result.
 
-    A kernel's gradient goes by positions of the kernel, each one product over all windows.
+    A kernel's gradient goes by positions of the kernel, each one product over all windows. A
+    library's own convolution counts as one product over all taps.
     """
 
     def count(labels: Iterable[int]) -> int:
@@ -142,6 +147,12 @@ def convolution_us(form: Form, sizes: Mapping[int, int], dtype: str, rates: Rate
     taps = count(axis.tap for axis in form.axes if axis.tap is not None)
     results = count(axis.out for axis in form.axes)
     item = ITEM_BYTES[dtype]
+    if rates.convolutions and dtype in VENDORS and 0 < len(form.axes) <= _MOST_AXES:
+        windows = count(axis.out for axis in form.axes) if form.kind == KERNEL else taps
+        moved = item * g * (m * c * count(axis.data for axis in form.axes) + m * n * results)
+        product = rates.product_us(g, n, m * results, c * windows, dtype)
+        work = max(rates.pass_us(2.0 * moved), rates.convolutions * product)
+        return rates.step_us + ENTRY_US + work + rates.fresh_us(item * m * g * n * results)
     if form.kind == KERNEL:
         read = rates.pass_us(2.0 * item * g * c * (m + n) * taps)
         each = results * (read + rates.product_us(g, n, m, c * taps, dtype))
