@@ -178,7 +178,7 @@ class _Simulated:
         self.held = self._held_bytes()
         room = cluster.node.memory_bytes
         self.room = None if room is None else room - self.held
-        self.limit = limit if limit is not None else self.room
+        self.given, self.limit = limit, limit if limit is not None else self.room
         if self.limit is not None and self.limit < 1:
             raise PlanError(
                 f"inputs and parameters take {self.held:,} B, more than a rank has",
@@ -194,6 +194,13 @@ class _Simulated:
         nests = [stage for stage in stages if isinstance(stage, Slices)]
         one_rank = sum(slices_us(nest, 1, rates) for nest in nests)
         peak = self._peak(programs)
+        if self.given is not None and peak > self.given:
+            raise PlanError(
+                f"memory_limit {self.given:,} B cannot be kept: the least that was found is "
+                f"{peak:,} B",
+                where=call_site(),
+                fix=f"give memory_limit={peak} or more",
+            )
         return Prediction(
             machine=self.cluster.name,
             world=self.world,
