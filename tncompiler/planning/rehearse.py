@@ -29,7 +29,8 @@ from tncompiler.planning.ways import Ways
 REHEARSED_UP_TO = 32  # tensors; scheduling more takes longer than the choice gains
 SHORTLIST = 3  # orders of a forward pass, which must be planned in 10 ms
 STEP_SHORTLIST = 6  # of a training step, where layouts matter more
-LAID_OUT_FROM_US = 50.0  # from here on axes are placed by time, as they will be
+LAID_OUT_FROM_US = 150.0  # from here on axes are placed by time, as they will be: 3 ms
+_COPIES = 1.3  # times the cost without copies, up to which they are left as they are
 # times the cost of the best: further than copies move an order, and than stacking does
 _WITHIN, _LARGE_WITHIN = 2.0, 3.0
 # what surrounds a step (views, names that are let go), which tells where there are hundreds of them
@@ -75,8 +76,12 @@ class Rehearsal:
         """Whether the network has more tensors than are usually rehearsed."""
         return len(self.program.arguments) > REHEARSED_UP_TO
 
-    def time_us(self, pairs: tuple[Pair, ...], rates: Rates) -> float:
-        """Predicted microseconds of the network in this order, with its adjoint."""
+    def time_us(self, pairs: tuple[Pair, ...], ways: Ways, least: float = 0.0) -> float:
+        """Predicted microseconds of the network in this order, with its adjoint.
+
+        ``least``: what it takes without copies; axes are not placed where there is little to save.
+        """
+        rates = ways.rates
         program, _ = schedule(
             self.program, self.nominal, self.options, {self.program.outputs[0]: pairs}
         )
@@ -87,9 +92,10 @@ class Rehearsal:
             program = _after(MERGING_PASSES, program)
         merged = stack_alike(program, self.nominal, rates)
         time = self._steps_us(_after(LAYOUT_PASSES, merged), rates)
-        if not LAID_OUT_FROM_US < time < math.inf or self.is_large:
+        worth = max(LAID_OUT_FROM_US, _COPIES * least)
+        if not worth < time < math.inf or self.is_large:
             return time
-        found = lay_out(merged, self.nominal, Ways(rates))
+        found = lay_out(merged, self.nominal, ways)
         return time if found is None else min(time, self._steps_us(found, rates))
 
     def _steps_us(self, program: Program, rates: Rates) -> float:
@@ -127,12 +133,13 @@ def best_rehearsed(
     """
     count = STEP_SHORTLIST if rehearsal.wrt else SHORTLIST
     times: dict[tuple[Pair, ...], float] = {}
+    ways = Ways(rates)  # orders have many steps in common
     for cost, pairs in ranked[:count]:
         if cost > _WITHIN * ranked[0][0] or (times and budget.spent()):
             break
         if not rehearsal.wrt and cost > min(times.values(), default=math.inf):
             break
-        times[pairs] = rehearsal.time_us(pairs, rates)
+        times[pairs] = rehearsal.time_us(pairs, ways, cost)
     return min(times, key=times.__getitem__)
 
 
@@ -146,7 +153,8 @@ def faster(
     within = [pairs for cost, pairs in ranked if cost <= _LARGE_WITHIN * ranked[0][0]]
     if len(within) == 1 or budget.spent():
         return within[0]
-    return min(within, key=lambda pairs: rehearsal.time_us(pairs, rates))
+    ways = Ways(rates)
+    return min(within, key=lambda pairs: rehearsal.time_us(pairs, ways))
 
 
 def _after(passes: Iterable[str], program: Program) -> Program:
