@@ -76,6 +76,7 @@ class Team:
         wires = [_as_wire(tensor) for tensor in tensors]
         for dtype in dict.fromkeys(wire.dtype for wire in wires):
             mine = [k for k, wire in enumerate(wires) if wire.dtype == dtype]
+            mine.sort(key=lambda k: not tensors[k].is_complex())  # pairs begin at even places
             packed = torch.cat([wires[k].flatten() for k in mine]).to(self.device)
             self._wait(self.group.allreduce([packed], _options(dist.AllreduceOptions())))
             parts = torch.split(packed.to(wires[mine[0]].device), [wires[k].numel() for k in mine])
