@@ -29,8 +29,8 @@ from tncompiler.planning.ways import Ways
 REHEARSED_UP_TO = 32  # tensors; scheduling more takes longer than the choice gains
 SHORTLIST = 3  # orders of a forward pass, which must be planned in 10 ms
 STEP_SHORTLIST = 6  # of a training step, where layouts matter more
-LAID_OUT_FROM_US = 150.0  # from here on axes are placed by time, as they will be: 3 ms
-_COPIES = 1.3  # times the cost without copies, up to which they are left as they are
+LAID_OUT_FROM_US = 50.0  # from here on axes are placed by time, as they will be: 3 ms
+_COPIES = 1.52  # times the cost without copies: up to there a forward pass keeps them
 # times the cost of the best: further than copies move an order, and than stacking does
 _WITHIN, _LARGE_WITHIN = 2.0, 3.0
 # what surrounds a step (views, names that are let go), which tells where there are hundreds of them
@@ -92,7 +92,7 @@ class Rehearsal:
             program = _after(MERGING_PASSES, program)
         merged = stack_alike(program, self.nominal, rates)
         time = self._steps_us(_after(LAYOUT_PASSES, merged), rates)
-        worth = max(LAID_OUT_FROM_US, _COPIES * least)
+        worth = LAID_OUT_FROM_US if self.wrt else max(LAID_OUT_FROM_US, _COPIES * least)
         if not worth < time < math.inf or self.is_large:
             return time
         found = lay_out(merged, self.nominal, ways)
