@@ -27,7 +27,7 @@ from tests.oracle import Runner, compare, compare_named, epsilon, expected_gradi
 from tncompiler.ir import functions
 from tncompiler.ir.reference import Bounded, evaluate_all
 
-MOST = 300  # networks until a bug must have been caught
+MOST = 320  # networks until a bug must have been caught
 CONTROL = 40
 
 
