@@ -3,14 +3,20 @@
 The seed follows from the commit: each commit fuzzes another slice, and its runs can be repeated.
 """
 
+from __future__ import annotations
+
 import difflib
 import functools
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.ranks import World
 
 # Triton kernels run on the CPU here; triton reads this when it defines a kernel
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -48,6 +54,29 @@ def plan_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TNC_CACHE_DIR", str(folder))
         yield folder
+
+
+# Ranks ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[World]:
+    """Two ranks, for all tests of a module."""
+    yield from _ranks(2)
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[World]:
+    """Four ranks, for all tests of a module."""
+    yield from _ranks(4)
+
+
+def _ranks(count: int) -> Iterator[World]:
+    from tests.ranks import World  # which loads torch
+
+    world = World(count)
+    yield world
+    world.close()
 
 
 # The seed ---------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -16,21 +15,6 @@ from tests.networks import random_network
 from tests.oracle import Runner, compare, compare_named, epsilon, expected_gradients
 from tests.ranks import RankFailed, World
 from tncompiler.ir.reference import evaluate_all
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[World]:
-    world = World(2)
-    yield world
-    world.close()
-
-
-@pytest.fixture(scope="module")
-def four() -> Iterator[World]:
-    world = World(4)
-    yield world
-    world.close()
-
 
 # Functions that run on every rank ---------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,13 +18,6 @@ from tncompiler.distributed.options import Ranks
 from tncompiler.ir.errors import ArgumentError, BackendError, NotFinite
 
 LOST_S = 3.0  # after which a silent rank is lost, in these tests
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[World]:
-    world = World(2)
-    yield world
-    world.close()
 
 
 def chain(k: int = 8, **options: Any) -> Any:

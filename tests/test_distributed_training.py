@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,6 @@ from tncompiler.ir.errors import GradientError
 
 STEPS = 20
 SIZES = dict(i1=3, i2=4, o1=5, o2=3, r1=4)
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[World]:
-    world = World(2)
-    yield world
-    world.close()
-
-
-@pytest.fixture(scope="module")
-def four() -> Iterator[World]:
-    world = World(4)
-    yield world
-    world.close()
 
 
 def layer(seed: int = 0, **options: Any) -> Any:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tncompiler.compression.edits import Edit, Turn
 from tncompiler.compression.truncating import Goal
-from tncompiler.drop_in.einsum import einsum
 from tncompiler.formats.als import Effort, als
+from tncompiler.formats.conditioning import term_gram
 from tncompiler.formats.descent import descend
 from tncompiler.formats.joints import Joint
 from tncompiler.formats.least_squares import Cores
@@ -36,7 +36,8 @@ def choose_channels(
     """
     if len(joint.labels) > 1:
         return _largest(cores, joint, goal)
-    gram = _gram(graph, cores, joint.labels[0])
+    arrays = [cores[name] for name in graph.tensors]
+    gram = term_gram(graph.inputs, graph.output, arrays, joint.labels[0]).T
     onto = gram.sum(axis=1)  # the weight is the sum of all terms
     total = float(onto.sum().real)
     scale = np.sqrt(np.maximum(np.diag(gram).real, np.finfo(float).tiny))
@@ -52,17 +53,6 @@ def choose_channels(
         if goal.to == len(chosen):
             break
     return np.sort(chosen[: goal.size(np.array(rests), rests[0])])
-
-
-def _gram(graph: TensorNetwork, cores: Mapping[str, np.ndarray], bond: int) -> np.ndarray:
-    """Inner products of the terms that the weight is a sum of over a bond."""
-    apart = 1 + max(graph.sizes)
-    terms: list[object] = []
-    for name, labels in zip(graph.tensors, graph.inputs, strict=True):
-        second = tuple(k if k in graph.output else k + apart for k in labels)
-        terms += [cores[name].conj(), labels, cores[name], second]
-    gram: np.ndarray = einsum(*terms, (bond, bond + apart))
-    return gram
 
 
 def _largest(cores: Mapping[str, np.ndarray], joint: Joint, goal: Goal) -> np.ndarray:
