@@ -2,11 +2,12 @@
 
     make kernels                            the pruned table: docs/kernels.json and docs/kernels.md
     make kernels ARGS="--all"               every cell; hours of compiling
-    make kernels ARGS="--formats TT,CP --targets sm_90"
+    make kernels ARGS="--formats TT,CP --targets sm_90 --jobs 2"
 
 A cell whose source has not changed is not compiled again. Nothing here is measured: registers,
 spills and shared memory are read from machine code, bytes are counted from loads and stores, and
-predicted times come from published figures of a GPU.
+predicted times come from published figures of a GPU. Registers differ a little from one version of
+triton to the next: a row says which made it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +117,7 @@ def row_of(cell: Cell) -> dict[str, Any]:
     row: dict[str, Any] = {
         **asdict(cell),
         "digest": source.digest,
+        "triton": version("triton"),
         "state": state,
         "why": why,
         "launches": len(launches),
@@ -229,6 +234,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "from device memory over their floor (arguments and results, once each), bytes asked of L2",
         "over the same floor, at batch 256 and 4096. Last, microseconds at batch 4096, predicted",
         "from published figures: these kernels, the plan step by step, the dense layer.",
+        f"Made with triton {_versions(rows)}.",
         "",
         "| layer | rank | dtype | part | target | state | launches | registers | spill "
         "| shared KiB | bytes 256 | L2 256 | bytes 4096 | L2 4096 | kernels | steps | dense |",
@@ -250,6 +256,12 @@ def page(rows: list[dict[str, Any]]) -> str:
             f"| {' | '.join(times)} |"
         )
     return "\n".join([*lines, "", *summary(rows), ""])
+
+
+def _versions(rows: list[dict[str, Any]]) -> str:
+    """How many rows each version made."""
+    counts = Counter(row["triton"] for row in rows)
+    return ", ".join(f"{name} ({count} rows)" for name, count in sorted(counts.items()))
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
@@ -279,26 +291,44 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="every cell: hours")
     parser.add_argument("--formats", default="", help="only these, with commas between")
     parser.add_argument("--targets", default="", help="only these, with commas between")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin none after this")
+    parser.add_argument("--jobs", type=int, default=1, help="cells that compile side by side")
     options = parser.parse_args(argv)
     end = time.monotonic() + 60 * options.minutes
-    rows = {tuple(row[k] for k in Cell.__slots__): row for row in read_rows()}
-    for cell in cells(options.all):
-        wanted = (options.formats, cell.format), (options.targets, cell.target)
-        if any(chosen and own not in chosen.split(",") for chosen, own in wanted):
-            continue
-        key = tuple(asdict(cell).values())
-        if time.monotonic() > end or (key in rows and rows[key]["digest"] == digest_of(cell)):
-            continue
-        rows[key] = row_of(cell)
-        print(
-            cell.name, {k: rows[key][k] for k in ("state", "launches", "registers", "spill_bytes")}
-        )
-        JSON.write_text(
-            json.dumps(list(rows.values()), indent=1, ensure_ascii=False) + "\n", "utf-8"
-        )
-    PAGE.write_text(page(list(rows.values())), "utf-8")
+    rows = {cell_of(row): row for row in read_rows()}
+
+    def made(cell: Cell) -> dict[str, Any] | None:
+        current = cell in rows and rows[cell]["digest"] == digest_of(cell)
+        return None if current or time.monotonic() > end else row_of(cell)
+
+    with ThreadPoolExecutor(options.jobs) as pool:  # the work is done in processes of their own
+        wanted = [cell for cell in cells(options.all) if _is_wanted(cell, options)]
+        for done in as_completed(pool.submit(made, cell) for cell in wanted):
+            if (row := done.result()) is not None:
+                rows[cell_of(row)] = row
+                shown = ("state", "launches", "registers", "spill_bytes")
+                print(cell_of(row).name, {k: row[k] for k in shown}, flush=True)
+                _write(rows)
+    _write(rows)
     return 0
+
+
+def cell_of(row: dict[str, Any]) -> Cell:
+    """The cell that a row is of."""
+    return Cell(*(row[name] for name in Cell.__slots__))
+
+
+def _is_wanted(cell: Cell, options: argparse.Namespace) -> bool:
+    chosen = (options.formats, cell.format), (options.targets, cell.target)
+    return all(not names or own in names.split(",") for names, own in chosen)
+
+
+def _write(rows: dict[Cell, dict[str, Any]]) -> None:
+    """Both files, in the order of the cells."""
+    places = {cell: place for place, cell in enumerate(cells(everything=True))}
+    ordered = [rows[cell] for cell in sorted(rows, key=places.__getitem__)]
+    JSON.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    PAGE.write_text(page(ordered), "utf-8")
 
 
 if __name__ == "__main__":

@@ -6,17 +6,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.kernel_table import PAGE, Cell, digest_of, page, read_rows, row_of
+from benchmarks.kernel_table import PAGE, cell_of, digest_of, page, read_rows, row_of
 from tests.conftest import ROOT
 from tncompiler.backends.triton.kernels import SHARED_LIMIT
 
 ROWS = read_rows(ROOT / "docs" / "kernels.json")
 SUBSET = ROWS[:: max(1, len(ROWS) // 40)][:40]
 LAUNCHES = {("forward", "sm_90"): 1, ("backward", "sm_90"): 2, ("backward", "sm_80"): 3}
-
-
-def cell_of(row: dict[str, Any]) -> Cell:
-    return Cell(*(row[name] for name in Cell.__slots__))
 
 
 def test_there_is_a_table() -> None:
@@ -57,4 +53,8 @@ def test_most_layers_of_rank_8_take_few_launches(part: str, target: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("row", SUBSET, ids=lambda row: cell_of(row).name)
 def test_a_row_compiles_to_what_it_says(row: dict[str, Any]) -> None:
-    assert row_of(cell_of(row)) == row
+    """another triton takes other registers, and spills as little"""
+    made = row_of(cell_of(row))
+    if made["triton"] == row["triton"]:
+        assert made == row
+    assert (made["launches"], made["spill_bytes"], made["fits"]) == (row["launches"], 0, True)

@@ -50,7 +50,7 @@ from tncompiler.problem import Nominal, Problem
 LAYOUT_UP_TO = 2_000  # steps; beyond, copies are not weighed by time, which takes seconds
 LAYOUT_FROM_US = 50.0  # predicted time from which a search for the best layout pays
 # about what it takes, for each tensor, to schedule a forward pass, and a training step
-PREPARED_S, STEP_PREPARED_S = 0.001, 0.002
+PREPARED_S, STEP_PREPARED_S = 0.0005, 0.001
 
 
 def _lay_out_body(body: Program) -> Program:
@@ -213,8 +213,9 @@ class Scheduling(Problem):
         """
 
         def make() -> Program:
-            whole = self._stacked(hoist_invariants(change_bodies(merged, _lay_out_body)))
             with self._one_call() as budget:
+                whole = hoist_invariants(change_bodies(merged, _lay_out_body))
+                whole = whole if budget.late() else self._stacked(whole)
                 passes = LATE_LAYOUT_PASSES if budget.late() else LAYOUT_PASSES
                 plain = run_passes(whole, passes, scheduled=True, watcher=watcher())
                 if not self.places_by_time or len(whole.steps) > LAYOUT_UP_TO:
@@ -250,7 +251,7 @@ class Scheduling(Problem):
 
     @property
     def _ways(self) -> Ways:
-        return self._once(("ways",), lambda: Ways(self._rates))  # type: ignore[no-any-return]
+        return Ways.of(self._rates)
 
     def _passes(self) -> tuple[str, ...]:
         before = STABILIZING_PASSES if self.stabilized else ()

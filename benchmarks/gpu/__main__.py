@@ -25,24 +25,31 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.gpu.checks import TOLERANCE, fuzz, layer_errors
-from benchmarks.gpu.layers import Cell, cells, dense, graphed, programs
+from benchmarks.gpu.layers import Cell, cells, graphed, programs
 from benchmarks.gpu.peers import PEERS, Unsupported
 from benchmarks.gpu.prepare import PARTS, prepare
+from benchmarks.gpu.stacks import STACKS, Stack
 from benchmarks.gpu.timing import call_us, ceilings, device_us
 from benchmarks.machine import machine_facts
 
 FUZZ_SHARE = 0.1  # of the time
 ENDING_S = 10.0
 # how many cells a peer is timed on: compiling and searching take seconds a cell
-_PEER_CELLS = {"torch.einsum": 1000, "cotengra": 12, "TensorLy-Torch": 12, "torch.compile": 3}
+_PEER_CELLS = {
+    "torch.einsum": 1000,
+    "cotengra": 12,
+    "cuTensorNet": 12,
+    "TensorLy-Torch": 12,
+    "torch.compile": 3,
+}
 PATIENCE_S = 40.0  # for the kernels of one cell; the others do not wait longer for it
 
 
-def measure(cell: Cell, peers: Sequence[str]) -> dict[str, Any]:
+def measure(cell: Cell | Stack, peers: Sequence[str]) -> dict[str, Any]:
     """Times of one cell in microseconds, ours and others'."""
     layer, x = cell.layer("triton"), cell.input()
     made, aten = programs(layer, x), programs(layer, x, "torch")
-    dense_forward, dense_backward = dense(cell, x)
+    dense_forward, dense_backward = cell.dense(x)
     with torch.no_grad():
         found: dict[str, Any] = {
             "forward": device_us(made.forward),
@@ -55,13 +62,16 @@ def measure(cell: Cell, peers: Sequence[str]) -> dict[str, Any]:
             "dense call": call_us(dense_forward),
         }
         found.update(_others(cell, layer, x, peers))
+    found["launches"], found["backward launches"] = made.launches
     found["GB/s"] = made.bytes[0] / found["forward"] / 1e3
     found["TFLOP/s"] = made.flops[0] / found["forward"] / 1e6
     found["backward TFLOP/s"] = made.flops[1] / found["backward"] / 1e6
     return found
 
 
-def _others(cell: Cell, layer: Any, x: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
+def _others(
+    cell: Cell | Stack, layer: Any, x: torch.Tensor, names: Sequence[str]
+) -> dict[str, float]:
     """The layer as a CUDA graph, and peers; what fails is named, the others are timed."""
     runs = {"graph call": lambda: call_us(graphed(cell, layer, x))}
     runs.update((n, lambda n=n: device_us(PEERS[n](cell, layer, x))) for n in names)
@@ -83,9 +93,9 @@ def table(results: list[dict[str, Any]]) -> Table:
     columns = {
         "fwd": "forward", "bwd": "backward", "aten fwd": "aten forward", "bwd ": "aten backward",
         "dense fwd": "dense forward", "bwd  ": "dense backward", "einsum": "torch.einsum",
-        "cotengra": "cotengra", "tltorch": "TensorLy-Torch", "compile": "torch.compile",
-        "call": "call", "graph": "graph call", "dense": "dense call", "GB/s": "GB/s",
-        "TFLOP/s": "TFLOP/s",
+        "cotengra": "cotengra", "cutn": "cuTensorNet", "tltorch": "TensorLy-Torch",
+        "compile": "torch.compile", "call": "call", "graph": "graph call", "dense": "dense call",
+        "GB/s": "GB/s", "TFLOP/s": "TFLOP/s",
     }  # fmt: skip
     made.add_column("cell")
     for column in (*columns, "error"):
@@ -101,7 +111,7 @@ def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def run_cell(cell: Cell, peers: Sequence[str]) -> dict[str, Any]:
+def run_cell(cell: Cell | Stack, peers: Sequence[str]) -> dict[str, Any]:
     """Check, then time; whatever goes wrong is in the result."""
     result: dict[str, Any] = {"cell": cell.name, "errors": {}, "wrong": ""}
     try:
@@ -137,7 +147,8 @@ def main(argv: list[str] | None = None) -> int:
     record["ceilings"] = ceilings()
     console.print(record["gpu"], {k: round(v, 1) for k, v in record["ceilings"].items()})
     results: list[dict[str, Any]] = []
-    chosen = [cell for cell in cells(options.quick) if fnmatchcase(cell.name, options.cell)]
+    every = [*cells(options.quick), *(() if options.quick else STACKS)]
+    chosen = [cell for cell in every if fnmatchcase(cell.name, options.cell)]
     with get_context("spawn").Pool(options.jobs) as pool:  # what still compiles is killed
         ready = {
             cell: pool.starmap_async(prepare, [(cell, part) for part in range(PARTS)], 1)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.gpu.layers import Cell
+from benchmarks.gpu.stacks import Stack
 
 os.environ["TRITON_INTERPRET"] = "0"  # the tests switch the interpreter on where nobody has said
 from tests.fuzz import check_network
@@ -22,7 +23,7 @@ from tests.oracle import Runner
 TOLERANCE = {"float16": 6e-3, "bfloat16": 5e-2, "float32": 2e-5}
 
 
-def layer_errors(cell: Cell) -> dict[str, float]:
+def layer_errors(cell: Cell | Stack) -> dict[str, float]:
     """The largest error of output and gradients, relative to the largest element of each."""
     ours, exact = cell.layer("triton"), cell.layer("torch", "float64")
     with torch.no_grad():

@@ -15,6 +15,9 @@ from torch import Tensor
 
 import tncompiler as tnc
 from benchmarks.layer_shapes import PROMISED, SHAPES
+from tncompiler.backends.triton.actions import count_launches
+from tncompiler.backends.triton.launches import plan_launches
+from tncompiler.ir.program import Program
 from tncompiler.nn.tensorized import Tensorized
 
 Run = Callable[[], Any]
@@ -53,10 +56,27 @@ class Cell:
         return layer.to(device="cuda", dtype=getattr(torch, dtype or self.dtype))
 
     def input(self) -> Tensor:
-        generator = torch.Generator("cuda").manual_seed(1)
         features = math.prod(SHAPES[self.format][self.shape][0])
-        made = torch.randn(self.batch, features, device="cuda", generator=generator)
-        return made.to(getattr(torch, self.dtype))
+        return random_rows(self.batch, features, self.dtype)
+
+    def dense(self, x: Tensor) -> tuple[Run, Run]:
+        """The layer that is replaced: one matrix product forward, two and a sum backward."""
+        features = math.prod(SHAPES[self.format][self.shape][1])
+        weight = torch.randn(features, x.shape[1], device="cuda", dtype=x.dtype)
+        bias = torch.randn(features, device="cuda", dtype=x.dtype)
+        cotangent = torch.randn(x.shape[0], features, device="cuda", dtype=x.dtype)
+
+        def backward() -> tuple[Tensor, ...]:
+            return cotangent @ weight, cotangent.t() @ x, cotangent.sum(0)
+
+        return lambda: torch.nn.functional.linear(x, weight, bias), backward
+
+
+def random_rows(batch: int, features: int, dtype: str) -> Tensor:
+    """The same numbers in every process."""
+    generator = torch.Generator("cuda").manual_seed(1)
+    made = torch.randn(batch, features, device="cuda", generator=generator)
+    return made.to(getattr(torch, dtype))
 
 
 def cells(quick: bool) -> list[Cell]:
@@ -80,12 +100,16 @@ def cells(quick: bool) -> list[Cell]:
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """The generated forward and backward functions with their arguments: no autograd around."""
+    """The generated forward and backward functions with their arguments: no autograd around.
+
+    ``flops``, ``bytes`` and ``launches``: of each of the two.
+    """
 
     forward: Run
     backward: Run
     flops: tuple[float, float]
     bytes: tuple[float, float]
+    launches: tuple[int, int]
 
 
 def programs(layer: Tensorized, x: Tensor, backend: str = "triton") -> Programs:
@@ -111,7 +135,12 @@ def programs(layer: Tensorized, x: Tensor, backend: str = "triton") -> Programs:
         lambda: pair.backward.run(*held, *saved, cotangent),
         flops,
         (stored + out, 2 * stored + out),
+        (_launches(pair.forward.program), _launches(pair.backward.program)),
     )
+
+
+def _launches(program: Program) -> int:
+    return count_launches(plan_launches(program).actions)
 
 
 def graphed(cell: Cell, layer: Tensorized, x: Tensor) -> Run:
@@ -120,16 +149,3 @@ def graphed(cell: Cell, layer: Tensorized, x: Tensor) -> Run:
     module = tnc.compile(network, backend="triton", dtype=cell.dtype, cuda_graph=True)
     module.to("cuda").load_state_dict(layer.cores.state_dict())
     return lambda: module(x)
-
-
-def dense(cell: Cell, x: Tensor) -> tuple[Run, Run]:
-    """The layer that is replaced: one matrix product forward, two and a sum backward."""
-    features = math.prod(SHAPES[cell.format][cell.shape][1])
-    weight = torch.randn(features, x.shape[1], device="cuda", dtype=x.dtype)
-    bias = torch.randn(features, device="cuda", dtype=x.dtype)
-    cotangent = torch.randn(x.shape[0], features, device="cuda", dtype=x.dtype)
-
-    def backward() -> tuple[Tensor, ...]:
-        return cotangent @ weight, cotangent.t() @ x, cotangent.sum(0)
-
-    return lambda: torch.nn.functional.linear(x, weight, bias), backward

@@ -6,15 +6,17 @@ To add a peer: a function of (cell, layer, input) that makes a run, and one line
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.layers import Cell, Run
+from benchmarks.gpu.stacks import Stack
 from benchmarks.layer_shapes import SHAPES
-from tncompiler.nn.tensorized import Tensorized
 
 _TENSORLY = {"TTMatrix": "BlockTT", "Tucker": "Tucker", "CP": "CP"}
 
@@ -23,14 +25,14 @@ class Unsupported(Exception):
     """The peer has nothing like the cell."""
 
 
-def einsum(cell: Cell, layer: Tensorized, x: Tensor) -> Run:
+def einsum(cell: Cell | Stack, layer: Any, x: Tensor) -> Run:
     """torch.einsum over input and cores, in its own order."""
     equation, operands = _equation(cell, layer, x)
     shape = (x.shape[0], math.prod(SHAPES[cell.format][cell.shape][1]))
     return lambda: torch.einsum(equation, *operands).reshape(shape)
 
 
-def cotengra(cell: Cell, layer: Tensorized, x: Tensor) -> Run:
+def cotengra(cell: Cell | Stack, layer: Any, x: Tensor) -> Run:
     """cotengra's expression on torch tensors, from its high-quality preset."""
     import cotengra as ctg
 
@@ -40,13 +42,26 @@ def cotengra(cell: Cell, layer: Tensorized, x: Tensor) -> Run:
     return lambda: contract(*operands)
 
 
-def tensorly_torch(cell: Cell, layer: Tensorized, x: Tensor) -> Run:
+def cutensornet(cell: Cell | Stack, layer: Any, x: Tensor) -> Run:
+    """NVIDIA's cuTensorNet, its path searched and its kernels tuned before, where installed."""
+    if importlib.util.find_spec("cuquantum") is None:
+        raise Unsupported
+    from cuquantum.tensornet import Network
+
+    equation, operands = _equation(cell, layer, x)
+    network = Network(equation, *operands)
+    network.contract_path()
+    network.autotune(iterations=3)
+    return network.contract
+
+
+def tensorly_torch(cell: Cell | Stack, layer: Any, x: Tensor) -> Run:
     """TensorLy-Torch's FactorizedLinear of the same format and rank, its own numbers."""
     import tltorch
 
-    ins, outs = SHAPES[cell.format][cell.shape]
-    if cell.format not in _TENSORLY:
+    if not isinstance(cell, Cell) or cell.format not in _TENSORLY:
         raise Unsupported
+    ins, outs = SHAPES[cell.format][cell.shape]
     ranks = {"TTMatrix": (1, *[cell.rank] * (len(ins) - 1), 1), "CP": cell.rank}
     theirs = tltorch.FactorizedLinear(
         tuple(ins),
@@ -59,21 +74,24 @@ def tensorly_torch(cell: Cell, layer: Tensorized, x: Tensor) -> Run:
     return lambda: theirs(x)
 
 
-def compiled(cell: Cell, layer: Tensorized, x: Tensor) -> Run:
+def compiled(cell: Cell | Stack, layer: Any, x: Tensor) -> Run:
     """torch.compile of this network's own steps on aten."""
     run = torch.compile(cell.layer("torch").cores, fullgraph=True)
     return lambda: run(x)
 
 
-PEERS: dict[str, Callable[[Cell, Tensorized, Tensor], Run]] = {
+PEERS: dict[str, Callable[[Cell | Stack, Any, Tensor], Run]] = {
     "torch.einsum": einsum,
     "cotengra": cotengra,
+    "cuTensorNet": cutensornet,
     "TensorLy-Torch": tensorly_torch,
     "torch.compile": compiled,
 }
 
 
-def _equation(cell: Cell, layer: Tensorized, x: Tensor) -> tuple[str, Sequence[Tensor]]:
+def _equation(cell: Cell | Stack, layer: Any, x: Tensor) -> tuple[str, Sequence[Tensor]]:
+    if not isinstance(cell, Cell):
+        raise Unsupported  # more than one contraction
     text = layer._network.to_einsum()
     modes = len(SHAPES[cell.format][cell.shape][0])
     inputs, out = text.split("->")

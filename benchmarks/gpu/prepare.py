@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.layers import Cell, programs
+from benchmarks.gpu.stacks import Stack
 
 PARTS = 4  # processes that share the candidates of a cell
 
 
-def prepare(cell: Cell, part: int) -> str:
+def prepare(cell: Cell | Stack, part: int) -> str:
     """Compile a part of a cell's candidates; whoever needs them finds them in triton's cache."""
     try:
         _compile_only(part)

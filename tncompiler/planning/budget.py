@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tncompiler.planning.options import PlanOptions
 
+_MOST = 0.85  # of the time that is left, what comes after the searches may be given
+
 
 @dataclass
 class Budget:
@@ -32,10 +34,10 @@ class Budget:
         return max(self.deadline - self.spare - time.monotonic(), 0.0)
 
     def keep(self, seconds: float) -> None:
-        """Keep so much for later, at most half of what is left; what is kept already counts."""
+        """Keep so much for later, at most most of what is left; what is kept already counts."""
         if self.deadline is not None and seconds > self.spare:
             whole = self.deadline - time.monotonic()
-            self.spare = max(min(seconds, whole / 2), self.spare)
+            self.spare = max(min(seconds, _MOST * whole), self.spare)
 
     def spent(self) -> bool:
         """Whether searches have no time left for more; then something is being cut."""

@@ -21,6 +21,8 @@ FRESH_BYTES = 2**25
 # permuting copies were measured on 1 MiB; in a larger array every element of a run may be on a page
 # of its own, more than a core has addresses of at hand, and copying takes so many times as long
 _PAGE, _NEAR, _FAR = 2**12, 2**22, 4.0
+# terms that a part of a split sum has at least
+_SPLIT_DEPTH = 512
 # for a library to take up one of the arrays that it joins
 PART_US = 0.2
 
@@ -131,16 +133,24 @@ class Accelerator:
         )
 
     def product_us(self, batch: int, m: int, n: int, k: int, dtype: str) -> float:
-        """The larger of arithmetic on whole tiles, in whole waves, and traffic."""
+        """The larger of arithmetic on whole tiles, in whole waves, and traffic.
+
+        Where there are fewer tiles than units, long sums are split among units and added up by a
+        second kernel.
+        """
         if not batch * m * n * k:
             return 0.0
         dtype, factor = self._known(dtype)
         tiles = batch * math.ceil(m / self.tile) * math.ceil(n / self.tile)
-        waves = math.ceil(tiles / self.units)
-        depth = 16 * math.ceil(k / 16)
+        splits = max(min(self.units // tiles, k // _SPLIT_DEPTH), 1)
+        waves = math.ceil(tiles * splits / self.units)
+        depth = 16 * math.ceil(k / splits / 16)
         flops = 2.0 * waves * self.units * self.tile**2 * depth * factor
         moved = batch * (m * k + k * n + m * n) * _ITEMS.get(dtype, 4)
-        return max(flops / (self.teraflops[dtype] * 1e6), moved / self.bytes_per_us)
+        adding = 0.0
+        if splits > 1:
+            adding, moved = self.step_us, moved + 2 * 4 * splits * batch * m * n
+        return adding + max(flops / (self.teraflops[dtype] * 1e6), moved / self.bytes_per_us)
 
     def _known(self, dtype: str) -> tuple[str, float]:
         if dtype in self.teraflops:

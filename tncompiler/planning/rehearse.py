@@ -133,7 +133,7 @@ def best_rehearsed(
     """
     count = STEP_SHORTLIST if rehearsal.wrt else SHORTLIST
     times: dict[tuple[Pair, ...], float] = {}
-    ways = Ways(rates)  # orders have many steps in common
+    ways = Ways.of(rates)
     for cost, pairs in ranked[:count]:
         if cost > _WITHIN * ranked[0][0] or (times and budget.spent()):
             break
@@ -153,7 +153,7 @@ def faster(
     within = [pairs for cost, pairs in ranked if cost <= _LARGE_WITHIN * ranked[0][0]]
     if len(within) == 1 or budget.spent():
         return within[0]
-    ways = Ways(rates)
+    ways = Ways.of(rates)
     return min(within, key=lambda pairs: rehearsal.time_us(pairs, ways))
 
 

@@ -35,8 +35,22 @@ class Way(NamedTuple):  # made by the hundred: half the time of a frozen datacla
     out: Labels
 
 
+_TABLES = 4  # of rates, whose answers are remembered at a time
+_ANSWERS = 50_000  # that are remembered of one table: some 30 MB
+
+
 class Ways:
     """Answers for one table of rates, remembered: layouts ask for the same ones again and again."""
+
+    @staticmethod
+    def of(rates: Rates) -> Ways:
+        """What the process remembers of a table: plans, too, ask for the same ones again."""
+        known = _KNOWN.get(id(rates))  # which no other table has while it is held here
+        if known is None or len(known._found) > _ANSWERS:
+            if len(_KNOWN) >= _TABLES:
+                _KNOWN.clear()
+            known = _KNOWN[id(rates)] = Ways(rates)
+        return known
 
     def __init__(self, rates: Rates) -> None:
         self.rates = rates
@@ -98,6 +112,9 @@ class Ways:
             time = self.rates.step_us + self.rates.permute_us(moved, run, kept, distance)
             self._copies[key] = time
         return time
+
+
+_KNOWN: dict[int, Ways] = {}
 
 
 def work_us(rates: Rates, lead: int, rows: int, columns: int, k: int, dtype: str) -> float:
