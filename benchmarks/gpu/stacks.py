@@ -117,8 +117,4 @@ _DENSE: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]] =
     "gelu": (torch.nn.functional.gelu, _gelu_slope),
 }
 
-STACKS = tuple(
-    Stack(between, "1024→1024", 8, dtype, 4096)
-    for between in BETWEEN
-    for dtype in ("float16", "bfloat16")
-)
+STACKS = tuple(Stack(between, "1024→1024", 8, "float16", 4096) for between in BETWEEN)
