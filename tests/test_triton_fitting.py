@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tncompiler.backends.triton import fitting, runtime
+from tncompiler.ir.errors import BackendError
 
 CANDIDATES = tuple({"ROWS": rows, "num_warps": 4, "at": at} for at, rows in enumerate((8, 4, 2)))
 PROCESSORS = 10
@@ -78,6 +79,12 @@ def test_the_fastest_of_those_that_spill_nothing_runs(gpu: Gpu) -> None:
 def test_what_spills_least_runs_where_all_spill(gpu: Gpu) -> None:
     gpu.spills = [None, 16, 8]
     assert fitting.fitting(KERNEL, CANDIDATES, lambda config: (7,), OnGpu(), 9)["ROWS"] == 2
+
+
+def test_an_error_says_that_no_configuration_may_run(gpu: Gpu) -> None:
+    gpu.spills = [None, None, None]
+    with pytest.raises(BackendError, match="no configuration"):
+        fitting.fitting(KERNEL, CANDIDATES, lambda config: (7,), OnGpu(), 9)
 
 
 def test_more_programs_share_the_rows_where_that_is_faster(gpu: Gpu) -> None:

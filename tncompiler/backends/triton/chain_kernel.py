@@ -361,11 +361,9 @@ class _Template(TileWriter):
         ]
         text = " * ".join(texts)
         variable = self.variable(step.out)
-        if len(depth) > 1:
-            shape = [str(self.padded(atoms[k])) for k in kept]
-            shape.append(self.extent_text([atoms[k] for k in depth]))
-            text = f"tl.reshape({text}, ({', '.join(shape)},))"
-        summed = f"tl.sum({text}, axis={len(kept)})"
+        summed = text
+        for axis in reversed(range(len(kept), len(wanted))):
+            summed = f"tl.sum({summed}, axis={axis})"
         if self.is_sum(step):
             self.start_sum(variable, self.shape(atoms[k] for k in kept))
             self.line(f"{variable} += {summed}", self.comment_keys(kept, atoms))

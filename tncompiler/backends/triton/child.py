@@ -28,6 +28,7 @@ from tncompiler.backends.source import Source, load
 from tncompiler.backends.triton import fitting, runtime
 from tncompiler.backends.triton.fitting import OPTIONS, first_fitting
 from tncompiler.backends.triton.kernels import SHARED_LIMIT
+from tncompiler.backends.triton.lanes import sums_rightly
 
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 _POINTERS = {
@@ -129,6 +130,9 @@ def compile_launch(
         compiled = triton.compile(source, target=target, options=dict(options))
     except Exception as error:
         return {"name": kernel.__name__, "grid": grid, "error": f"{type(error).__name__}: {error}"}
+    if not sums_rightly(compiled.asm["ttgir"], triton.__version__):
+        wrong = f"triton {triton.__version__} adds up wrong lanes of it; 3.9 does not"
+        return {"name": kernel.__name__, "grid": grid, "error": wrong}
     said = {"name": kernel.__name__, "grid": grid, "constants": dict(constants), **options}
     return {**said, **resources(compiled, target)}
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from tncompiler.backends.triton import runtime
+from tncompiler.backends.triton.lanes import sums_rightly
+from tncompiler.ir.errors import BackendError
 
 Config = Mapping[str, int]  # keyword arguments of a launch: block sizes, num_warps, num_stages
 Grid = Callable[[Config], tuple[int, ...]]
@@ -30,7 +32,7 @@ SharedGrid = Callable[[Config, int], tuple[int, ...]]
 
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}  # the default changes with triton 3.10
 
-_VERSION = 2
+_VERSION = 3
 _REPEATS = 5
 _FEW_WARPS = 4
 _CROWDS = (1, 2, 4, 8)  # programs on a multiprocessor: more hide more latency, and add more sums
@@ -161,6 +163,11 @@ def _fastest(
         if timed[first] >= least:
             break
         best, least = first, timed[first]
+    if all(spilled is None for spilled in spills.values()):
+        raise BackendError(
+            "no configuration of a kernel fits this GPU, or is compiled rightly",
+            fix='update triton (from 3.9 on it adds up the right lanes), or choose backend="torch"',
+        )
     return best if least < math.inf else Choice(first_fitting([*spills.values()]))
 
 
@@ -172,9 +179,10 @@ def _way(config: Config) -> int | None:
 def _spill(
     kernel: Any, config: Config, *, args: Sequence[Any], constants: Mapping[str, Any]
 ) -> int | None:
-    """Bytes that a thread spills; None where the chip has not enough shared memory, or where one
-    of triton's passes fails on its layouts.
+    """Bytes that a thread spills; None where the chip has not enough shared memory, where one of
+    triton's passes fails on its layouts, or where it adds up wrong lanes.
     """
+    import triton
     from triton.runtime.errors import OutOfResources
 
     try:
@@ -185,6 +193,8 @@ def _spill(
     except RuntimeError as error:
         if "PassManager" not in str(error):
             raise
+        return None
+    if not sums_rightly(compiled.asm["ttgir"], triton.__version__):
         return None
     return int(compiled.n_spills)
 
