@@ -26,7 +26,7 @@ from tncompiler.ir.passes import (
 )
 from tncompiler.ir.passes.scans import hoist_invariants
 from tncompiler.ir.passes.stabilize import scaled_outputs
-from tncompiler.ir.program import Networks, Program, operand_values
+from tncompiler.ir.program import Convolve, Networks, Program, operand_values
 from tncompiler.ir.scans.steps import change_bodies, steps_within
 from tncompiler.ir.validate import validate
 from tncompiler.planning.budget import Budget
@@ -45,6 +45,7 @@ from tncompiler.planning.schedule import Orders, schedule
 from tncompiler.planning.stacking import stack_alike
 from tncompiler.planning.timing import program_us
 from tncompiler.planning.ways import Ways
+from tncompiler.planning.windows import VENDORS
 from tncompiler.problem import Nominal, Problem
 
 LAYOUT_UP_TO = 2_000  # steps; beyond, copies are not weighed by time, which takes seconds
@@ -237,11 +238,12 @@ class Scheduling(Problem):
     def _placed_by_time(self, merged: Program, plain: Program, budget: Budget) -> Program:
         """The program laid out by time, if that is faster than it is laid out plainly."""
         usual = self.nominal({})  # one layout for all sizes that are free
-        time = program_us(plain, usual, self._rates)
+        rates = self._rates_for(plain)
+        time = program_us(plain, usual, rates)
         if not LAYOUT_FROM_US < time < math.inf or budget.late():
             return plain
-        found = lay_out(merged, usual, self._ways, budget.late)
-        if found is None or program_us(found, usual, self._rates) >= time:
+        found = lay_out(merged, usual, Ways.of(rates), budget.late)
+        if found is None or program_us(found, usual, rates) >= time:
             return plain
         return validate(found, scheduled=True)
 
@@ -249,9 +251,15 @@ class Scheduling(Problem):
     def _rates(self) -> Rates:
         return as_machine(self.options.machine).planning
 
-    @property
-    def _ways(self) -> Ways:
-        return Ways.of(self._rates)
+    def _rates_for(self, program: Program) -> Rates:
+        """The rates of the library that a program is likely to run in: torch has convolutions."""
+        machine = as_machine(self.options.machine)
+        convolves = any(
+            isinstance(step.op, Convolve) and step.out.dtype in VENDORS for step in program.steps
+        )
+        if convolves and self.library == "torch" and machine.cpu is machine:
+            return machine.libraries["torch"]
+        return machine.planning
 
     def _passes(self) -> tuple[str, ...]:
         before = STABILIZING_PASSES if self.stabilized else ()
