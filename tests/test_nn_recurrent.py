@@ -198,15 +198,15 @@ def test_built_weights_are_kept_in_evaluation_until_a_core_changes() -> None:
     (x,) = data(dense, states=False)
     with torch.no_grad():
         mine(x)
-        first = mine._weights()
-        assert all(a is b for a, b in zip(first, mine._weights(), strict=True))
+        first = mine._weights(x)
+        assert all(a is b for a, b in zip(first, mine._weights(x), strict=True))
         mine.ih_l0.cores.G1.mul_(2)
-        torch.testing.assert_close(mine._weights()[0], 2 * first[0])
+        torch.testing.assert_close(mine._weights(x)[0], 2 * first[0])
         mine.ih_l0.cores.G1.data.mul_(0.5)
         mine.invalidate()
-        torch.testing.assert_close(mine._weights()[0], first[0])
+        torch.testing.assert_close(mine._weights(x)[0], first[0])
         mine.train().eval()
-        assert mine._weights()[0] is not first[0]
+        assert mine._weights(x)[0] is not first[0]
     assert mine(x)[0].requires_grad
 
 

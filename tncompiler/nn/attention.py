@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tncompiler.formats.format import Format
 from tncompiler.ir.errors import ArgumentError, DTypeError, FormatError, ShapeError
+from tncompiler.nn.built import may_keep
 from tncompiler.nn.linear import Linear
 from tncompiler.nn.parts import Composite, Part
 from tncompiler.nn.tensorized import check_kind, check_probability, check_size
@@ -227,6 +228,17 @@ class MultiheadAttention(Composite):
 
         ``is_causal`` says, as in torch, that `attn_mask` is the causal mask: it is needed as well.
         """
+        is_masked = key_padding_mask is not None or attn_mask is not None or is_causal
+        if query is key is value and not is_masked:
+            dense = self._kept_dense(query)
+            if dense is not None:
+                return dense.forward(
+                    query,
+                    key,
+                    value,
+                    need_weights=need_weights,
+                    average_attn_weights=average_attn_weights,
+                )
         self._check(query, key, value)
         single = query.ndim == 2
         given = [
@@ -252,6 +264,33 @@ class MultiheadAttention(Composite):
         if single:
             return out[:, 0], weights
         return (out.transpose(0, 1) if self.batch_first else out), weights
+
+    def held_tensors(self) -> list[Tensor]:
+        """What the parts hold, and the key and value that are added."""
+        added = (self.bias_k, self.bias_v)
+        return [*super().held_tensors(), *(bias for bias in added if bias is not None)]
+
+    def _kept_dense(self, x: Tensor) -> nn.MultiheadAttention | None:
+        """torch's layer with the weights that the cores make, for self-attention in evaluation:
+        kept until a core changes. Its fused kernel is what parts cannot have."""
+        ready = self._built.ready(self, x)
+        if ready is None:
+            self._check(x, x, x)
+            if not may_keep(self, x, lambda: self._is_whole_faster(x.numel() // self.embed_dim)):
+                return None
+            ready = self._built.keep(self, x, self._make_whole)
+        dense: nn.MultiheadAttention = ready[0]
+        return dense
+
+    def _make_whole(self) -> tuple[nn.MultiheadAttention]:
+        return (self.to_dense().eval().requires_grad_(False),)
+
+    def _is_whole_faster(self, rows: int) -> bool:
+        """Whether so many rows are predicted to meet every dense projection faster than its cores.
+
+        Not where projections differ in size: keys and values are then no self-attention.
+        """
+        return all(part.is_whole_faster(rows) for part in self.parts().values())
 
     def _heads(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Queries, keys and values, (batch, heads, positions, features of a head)."""

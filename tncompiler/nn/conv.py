@@ -8,7 +8,7 @@ TT-matrix pairs channels with outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar, TypeVar
 
@@ -23,7 +23,7 @@ from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
 from tncompiler.ir.windows import Geometry, same_padding, window_count
-from tncompiler.nn.built import Built, keeping_cores, product_us
+from tncompiler.nn.built import may_keep, product_us, torch_rates
 from tncompiler.nn.initialize import PROBES, gain_of, typical_scale
 from tncompiler.nn.kernels import Kernel
 from tncompiler.nn.tensorized import (
@@ -81,7 +81,6 @@ class Conv(Tensorized):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self._built = Built()
         self.in_channels = check_size(in_channels, "in_channels")
         self.out_channels = check_size(out_channels, "out_channels")
         self.groups = check_size(groups, "groups")
@@ -165,35 +164,31 @@ class Conv(Tensorized):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of a batch of images, or of one image."""
+        ready = self._built.ready(self, x)
+        if ready is not None:
+            return self._convolved(x, *ready)
         self._check(x)
         images = x if x.ndim == self.dimensions + 2 else x[None]
         if self.padding_mode != "zeros":
             images = self._bordered(images)
-        held = keeping_cores(self, images)
-        if held is not None and self._is_whole_faster(images):
-            (kernel,) = self._built.kept(held, lambda: (self.reconstruct().contiguous(),))
-            y = self._convolved(images, kernel)
-        else:
-            y = self.cores(images)
+        if may_keep(self, x, lambda: self._is_whole_faster(images)):
+            return self._convolved(x, *self._built.keep(self, x, self._make_whole))
+        y: Tensor = self.cores(images)
         return y if images.ndim == x.ndim else y[0]
 
-    def invalidate(self) -> None:
-        """Forget what is kept of cores: needed after writing to them through `.data` or NumPy."""
-        self._built.drop()
-        self.cores.invalidate()
+    def _make_whole(self) -> tuple[Tensor, Tensor | None]:
+        """The dense kernel and the bias, to be kept."""
+        return self.reconstruct().contiguous(), self.bias
 
-    def train(self: Conv_, mode: bool = True) -> Conv_:
-        """As torch's; what is kept of the cores is dropped on entering training."""
-        if mode:
-            self._built.drop()
-        return super().train(mode)
-
-    def _convolved(self, images: Tensor, kernel: Tensor) -> Tensor:
-        """torch's own convolution with a dense kernel."""
+    def _convolved(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        """torch's own convolution of a batch or one image with a dense kernel."""
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.dimensions - 1]
-        padding: Any = self.padding if self.padding_mode == "zeros" else 0
-        how = (self.stride, padding, self.dilation, self.groups)
-        made: Tensor = convolve(images, kernel, self.bias, *how)
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            is_batch = x.ndim == self.dimensions + 2
+            x = self._bordered(x) if is_batch else self._bordered(x[None])[0]
+            padding = 0
+        made: Tensor = convolve(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
         return made
 
     def _is_whole_faster(self, images: Tensor) -> bool:
@@ -206,10 +201,15 @@ class Conv(Tensorized):
             return windows >= 1
         return self._built.wins(
             tuple(images.shape),
-            # predicted as the product that torch's convolution comes to
-            lambda: product_us(self, images.shape[0] * windows, self.groups),
+            lambda: self._whole_us(images.shape[0] * windows),
             lambda: self.cores.predicted_us(self._sizes(images)),
         )
+
+    def _whole_us(self, windows: int) -> float:
+        """Predicted microseconds of torch's own convolution: as a share of the product it comes
+        to."""
+        share = torch_rates(self.cores).convolutions or 1.0
+        return share * product_us(self, windows, self.groups)
 
     def _sizes(self, images: Tensor) -> dict[str, int]:
         """The sizes of a batch by the names of indices."""
@@ -281,11 +281,6 @@ class Conv(Tensorized):
         self._share_weight(other)
         self._kernel = other._kernel
         self._hold_cores_of(other)
-
-    def resize(self, format: Format, cores: Mapping[str, nn.Parameter]) -> None:
-        """See `Tensorized.resize`."""
-        super().resize(format, cores)
-        self._built.drop()
 
     # ---------------------------------------------------------------- dense
 

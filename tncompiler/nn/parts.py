@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.format import Format
 from tncompiler.ir.errors import FormatError
+from tncompiler.nn.built import Built
 from tncompiler.nn.linear import Linear
 from tncompiler.nn.tensorized import check_format, check_implementation
 
@@ -92,6 +93,26 @@ class Composite(nn.Module):
         """All that the weights are made of, and the biases."""
         return [*self.parameters()]
 
+    def held_tensors(self) -> list[Tensor]:
+        """What the parts hold."""
+        return [tensor for part in self.parts().values() for tensor in part.held_tensors()]
+
+    def dense_bytes(self) -> int:
+        """What the dense weights take."""
+        return sum(part.dense_bytes() for part in self.parts().values())
+
+    def invalidate(self) -> None:
+        """Forget what is kept of cores: needed after writing to them through `.data` or NumPy."""
+        self._built.drop()
+        for part in self.parts().values():
+            part.invalidate()
+
+    def train(self: Composite_, mode: bool = True) -> Composite_:
+        """As torch's; what is kept of the cores is dropped on entering training."""
+        if mode:
+            self._built.drop()
+        return super().train(mode)
+
     def _core_dtype(self) -> torch.dtype:
         return next(iter(self.parts().values()))._core_dtype()
 
@@ -104,6 +125,7 @@ class Composite(nn.Module):
     def _use(self, format: Any, implementation: Any, backend: str) -> None:
         check_implementation(implementation)
         self.implementation, self.backend = implementation, backend
+        self._built = Built()
         if not isinstance(format, Mapping):
             self.format = check_format(format)
             return
@@ -196,6 +218,7 @@ class Composite(nn.Module):
     def parts_resized(self) -> None:
         """Follow parts that hold other cores than before."""
         self.decomposition = None
+        self._built.drop()
         self._read_formats()
 
     @torch.no_grad()

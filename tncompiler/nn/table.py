@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tncompiler.autograd import watched
 from tncompiler.formats.format import Format
 from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
+from tncompiler.nn.built import may_keep
 from tncompiler.nn.reading import digits_of, read_slices, token_reader
 from tncompiler.nn.tensorized import (
     CoreReading,
@@ -30,7 +31,8 @@ class Table(Tensorized):
 
     The number of a token is written in the mixed radix of ``in_shape``; each core is indexed by its
     own digits, and what is read is contracted for each token. Where that costs more than the whole
-    table ("reconstructed", or so many tokens), the table is built first.
+    table ("reconstructed", or so many tokens), the table is built first. After `eval()`, where no
+    gradients are asked for, it is built once and kept, unless "factorized" was asked for.
 
     Where there is a ``padding_idx``, its row is the buffer ``padding_row``: zeros, or the row of
     the dense layer. It gets no gradient.
@@ -84,6 +86,14 @@ class Table(Tensorized):
             self._reader.prepare(dtype)
 
     # ---------------------------------------------------------------- reading rows
+
+    def _kept_table(self, tokens: Tensor) -> Tensor | None:
+        """The whole table, where a call in evaluation reads what is kept."""
+        if not may_keep(self, tokens, lambda: True, is_index=True):
+            return None
+        table: Tensor
+        (table,) = self._built.keep(self, tokens, lambda: (self.reconstruct().contiguous(),))
+        return table
 
     def rows(self, tokens: Tensor) -> Tensor:
         """The rows of tokens, (tokens,) → (tokens, embedding_dim)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from math import prod
 from operator import attrgetter, index
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.errors import ArgumentError, DeviceError, FormatError, ShapeError
 from tncompiler.ir.expressions import Expr, Leaf, replace_leaves, walk
 from tncompiler.ir.index import Index
+from tncompiler.nn.built import Built
 from tncompiler.nn.initialize import orthogonalize
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.trees import reconstruct_first, stream_first
@@ -39,6 +40,7 @@ IMPLEMENTATIONS: dict[str, PlanOptions] = {
 }
 MODES: dict[str, int] = {"Monarch": 2, "LowRank": 1, "Dense": 1}  # balanced factors; others: three
 _MODES_OF_OTHERS = 3
+Tensorized_ = TypeVar("Tensorized_", bound="Tensorized")
 
 
 class IllConditioned(UserWarning):
@@ -77,6 +79,7 @@ class Tensorized(nn.Module):
         self.implementation, self.backend = implementation, backend
         self._network = self.format.network(*self._modes())  # its leaves name the cores
         self._table = CoreReading(self._network, backend)
+        self._built = Built()
 
     def _expression(self) -> Expr:
         """What `cores` computes."""
@@ -104,6 +107,26 @@ class Tensorized(nn.Module):
     def held_cores(self) -> list[Tensor]:
         """The parameters that the weight is made of, one for each place in the network."""
         return [self._core(name) for name in self._table.parameters]
+
+    def held_tensors(self) -> list[Tensor]:
+        """The cores, and the bias if there is one."""
+        bias = self.bias
+        return [*self.held_cores(), *(() if bias is None else (bias,))]
+
+    def dense_bytes(self) -> int:
+        """What the dense weight takes."""
+        return prod(self.table_shape) * self._core_dtype().itemsize
+
+    def invalidate(self) -> None:
+        """Forget what is kept of cores: needed after writing to them through `.data` or NumPy."""
+        self._built.drop()
+        self.cores.invalidate()
+
+    def train(self: Tensorized_, mode: bool = True) -> Tensorized_:
+        """As torch's; what is kept of the cores is dropped on entering training."""
+        if mode:
+            self._built.drop()
+        return super().train(mode)
 
     def _modes(self) -> tuple[Any, Any]:
         modes = Modes.of(self.in_shape, self.out_shape)
@@ -153,6 +176,7 @@ class Tensorized(nn.Module):
         for name in ("table_shape", "format", "in_shape", "out_shape", "_network", "_table"):
             setattr(self, name, getattr(other, name))
         self.decomposition = other.decomposition
+        self._built.drop()
 
     def _hold_cores_of(self, other: Tensorized) -> None:
         """Compile anew around the parameters of another layer; a bias stays this layer's own."""
@@ -167,6 +191,7 @@ class Tensorized(nn.Module):
         self.format, self.decomposition = format, None
         self._network = format.network(*self._modes())
         self._table = CoreReading(self._network, self.backend)
+        self._built.drop()
         like = next(iter(cores.values()))
         with torch.random.fork_rng([like.device] if like.is_cuda else []):
             self._compile_around(cores)
