@@ -277,9 +277,9 @@ def test_in_evaluation_the_dense_kernel_is_kept_until_a_core_changes(geometry: s
 
 def test_auto_takes_the_kept_kernel_where_it_is_predicted_to_be_faster() -> None:
     small = tnc.nn.Conv2d(8, 8, 3, format=formats.CP(64)).eval()
-    assert small._is_whole_faster(torch.zeros(4, 8, 16, 16))
+    assert small.is_whole_faster((4, 8, 16, 16))
     large = tnc.nn.Conv2d(256, 256, 3, format=formats.CP(4)).eval()
-    assert not large._is_whole_faster(torch.zeros(4, 256, 16, 16))
+    assert not large.is_whole_faster((4, 256, 16, 16))
 
 
 def test_dtype_moves_autocast_and_torch_compile() -> None:

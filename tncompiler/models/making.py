@@ -20,7 +20,7 @@ from tncompiler.models.report import LayerReport
 from tncompiler.models.sites import Site
 from tncompiler.models.swapping import inherit, put
 from tncompiler.models.tasks import Task, Work
-from tncompiler.models.timing import predicted_us
+from tncompiler.models.timing import Times, parts_us, predicted_us
 from tncompiler.nn.parts import Composite, Decompositions
 from tncompiler.nn.tensorized import Tensorized, decompose_weight
 
@@ -82,10 +82,11 @@ class Made:
         site, layer = self.task.site, self.layer
         others = (*site.names[1:], *(name for other in self.task.tied for name in other.names))
         if not isinstance(layer, Composite):
-            return [self._row(site.name, layer, self.found, output_error, others)]
-        above = f"{site.name}." if site.name else ""
+            times = predicted_us(layer) if self.is_layer else None
+            return [self._row(site.name, layer, self.found, output_error, times, others)]
+        above, predicted = f"{site.name}." if site.name else "", parts_us(layer)
         return [
-            self._row(f"{above}{name}", part, part.decomposition, output_error)
+            self._row(f"{above}{name}", part, part.decomposition, output_error, predicted[name])
             for name, part in layer.parts().items()
         ]
 
@@ -95,11 +96,10 @@ class Made:
         weight: Any,
         found: Any,
         output_error: float | None,
+        times: Times | None,
         others: tuple[str, ...] = (),
     ) -> LayerReport:
         modes = Modes.of(weight.in_shape, weight.out_shape)
-        alone = isinstance(weight, Tensorized) and weight is self.layer
-        times = predicted_us(weight) if alone else None
         return LayerReport(
             name=name,
             layer=type(self.layer).__name__,
@@ -113,8 +113,8 @@ class Made:
             error=found.error,
             lower_bound=found.lower_bound,
             output_error=output_error,
-            us_before=None if times is None else times[0],
-            us_after=None if times is None else times[1],
+            us_before=None if times is None else times.before,
+            us_after=None if times is None else times.after,
             tied=others,
         )
 

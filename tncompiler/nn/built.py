@@ -120,14 +120,20 @@ def may_keep(layer: Any, x: Tensor, is_faster: Callable[[], bool], is_index: boo
     weights would take more than LARGEST_KEPT bytes. ``is_index``: x holds positions in a table, and
     need not have the dtype of the cores.
     """
-    if layer.training or layer.implementation == "factorized" or layer.backend != "auto":
+    if layer.training or not allows_whole(layer):
         return False
     if not x.is_cpu or watched((x,)) or overseen("numpy") or not is_faster():
         return False
     held: Sequence[Tensor] = layer.held_tensors()
     if not is_index and any(tensor.dtype != x.dtype for tensor in held):
         return False
-    return layer.dense_bytes() <= LARGEST_KEPT and keeps(layer, held)
+    return keeps(layer, held)
+
+
+def allows_whole(layer: Any) -> bool:
+    """Whether a layer may keep dense weights, by what was asked for and by their size."""
+    asked = layer.implementation == "factorized" or layer.backend != "auto"
+    return not asked and layer.dense_bytes() <= LARGEST_KEPT
 
 
 def keeps(layer: nn.Module, held: Sequence[Tensor]) -> bool:

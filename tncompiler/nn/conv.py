@@ -171,7 +171,7 @@ class Conv(Tensorized):
         images = x if x.ndim == self.dimensions + 2 else x[None]
         if self.padding_mode != "zeros":
             images = self._bordered(images)
-        if may_keep(self, x, lambda: self._is_whole_faster(images)):
+        if may_keep(self, x, lambda: self.is_whole_faster(images.shape)):
             return self._convolved(x, *self._built.keep(self, x, self._make_whole))
         y: Tensor = self.cores(images)
         return y if images.ndim == x.ndim else y[0]
@@ -191,37 +191,36 @@ class Conv(Tensorized):
         made: Tensor = convolve(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
         return made
 
-    def _is_whole_faster(self, images: Tensor) -> bool:
+    def is_whole_faster(self, shape: Sequence[int]) -> bool:
         """Whether images are predicted to meet the dense kernel faster than the cores.
 
-        Not where no window fits: the program then says so.
+        ``shape``: of a batch with its border. Not where no window fits: the program then says so.
         """
-        windows = self._window_count(images)
-        if windows < 1 or self.implementation == "reconstructed":
-            return windows >= 1
+        if self._window_count(shape) < 1 or self.implementation == "reconstructed":
+            return self._window_count(shape) >= 1
         return self._built.wins(
-            tuple(images.shape),
-            lambda: self._whole_us(images.shape[0] * windows),
-            lambda: self.cores.predicted_us(self._sizes(images)),
+            tuple(shape),
+            lambda: self.whole_us(shape),
+            lambda: self.cores.predicted_us(self.sizes_of(shape), keeps=True),
         )
 
-    def _whole_us(self, windows: int) -> float:
-        """Predicted microseconds of torch's own convolution: as a share of the product it comes
-        to."""
+    def whole_us(self, shape: Sequence[int]) -> float:
+        """Predicted microseconds of torch's own convolution of a batch: as a share of the product
+        that it comes to."""
         share = torch_rates(self.cores).convolutions or 1.0
-        return share * product_us(self, windows, self.groups)
+        return share * product_us(self, shape[0] * self._window_count(shape), self.groups)
 
-    def _sizes(self, images: Tensor) -> dict[str, int]:
+    def sizes_of(self, shape: Sequence[int]) -> dict[str, int]:
         """The sizes of a batch by the names of indices."""
-        sources = {f"s{k}": size for k, size in enumerate(images.shape[2:], start=1)}
-        return {"b": images.shape[0], **sources}
+        sources = {f"s{k}": size for k, size in enumerate(shape[2:], start=1)}
+        return {"b": shape[0], **sources}
 
-    def _window_count(self, images: Tensor) -> int:
+    def _window_count(self, shape: Sequence[int]) -> int:
         """How many windows an image has; none where one axis has none."""
         around = [(0, 0)] * self.dimensions if self.padding_mode != "zeros" else self._zeros
         moves = zip(self.stride, self.dilation, around, strict=True)
         geometries = [Geometry(stride, dilation, *pair) for stride, dilation, pair in moves]
-        sizes = zip(images.shape[2:], self.kernel_size, geometries, strict=True)
+        sizes = zip(shape[2:], self.kernel_size, geometries, strict=True)
         return prod(max(int(window_count(*each)), 0) for each in sizes)
 
     def _bordered(self, images: Tensor) -> Tensor:

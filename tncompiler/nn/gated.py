@@ -253,25 +253,32 @@ class Gated(Composite):
         Where torch looks inside, auto never does: compiled and transformed kernels of recurrences
         are what torch lacks.
         """
+        held = self.held_tensors()
+        if self.implementation == "auto" and watched((x, *held)):
+            return False
+        return self.runs_whole(x.shape[0], x.shape[1], keeps(self, held))
+
+    def runs_whole(self, positions: int, batch: int, kept: bool) -> bool:
+        """Whether such a batch runs on built weights; ``kept``: whether they are there already."""
         if self.implementation != "auto":
             return self.implementation == "reconstructed"
-        if watched((x, *self.held_tensors())):
-            return False
-        positions, batch = x.shape[:2]
-        kept = keeps(self, self.held_tensors())
         return self._built.wins(
             (positions, batch, kept),
             lambda: self._whole_us(positions, batch, kept),
-            lambda: self._cores_us(positions, batch),
+            lambda: self._cores_us(positions, batch, kept),
         )
 
-    def _cores_us(self, positions: int, batch: int) -> float:
-        total = 0.0
-        for end, ih, hh, _ in self._all():
-            run = self._sweep(end).prepare(hh._core_dtype())
-            total += float(run.predicted_us({"t": positions, "b": batch}))
-            total += float(ih.cores.predicted_us({"b": positions * batch}))
-        return total
+    def scan_us(self, end: str, positions: int, batch: int) -> float:
+        """Predicted microseconds of the scan of a layer and direction."""
+        run = self._sweep(end).prepare(self._own(end)[1]._core_dtype())
+        return float(run.predicted_us({"t": positions, "b": batch}))
+
+    def _cores_us(self, positions: int, batch: int, kept: bool) -> float:
+        rows = {"b": positions * batch}
+        return sum(
+            self.scan_us(end, positions, batch) + float(ih.cores.predicted_us(rows, keeps=kept))
+            for end, ih, _, _ in self._all()
+        )
 
     def _whole_us(self, positions: int, batch: int, kept: bool) -> float:
         total = 0.0

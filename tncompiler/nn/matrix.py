@@ -80,7 +80,7 @@ class Matrix(Tensorized):
         return self._built.wins(
             size,
             lambda: product_us(self, size),
-            lambda: self.cores.predicted_us(self._sizes(size)),
+            lambda: self.cores.predicted_us(self._sizes(size), keeps=True),
         )
 
     def _sizes(self, rows: int) -> dict[str, int]:
