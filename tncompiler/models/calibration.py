@@ -77,13 +77,16 @@ def run_hooked(model: nn.Module, batches: Sequence[Batch], hooks: Mapping[nn.Mod
 
 
 class Moments:
-    """Second moments of the rows that a Linear gets, as far as so many rows can tell them."""
+    """Second moments of the rows that a weight gets, as far as so many rows can tell them."""
 
     def __init__(self) -> None:
         self.total, self.rows, self.fourth = torch.zeros((), dtype=torch.float64), 0, 0.0
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        x: Tensor = next(iter((*args, *kwargs.values())))
+        self.add(next(iter((*args, *kwargs.values()))))
+
+    def add(self, x: Tensor) -> None:
+        """Count the rows of x(…, inputs) in."""
         rows = x.detach().reshape(-1, x.shape[-1]).cpu()
         rows = rows.to(torch.complex128 if rows.is_complex() else torch.float64)
         self.total = self.total + rows.mH @ rows

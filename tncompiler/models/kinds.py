@@ -60,6 +60,7 @@ KINDS: dict[str, Kind] = {
     "torch.nn.modules.activation.MultiheadAttention": Kind("MultiheadAttention"),
     "torch.nn.modules.rnn.LSTM": Kind("LSTM"),
     "torch.nn.modules.rnn.GRU": Kind("GRU"),
+    "tncompiler.nn.graph.DenseGraphConv": Kind("GraphConv"),
     "transformers.pytorch_utils.Conv1D": Kind("Linear", transposed_linear),
     "transformers.modeling_utils.Conv1D": Kind("Linear", transposed_linear),
 }

@@ -29,12 +29,12 @@ _PATIENCE_S = 2.0  # before a progress bar shows
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """How layers are made; ``moments``: those of the modules' inputs, where they count."""
+    """How layers are made; ``moments``: of what comes to the weight of a site, where it counts."""
 
     implementation: str
     backend: str
     seed: int
-    moments: Mapping[nn.Module, Any]
+    moments: Mapping[Site, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ class Made:
             error=found.error,
             lower_bound=found.lower_bound,
             output_error=output_error,
+            weighted=found.is_weighted,
             us_before=None if times is None else times.before,
             us_after=None if times is None else times.after,
             tied=others,
@@ -158,7 +159,7 @@ def make(task: Task, making: Making) -> Made:
         rule.format,
         **rule.goal,
         **shapes,
-        moments=making.moments.get(site.module),
+        moments=making.moments.get(site),
         seed=making.seed,
         implementation=making.implementation,
         backend=making.backend,
@@ -173,7 +174,7 @@ def _network_weight(task: Task, making: Making) -> Made:
     site, rule = task.site, task.rule
     weight = site.weight
     assert weight is not None
-    goal = {**rule.goal, "seed": making.seed}
+    goal = {**rule.goal, "seed": making.seed, "moments": making.moments.get(site)}
     found = decompose_weight(rule.format, as_table(weight), rule.in_shape, rule.out_shape, goal)
     layer = NetworkWeight(tuple(weight.shape), found.format, rule.in_shape, rule.out_shape)
     return Made(task, layer.start(found.cores), (), found)

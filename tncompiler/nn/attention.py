@@ -177,7 +177,8 @@ class MultiheadAttention(Composite):
 
         ``rank``, ``tolerance``, ``budget``: as `Format.decompose`, for each projection; a budget in
         numbers is shared out among them. ``moments``: those of what self-attention reads, for the
-        projections of queries, and of keys and values of that size.
+        projections of queries, and of keys and values of that size; or a mapping with those of each
+        projection's input, by the names of `parts`.
         """
         check_kind(module, nn.MultiheadAttention)
         layer = cls.__new__(cls)

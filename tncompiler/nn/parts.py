@@ -188,11 +188,11 @@ class Composite(nn.Module):
         """Parts nearest to the weights of torch's layer."""
         given = self._dense_parts(module)
         total = sum(weight.numel() for weight, _ in given.values())
+        moments = self._moments_by_part(goal["moments"])
 
         def make(part: Part) -> Linear:
             weight, bias = given[part.name]
             budget = _share(goal["budget"], weight.numel(), total)
-            moments = goal["moments"] if part.reads_input else None
             return Linear.from_dense(
                 _as_linear(weight, bias),
                 self._format_of(part),
@@ -200,13 +200,27 @@ class Composite(nn.Module):
                 out_shape=part.out_shape,
                 implementation=self.implementation,
                 backend=self.backend,
-                **{**goal, "budget": budget, "moments": moments},
+                **{**goal, "budget": budget, "moments": moments.get(part.name)},
             )
 
         self._build(make)
         norms = {name: float(weight.detach().norm()) for name, (weight, _) in given.items()}
         self.decomposition = _together(self.parts(), norms)
         self._read_formats()
+
+    def _moments_by_part(self, moments: Any) -> Mapping[str, Any]:
+        """Moments of what the layer is called with, for the weights that read it; or those of each
+        weight, by the names of `parts`. Raises FormatError for other names."""
+        parts = [*self._plan_parts()]
+        if not isinstance(moments, Mapping):
+            return {part.name: moments for part in parts if part.reads_input}
+        unknown = sorted(set(map(str, moments)) - {part.name for part in parts})
+        if unknown:
+            raise FormatError(
+                f"moments= names {unknown}, but the weights are {[part.name for part in parts]}",
+                fix="name weights of the layer, or give the moments of its inputs",
+            )
+        return moments
 
     def _read_formats(self) -> None:
         """Say which formats the parts have: after making them, or changing one."""
