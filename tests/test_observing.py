@@ -308,6 +308,14 @@ def test_a_weight_of_layers_of_two_kinds_is_not_weighted() -> None:
     assert flags == {"wte": False, "c_fc": True, "c_proj": True}
 
 
+def test_zeros_say_nothing() -> None:
+    """A layer behind units that are dead on these batches is no reason to fail."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    nn.init.constant_(model[0].bias, -100.0)
+    report = tnc.tensorize_(model, LowRank(3), calibration=torch.randn(9, 8), weighted=True)
+    assert [layer.weighted for layer in report.layers] == [True, False]
+
+
 def test_what_no_batch_reaches_is_not_weighted() -> None:
     model = Holder(nn.Linear(8, 8))
     model.unused = nn.LSTM(8, 8)

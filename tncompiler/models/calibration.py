@@ -95,13 +95,13 @@ class Moments:
 
     @property
     def value(self) -> Tensor | None:
-        """What `Format.decompose` takes as moments; None where nothing came through.
+        """What `Format.decompose` takes as moments; None where nothing came through but zeros.
 
         Drawn towards a multiple of the identity by as much as chance is in them: a few rows would
         otherwise be fitted at the price of all others.
         Source: Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4, section 3.3.
         """
-        if not self.rows:
+        if not self.rows or not self.fourth:
             return None
         mean = self.total / self.rows
         scale = float(mean.trace().real) / len(mean)
