@@ -326,10 +326,13 @@ def test_what_no_batch_reaches_is_not_weighted() -> None:
 def test_torchs_transformer_runs_its_layers_while_it_is_watched() -> None:
     """In evaluation it has a kernel for a whole block, past the modules in it."""
     block = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
-    model = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
-    report = tnc.tensorize_(model, LowRank(4), calibration=torch.randn(3, 6, 16), weighted=True)
+    model, padding = nn.TransformerEncoder(block, 2), torch.zeros(3, 6, dtype=torch.bool)
+    padding[1, 4:] = True
+    batch = dict(src=torch.randn(3, 6, 16), src_key_padding_mask=padding)
+    report = tnc.tensorize_(model, LowRank(4), calibration=batch, weighted=True)
     assert len(report.layers) == 12
     assert all(layer.weighted and layer.output_error for layer in report.layers)
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 # ---------------------------------------------------------------------------- moments of parts

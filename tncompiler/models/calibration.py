@@ -60,15 +60,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def run_hooked(model: nn.Module, batches: Sequence[Batch], hooks: Mapping[nn.Module, Any]) -> None:
-    """Call the model on all batches with a forward hook (module, args, kwargs, result) on some."""
+    """Call the model on all batches with a forward hook (module, args, kwargs, result) on some.
+
+    Meanwhile torch's transformers take no way around their modules, and make no nested tensors.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
     handles = [
         module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks.items()
     ]
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         with evaluating(model):
             for args, kwargs in batches:
                 model(*args, **kwargs)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
 

@@ -19,6 +19,21 @@ from tncompiler.nn.tensorized import check_kind, check_probability, check_size
 _LETTERS = "qkv"
 
 
+class _NoWeight:
+    """Stands where torch's transformer looks for a fused weight. torch takes what has this method
+    for a tensor of a kind of its own, and leaves its kernels for plain ones alone."""
+
+    requires_grad = False
+
+    @classmethod
+    def __torch_function__(cls, func: Any, *_: Any) -> Any:
+        raise ArgumentError(
+            "the projections of this attention are no one weight",
+            where=f"a call of {func}",
+            fix="read q_proj.weight, k_proj.weight and v_proj.weight, or call reconstruct()",
+        )
+
+
 class MultiheadAttention(Composite):
     """torch.nn.MultiheadAttention with its projections as networks of a format.
 
@@ -35,7 +50,7 @@ class MultiheadAttention(Composite):
 
     dense = nn.MultiheadAttention
     # what torch's transformer layers ask before they read weights past the layer's forward pass
-    in_proj_bias, _qkv_same_embed_dim = None, False
+    in_proj_bias, _qkv_same_embed_dim, in_proj_weight = None, False, _NoWeight()
     q_proj: Linear
     k_proj: Linear
     v_proj: Linear
