@@ -239,17 +239,11 @@ def evaluated(format: Format) -> Iterator[tuple[str, Any, tuple[Tensor, ...]]]:
         layer = nn_.MultiheadAttention(size, heads, batch_first=True, format=format)
         x = normal(batch, length, size)
         yield f"MultiheadAttention {size}, {batch} × {length}", layer, (x, x, x)
-    for kind, size, length, batch in (
-        ("LSTM", 64, 16, 8),
-        ("GRU", 64, 16, 8),
-        ("LSTM", 256, 32, 16),
-    ):
+    recurrent = (("LSTM", 64, 16, 8), ("GRU", 64, 16, 8), ("LSTM", 256, 32, 16))
+    for kind, size, length, batch in recurrent:
         layer = getattr(nn_, kind)(size, size, format=format)
-        yield (
-            f"{kind} {size}, {length} positions, batch {batch}",
-            layer,
-            (normal(length, batch, size),),
-        )
+        x = normal(length, batch, size)
+        yield f"{kind} {size}, {length} positions, batch {batch}", layer, (x,)
     layer = nn_.GraphConv(64, 64, format=format)
     graph = (normal(1000, 64), integers(1000, (2, 5000)))
     yield "GraphConv 64, 1000 nodes, 5000 edges", layer, graph
