@@ -24,8 +24,9 @@ import tncompiler as tnc
 from tncompiler.formats import FORMATS
 from tncompiler.formats.format import Format
 from tncompiler.nn import LAYERS
+from tncompiler.nn.checks import IMPLEMENTATIONS
 from tncompiler.nn.parts import Composite
-from tncompiler.nn.tensorized import IMPLEMENTATIONS, IllConditioned
+from tncompiler.nn.tensorized import IllConditioned
 
 PAGE = Path(__file__).parent / "layers.md"
 FULL = 10**6  # a rank that every bond is clamped to

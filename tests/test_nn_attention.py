@@ -13,7 +13,7 @@ import tncompiler as tnc
 from tests.test_formats import full, make
 from tncompiler import formats
 from tncompiler.ir.errors import TncError
-from tncompiler.nn.tensorized import IMPLEMENTATIONS
+from tncompiler.nn.checks import IMPLEMENTATIONS
 
 DIM, HEADS, BATCH, TARGETS, SOURCES = 8, 2, 3, 4, 5
 FORMAT = formats.TTMatrix(99, clamp=True)

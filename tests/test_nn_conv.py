@@ -16,8 +16,9 @@ import tncompiler as tnc
 from tests.test_formats import full, make
 from tncompiler import formats
 from tncompiler.ir.errors import TncError
+from tncompiler.nn.checks import IMPLEMENTATIONS
 from tncompiler.nn.kernels import Kernel
-from tncompiler.nn.tensorized import IMPLEMENTATIONS, IllConditioned
+from tncompiler.nn.tensorized import IllConditioned
 
 CHANNELS, OUTPUTS = 4, 6
 IMAGE = (9, 7, 5)

@@ -14,7 +14,7 @@ import tncompiler as tnc
 from tests.test_formats import fitting, full, make
 from tncompiler import formats
 from tncompiler.ir.errors import TncError
-from tncompiler.nn.tensorized import IMPLEMENTATIONS
+from tncompiler.nn.checks import IMPLEMENTATIONS
 
 INPUTS, HIDDEN, POSITIONS, BATCH = 6, 4, 3, 2
 FORMAT = formats.TTMatrix(99, clamp=True)

@@ -30,10 +30,6 @@ def given(module: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return signature(module.forward).bind(*args, **kwargs).arguments
 
 
-class LinearInputs(Moments):
-    """Of the rows that a Linear gets."""
-
-
 class PatchInputs(Moments):
     """Of the patches that a convolution's kernel sees, over all groups, which share input modes."""
 
@@ -212,7 +208,7 @@ class GraphInputs(Moments):
 
 # the layer that takes a module's place → what watches the module
 OBSERVERS: dict[str, type[Any]] = {
-    "Linear": LinearInputs,
+    "Linear": Moments,
     "Conv1d": PatchInputs,
     "Conv2d": PatchInputs,
     "Conv3d": PatchInputs,

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tncompiler.formats.format import Format
-from tncompiler.ir.errors import ArgumentError, DTypeError, FormatError, ShapeError
+from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
 from tncompiler.nn.built import may_keep
+from tncompiler.nn.checks import check_kind, check_probability, check_size
 from tncompiler.nn.linear import Linear
+from tncompiler.nn.masks import added_mask
 from tncompiler.nn.parts import Composite, Part
-from tncompiler.nn.tensorized import check_kind, check_probability, check_size
 
 _LETTERS = "qkv"
 
@@ -342,41 +343,9 @@ class MultiheadAttention(Composite):
         dtype: torch.dtype,
     ) -> Tensor | None:
         """What is added to the scores, (batch or 1, heads or 1, queries or 1, keys)."""
-        targets, sources = lengths
-        found = []
-        if attn_mask is not None:
-            per_head = (batch * self.num_heads, targets, sources)
-            added = self._as_added(attn_mask, "attn_mask", ((targets, sources), per_head), dtype)
-            shape = (1, 1) if added.ndim == 2 else (batch, self.num_heads)
-            found.append(added.reshape(*shape, targets, sources))
-        if padding is not None:
-            added = self._as_added(padding, "key_padding_mask", ((batch, sources),), dtype)
-            found.append(added[:, None, None])
-        if not found:
-            return None
+        found = added_mask(attn_mask, padding, (batch, self.num_heads, *lengths), dtype, self)
         more = (self.bias_k is not None) + self.add_zero_attn
-        return F.pad(sum(found[1:], found[0]), (0, more))
-
-    def _as_added(
-        self, mask: Any, what: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
-    ) -> Tensor:
-        """A mask as numbers to add: of booleans, true ones are not to be seen."""
-        if not isinstance(mask, Tensor) or tuple(mask.shape) not in shapes:
-            raise ShapeError(
-                f"{what} has shape {tuple(getattr(mask, 'shape', ()))}, not "
-                f"{' or '.join(map(str, shapes))}",
-                where=str(self),
-                fix="give one number for each query and key, or for each key of a batch",
-            )
-        if mask.dtype == torch.bool:
-            return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
-        if not mask.is_floating_point():
-            raise DTypeError(
-                f"{what} has dtype {mask.dtype}",
-                where=str(self),
-                fix="give booleans (true is not seen) or floats that are added to the scores",
-            )
-        return mask.to(dtype)
+        return None if found is None else F.pad(found, (0, more))
 
     def _check(self, query: Any, key: Any, value: Any) -> None:
         """Raises ArgumentError or ShapeError for what are no sequences that belong together."""

@@ -24,16 +24,11 @@ from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
 from tncompiler.ir.windows import Geometry, same_padding, window_count
 from tncompiler.nn.built import may_keep, product_us, torch_rates
+from tncompiler.nn.checks import check_kind, check_size, on_device
+from tncompiler.nn.given import input_leaf
 from tncompiler.nn.initialize import PROBES, gain_of, typical_scale
 from tncompiler.nn.kernels import Kernel
-from tncompiler.nn.tensorized import (
-    Tensorized,
-    check_kind,
-    check_size,
-    decompose_weight,
-    input_leaf,
-    on_device,
-)
+from tncompiler.nn.tensorized import Tensorized, decompose_weight
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 

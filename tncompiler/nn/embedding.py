@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tncompiler.formats.format import Format
 from tncompiler.ir.errors import ArgumentError
+from tncompiler.nn.checks import check_kind
 from tncompiler.nn.table import Table, refuse_options
-from tncompiler.nn.tensorized import check_kind
 
 
 class Embedding(Table):

@@ -16,8 +16,9 @@ from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
 from tncompiler.nn.built import may_keep
+from tncompiler.nn.checks import check_kind
+from tncompiler.nn.given import common_dtype, input_leaf
 from tncompiler.nn.matrix import Matrix, times_dense
-from tncompiler.nn.tensorized import check_kind, common_dtype, input_leaf
 
 
 class Linear(Matrix):

@@ -14,8 +14,9 @@ from tncompiler.ir import algebra
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
 from tncompiler.nn.built import product_us
+from tncompiler.nn.checks import check_size, on_device
 from tncompiler.nn.initialize import PROBES, gain_of, typical_scale
-from tncompiler.nn.tensorized import Tensorized, check_size, decompose_weight, on_device
+from tncompiler.nn.tensorized import Tensorized, decompose_weight
 
 Matrix_ = TypeVar("Matrix_", bound="Matrix")
 

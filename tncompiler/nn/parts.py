@@ -15,8 +15,8 @@ from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.format import Format
 from tncompiler.ir.errors import FormatError
 from tncompiler.nn.built import Built
+from tncompiler.nn.checks import check_format, check_implementation
 from tncompiler.nn.linear import Linear
-from tncompiler.nn.tensorized import check_format, check_implementation
 
 Modes_ = Sequence[int] | None
 Composite_ = TypeVar("Composite_", bound="Composite")
