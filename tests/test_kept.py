@@ -621,9 +621,9 @@ def test_layers_reconstruct_once_in_eval_mode(implementation: str) -> None:
         layer.eval()
         with torch.no_grad():
             assert torch.allclose(layer(x), x @ layer.weight.T + layer.bias, atol=1e-5)
-        if implementation == "reconstructed":
-            assert layer.cores.kept({"b": 64}).kept_bytes() >= 24 * 30 * 4
-            assert layer.cores._kept._entry is not None
+            if implementation == "reconstructed":
+                assert layer.cores.kept({"b": 64}).kept_bytes() >= 24 * 30 * 4
+                assert layer._built.ready(layer, x) is not None
         layer.train()
         layer(x).sum().backward()
         with torch.no_grad():

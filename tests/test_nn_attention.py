@@ -13,7 +13,7 @@ import tncompiler as tnc
 from tests.test_formats import full, make
 from tncompiler import formats
 from tncompiler.ir.errors import TncError
-from tncompiler.nn.tensorized import IMPLEMENTATIONS
+from tncompiler.nn.checks import IMPLEMENTATIONS
 
 DIM, HEADS, BATCH, TARGETS, SOURCES = 8, 2, 3, 4, 5
 FORMAT = formats.TTMatrix(99, clamp=True)
@@ -192,6 +192,25 @@ def test_inside_torchs_transformer(batch_first: bool) -> None:
             torch.testing.assert_close(model(x, **how), dense(x, **how))
             with torch.no_grad():
                 torch.testing.assert_close(model(x, **how), dense(x, **how))
+
+
+def test_inside_torchs_encoder_with_padding() -> None:
+    """It makes nested tensors of what is padded, unless it sees that weights are no plain ones."""
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(DIM, 2, 16, 0.0, batch_first=True, dtype=torch.float64)
+    dense = nn.TransformerEncoder(block, 2).eval()
+    assert dense.use_nested_tensor
+    mine = copy.deepcopy(dense)
+    for each in mine.layers:
+        each.self_attn = whole(each.self_attn)
+    x, padding = torch.randn(3, 5, DIM, dtype=torch.float64), torch.zeros(3, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context:
+            got, wanted = (m(x, src_key_padding_mask=padding) for m in (mine, dense))
+        torch.testing.assert_close(got[~padding], wanted[~padding])
+    with pytest.raises(TncError, match=r"(?s)no one weight.+fix: "):
+        torch.add(mine.layers[0].self_attn.in_proj_weight, 1)
 
 
 # ---------------------------------------------------------------------------- as a torch module

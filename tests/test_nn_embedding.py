@@ -16,7 +16,7 @@ import tncompiler as tnc
 from tests.test_formats import fitting, full, make
 from tncompiler import formats
 from tncompiler.ir.errors import TncError
-from tncompiler.nn.tensorized import IMPLEMENTATIONS
+from tncompiler.nn.checks import IMPLEMENTATIONS
 
 COUNT, DIM = 19, 6
 SHAPES = [((4, 5), (2, 3)), ((2, 2, 5), (7,)), ((20,), (2, 2, 2))]

@@ -14,8 +14,8 @@ import tncompiler as tnc
 from tests.test_formats import fitting, full
 from tncompiler import formats
 from tncompiler.ir.errors import TncError
+from tncompiler.nn.checks import IMPLEMENTATIONS
 from tncompiler.nn.graph import NORMALIZATIONS
-from tncompiler.nn.tensorized import IMPLEMENTATIONS
 
 NODES, IN, OUT = 7, 6, 4
 SHAPES: list[Any] = [((2, 3), (2, 2))]

@@ -19,7 +19,8 @@ from tests.test_formats import fitting, full, make
 from tncompiler import formats
 from tncompiler.formats.conditioning import condition_numbers
 from tncompiler.ir.errors import TncError
-from tncompiler.nn.tensorized import IMPLEMENTATIONS, IllConditioned
+from tncompiler.nn.checks import IMPLEMENTATIONS
+from tncompiler.nn.tensorized import IllConditioned
 
 EXACT, PADDED = ((3, 4), (2, 5)), ((2, 7), (3, 4))  # of a layer of 12 → 10 features
 UNEQUAL = ((2, 2, 4), (2, 5))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import tncompiler as tnc
 from tncompiler import formats
-from tncompiler.nn.tensorized import IMPLEMENTATIONS
+from tncompiler.nn.checks import IMPLEMENTATIONS
 
 INS, OUTS = (3, 4, 2), (2, 3, 5)
 # name: (rank of ours, their name, their ranks)

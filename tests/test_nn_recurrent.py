@@ -14,7 +14,7 @@ import tncompiler as tnc
 from tests.test_formats import fitting, full, make
 from tncompiler import formats
 from tncompiler.ir.errors import TncError
-from tncompiler.nn.tensorized import IMPLEMENTATIONS
+from tncompiler.nn.checks import IMPLEMENTATIONS
 
 INPUTS, HIDDEN, POSITIONS, BATCH = 6, 4, 3, 2
 FORMAT = formats.TTMatrix(99, clamp=True)
@@ -198,15 +198,15 @@ def test_built_weights_are_kept_in_evaluation_until_a_core_changes() -> None:
     (x,) = data(dense, states=False)
     with torch.no_grad():
         mine(x)
-        first = mine._weights()
-        assert all(a is b for a, b in zip(first, mine._weights(), strict=True))
+        first = mine._weights(x)
+        assert all(a is b for a, b in zip(first, mine._weights(x), strict=True))
         mine.ih_l0.cores.G1.mul_(2)
-        torch.testing.assert_close(mine._weights()[0], 2 * first[0])
+        torch.testing.assert_close(mine._weights(x)[0], 2 * first[0])
         mine.ih_l0.cores.G1.data.mul_(0.5)
         mine.invalidate()
-        torch.testing.assert_close(mine._weights()[0], first[0])
+        torch.testing.assert_close(mine._weights(x)[0], first[0])
         mine.train().eval()
-        assert mine._weights()[0] is not first[0]
+        assert mine._weights(x)[0] is not first[0]
     assert mine(x)[0].requires_grad
 
 

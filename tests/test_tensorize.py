@@ -344,6 +344,8 @@ STAYS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "quantized": (quantized, "quantized"),
     "eight bits": (eight_bit, "dtype int8"),
     "tensor subclass": (subclassed, "a Wrapped"),
+    "max_norm": (lambda: nn.Embedding(9, 6, max_norm=1.0), "max_norm does not go"),
+    "sparse": (lambda: nn.EmbeddingBag(9, 6, sparse=True), "sparse does not go"),
     "bilinear": (lambda: nn.Bilinear(4, 5, 6), "not chosen"),
 }
 

@@ -146,14 +146,17 @@ class Inspection:
             cost = replace(cost, peak_bytes=step_peak(cut, nominal))
         return cost.at(self.compilation.nominal(sizes)) if sizes else cost
 
-    def predicted_us(self, sizes: Mapping[Any, Any] | None = None) -> float:
+    def predicted_us(
+        self, sizes: Mapping[Any, Any] | None = None, *, keeps: bool | None = None
+    ) -> float:
         """Predicted microseconds of a call without gradients on a CPU, by torch's table.
 
         Free sizes that are not given count as 128. What parameters alone make is left out where a
-        call keeps it (a module after `eval()`).
+        call keeps it: as things are, unless ``keeps`` says (a module keeps after `eval()`).
         """
         nominal, dtypes = self.compilation.nominal({} if sizes is None else sizes), self._dtypes()
-        cut = self.compilation.kept(dtypes, nominal) if self.keeps else None
+        is_kept = self.keeps if keeps is None else keeps
+        cut = self.compilation.kept(dtypes, nominal) if is_kept else None
         program = None if cut is None else cut.rest
         return self.compilation.predicted_us(dtypes, nominal, (), "torch", program)
 

@@ -41,6 +41,49 @@ MARKS = Marks(
 )
 
 
+class Snapshot:
+    """All that a module and its submodules held at one time, and whether they still do.
+
+    It sees what `MARKS` see, and another object in the place of a submodule, parameter or buffer.
+    Told apart for speed, as every call of a small layer asks: tensors, and what else has a place.
+    """
+
+    __slots__ = ("_age", "_places", "_tensors")
+
+    def __init__(self, module: nn.Module) -> None:
+        self._age = _Age.now  # read before the tensors are: what changes meanwhile is seen later
+        found = [
+            (None if each is module else each, table, key, value)  # no cycle: it may hold this
+            for each in module.modules()
+            for table in ("_modules", "_parameters", "_buffers")
+            for key, value in each.__dict__[table].items()
+        ]
+        self._places = [place for place in found if not isinstance(place[-1], Tensor)]
+        self._tensors = [
+            (*place, place[-1].data_ptr(), place[-1]._version)
+            for place in found
+            if isinstance(place[-1], Tensor)
+        ]
+
+    def holds(self, root: nn.Module) -> bool:
+        """Whether nothing has changed since in the module that it was taken of."""
+        if self._age is not _Age.now:
+            return False
+        for module, table, key, held in self._places:
+            if (root if module is None else module).__dict__[table].get(key) is not held:
+                return False
+        for module, table, key, held, address, version in self._tensors:
+            if (root if module is None else module).__dict__[table].get(key) is not held:
+                return False
+            if held.data_ptr() != address or held._version != version:
+                return False
+        return True
+
+    def asks_gradients(self) -> bool:
+        """Whether a tensor requires gradients."""
+        return any(place[3].requires_grad for place in self._tensors)
+
+
 def can_keep(parameters: Sequence[Tensor], constants: Sequence[Tensor]) -> bool:
     """Whether changes of all these tensors show: a module's own parameters, no stand-ins for them
     (functional_call, parametrize), no inference tensors, which have no version."""

@@ -53,10 +53,11 @@ class Search(Adaptive):
     anything else a number of parameters, of microseconds, or of bytes. ``objective``: what counts.
     "parameters": numbers, those of the model that no layer can take the place of included.
     "latency": microseconds of a call of every layer that is searched, one after the other;
-    ``timing`` says whether they are predicted (of a CPU, free sizes at 128; measured where nothing
-    is predicted) or measured on the first batch. "memory": bytes of weights and of what a call
-    computes, of these layers. ``formats``: tried with ``modes`` factors a side and with each of the
-    ``levels``, fractions of a weight's parameters, beside the dense weight.
+    ``timing`` says whether they are predicted (of a CPU, sizes as in the report) or measured on the
+    first batch. "memory": bytes of weights and of what a call computes on its way from core to core
+    (`implementation="factorized"` keeps to it), of these layers. ``formats``: tried with ``modes``
+    factors a side and with each of the ``levels``, fractions of a weight's parameters, beside the
+    dense weight.
 
     Each candidate's error is that of its layer's outputs on the calibration batches; what such an
     error means for the model's outputs is measured once for each weight. Squares of both are taken

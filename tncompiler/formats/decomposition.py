@@ -16,10 +16,10 @@ class Decomposition:
     """A weight as a network of cores.
 
     ``cores``: the parameters of ``network``, by name, in the weight's dtype. ``error``: the
-    Frobenius norm of weight minus network, over that of the weight (weighted by the second moments
-    if they were given; then ``plain_error`` is the unweighted one). ``error_bound``: what theory
-    promises for the way it was found, with the rounding of the cores to the weight's dtype; None
-    where it promises nothing. ``lower_bound``: what no network of these ranks can undercut
+    Frobenius norm of weight minus network, over that of the weight (``is_weighted`` by the second
+    moments if they were given; then ``plain_error`` is the unweighted one). ``error_bound``: what
+    theory promises for the way it was found, with the rounding of the cores to the weight's dtype;
+    None where it promises nothing. ``lower_bound``: what no network of these ranks can undercut
     (Eckart–Young on every cut of the network), None for formats without such cuts. Both are bounds
     on ``error``. ``format`` has the ranks that were chosen.
     """
@@ -31,6 +31,7 @@ class Decomposition:
     error_bound: float | None = None
     lower_bound: float | None = None
     plain_error: float | None = None
+    is_weighted: bool = False
     details: dict[str, Any] = field(default_factory=dict)
 
     @property

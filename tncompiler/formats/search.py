@@ -284,4 +284,5 @@ def _finished(task: _Task, factored: Factored) -> Decomposition:
         error_bound=bound,
         lower_bound=lower_bound(chosen, array, task.modes, ranks, task.white),
         plain_error=float(np.linalg.norm(difference)) / (float(np.linalg.norm(array)) or 1.0),
+        is_weighted=task.white.moments is not None,
     )

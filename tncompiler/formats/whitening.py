@@ -29,7 +29,8 @@ _COMPARED = 1024  # inputs up to which S is compared with what replaces it, for 
 
 @dataclass(frozen=True)
 class _Group:
-    """Input modes on one core: their positions, the core with the axes there, and L."""
+    """Input modes on one core: their positions, the core with the axes there, and L (its diagonal,
+    where it has no more)."""
 
     modes: tuple[int, ...]
     core: str
@@ -38,23 +39,35 @@ class _Group:
 
     def times(self, matrix: np.ndarray) -> np.ndarray:
         """L^H times a matrix."""
+        if self.lower.ndim == 1:
+            scaled: np.ndarray = self.lower[:, None] * matrix
+            return scaled
         product: np.ndarray = self.lower.conj().T @ matrix
         return product
 
     def divide(self, matrix: np.ndarray) -> np.ndarray:
         """The matrix that `times` makes this one of."""
+        if self.lower.ndim == 1:
+            return self._divided(matrix)
         solved: np.ndarray = scipy.linalg.solve_triangular(self.lower.conj().T, matrix, lower=False)
         return solved
 
+    def _divided(self, matrix: np.ndarray) -> np.ndarray:
+        divided: np.ndarray = matrix / self.lower[:, None]
+        return divided
+
     def divide_left(self, matrix: np.ndarray) -> np.ndarray:
         """L^-1 times a matrix."""
+        if self.lower.ndim == 1:
+            return self._divided(matrix)
         solved: np.ndarray = scipy.linalg.solve_triangular(self.lower, matrix, lower=True)
         return solved
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """``groups`` of modes with the basis of each; ``moments`` as given, (inputs, inputs).
+    """``groups`` of modes with the basis of each; ``moments`` as given, (inputs, inputs) or the
+    diagonal of that.
 
     ``sizes``: those of the input modes. Without moments nothing is changed.
     """
@@ -102,18 +115,26 @@ class Whitening:
         if self.moments is None:
             return float(np.linalg.norm(array))
         flat = array.reshape(len(self.moments), -1)
+        if self.moments.ndim == 1:
+            return _root(float(self.moments @ np.sum(np.abs(flat) ** 2, axis=1)))
         return _root(float(np.sum(flat.conj() * (self.moments @ flat)).real))
 
     def times_root(self, weight: np.ndarray) -> np.ndarray:
         """The weight times a root of the moments: its Frobenius norm is `norm` of the weight."""
         if self.moments is None:
             return weight
-        product: np.ndarray = self.root() @ weight.reshape(len(self.moments), -1)
+        flat = weight.reshape(len(self.moments), -1)
+        if self.moments.ndim == 1:
+            product: np.ndarray = np.sqrt(self.moments)[:, None] * flat
+        else:
+            product = self.root() @ flat
         return product.reshape(weight.shape)
 
     def root(self, floor: float = 0.0) -> np.ndarray:
         """A matrix R with R^H R the moments, plus `floor` times their mean in every direction."""
         assert self.moments is not None
+        if self.moments.ndim == 1:
+            return np.diag(np.sqrt(self.moments + floor * self.moments.mean()))
         values, vectors = np.linalg.eigh(self.moments)
         values = values + floor * values.mean()
         root: np.ndarray = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.conj().T
@@ -128,6 +149,8 @@ class Whitening:
         """The least that `norm` can be of a weight with norm 1."""
         if self.moments is None:
             return 1.0
+        if self.moments.ndim == 1:
+            return _root(float(self.moments.min()))
         return _root(float(np.linalg.eigvalsh(self.moments)[0]))
 
     def largest(self) -> float | None:
@@ -136,7 +159,8 @@ class Whitening:
             return 1.0
         if len(self.moments) > _COMPARED:
             return None
-        half = self._divided(self.moments).conj().T
+        full = np.diag(self.moments) if self.moments.ndim == 1 else self.moments
+        half = self._divided(full).conj().T
         both = self._divided(half)
         return _root(float(np.linalg.eigvalsh((both + both.conj().T) / 2)[-1]))
 

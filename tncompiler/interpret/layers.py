@@ -21,12 +21,13 @@ from tncompiler.ir.errors import ArgumentError, FormatError
 from tncompiler.ir.expressions import Expr, Leaf, replace_leaves, walk
 from tncompiler.models.storage import hold_plainly
 from tncompiler.nn.conv import Conv
+from tncompiler.nn.given import input_leaf
 from tncompiler.nn.graph import GraphConv, check_graph, edges_of
 from tncompiler.nn.linear import Linear
 from tncompiler.nn.parts import Composite
 from tncompiler.nn.reading import digits_of, read_slices, token_reader
 from tncompiler.nn.table import Table
-from tncompiler.nn.tensorized import Tensorized, input_leaf
+from tncompiler.nn.tensorized import Tensorized
 
 
 def check_layer(layer: Any) -> Tensorized:

@@ -60,15 +60,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def run_hooked(model: nn.Module, batches: Sequence[Batch], hooks: Mapping[nn.Module, Any]) -> None:
-    """Call the model on all batches with a forward hook (module, args, kwargs, result) on some."""
+    """Call the model on all batches with a forward hook (module, args, kwargs, result) on some.
+
+    Meanwhile torch's transformers take no way around their modules, and make no nested tensors.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
     handles = [
         module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks.items()
     ]
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         with evaluating(model):
             for args, kwargs in batches:
                 model(*args, **kwargs)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
 
@@ -77,13 +83,16 @@ def run_hooked(model: nn.Module, batches: Sequence[Batch], hooks: Mapping[nn.Mod
 
 
 class Moments:
-    """Second moments of the rows that a Linear gets, as far as so many rows can tell them."""
+    """Second moments of the rows that a weight gets, as far as so many rows can tell them."""
 
     def __init__(self) -> None:
         self.total, self.rows, self.fourth = torch.zeros((), dtype=torch.float64), 0, 0.0
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        x: Tensor = next(iter((*args, *kwargs.values())))
+        self.add(next(iter((*args, *kwargs.values()))))
+
+    def add(self, x: Tensor) -> None:
+        """Count the rows of x(…, inputs) in."""
         rows = x.detach().reshape(-1, x.shape[-1]).cpu()
         rows = rows.to(torch.complex128 if rows.is_complex() else torch.float64)
         self.total = self.total + rows.mH @ rows
@@ -92,13 +101,13 @@ class Moments:
 
     @property
     def value(self) -> Tensor | None:
-        """What `Format.decompose` takes as moments; None where nothing came through.
+        """What `Format.decompose` takes as moments; None where nothing came through but zeros.
 
         Drawn towards a multiple of the identity by as much as chance is in them: a few rows would
         otherwise be fitted at the price of all others.
         Source: Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4, section 3.3.
         """
-        if not self.rows:
+        if not self.rows or not self.fourth:
             return None
         mean = self.total / self.rows
         scale = float(mean.trace().real) / len(mean)

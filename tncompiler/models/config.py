@@ -59,7 +59,7 @@ class Adaptive(ABC):
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What `tensorize_` was called with beside the configuration; ``batches``: calls of the model,
-    ``weighted``: whether Linear layers minimise the error of their outputs."""
+    ``weighted``: whether the error of layers' outputs is minimised instead of that of weights."""
 
     filter_fn: Callable[[nn.Module, str], bool] | None
     batches: Sequence[Batch]

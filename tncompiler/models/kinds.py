@@ -60,6 +60,7 @@ KINDS: dict[str, Kind] = {
     "torch.nn.modules.activation.MultiheadAttention": Kind("MultiheadAttention"),
     "torch.nn.modules.rnn.LSTM": Kind("LSTM"),
     "torch.nn.modules.rnn.GRU": Kind("GRU"),
+    "tncompiler.nn.graph.DenseGraphConv": Kind("GraphConv"),
     "transformers.pytorch_utils.Conv1D": Kind("Linear", transposed_linear),
     "transformers.modeling_utils.Conv1D": Kind("Linear", transposed_linear),
 }
@@ -97,6 +98,9 @@ def _class_reason(module: nn.Module, cls: type, kind: Kind) -> str | None:
         return f"{type(module).__name__} has a forward of its own"
     if kind.layer not in LAYERS:
         return f"there is no tnc.nn.{kind.layer}"
+    for option in ("max_norm", "sparse"):
+        if getattr(module, option, None):
+            return f"{option} does not go with cores: rows share them"
     return None
 
 

@@ -20,7 +20,7 @@ from tncompiler.models.report import LayerReport
 from tncompiler.models.sites import Site
 from tncompiler.models.swapping import inherit, put
 from tncompiler.models.tasks import Task, Work
-from tncompiler.models.timing import predicted_us
+from tncompiler.models.timing import Times, parts_us, predicted_us
 from tncompiler.nn.parts import Composite, Decompositions
 from tncompiler.nn.tensorized import Tensorized, decompose_weight
 
@@ -29,12 +29,12 @@ _PATIENCE_S = 2.0  # before a progress bar shows
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """How layers are made; ``moments``: those of the modules' inputs, where they count."""
+    """How layers are made; ``moments``: of what comes to the weight of a site, where it counts."""
 
     implementation: str
     backend: str
     seed: int
-    moments: Mapping[nn.Module, Any]
+    moments: Mapping[Site, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,11 @@ class Made:
         site, layer = self.task.site, self.layer
         others = (*site.names[1:], *(name for other in self.task.tied for name in other.names))
         if not isinstance(layer, Composite):
-            return [self._row(site.name, layer, self.found, output_error, others)]
-        above = f"{site.name}." if site.name else ""
+            times = predicted_us(layer) if self.is_layer else None
+            return [self._row(site.name, layer, self.found, output_error, times, others)]
+        above, predicted = f"{site.name}." if site.name else "", parts_us(layer)
         return [
-            self._row(f"{above}{name}", part, part.decomposition, output_error)
+            self._row(f"{above}{name}", part, part.decomposition, output_error, predicted[name])
             for name, part in layer.parts().items()
         ]
 
@@ -95,11 +96,10 @@ class Made:
         weight: Any,
         found: Any,
         output_error: float | None,
+        times: Times | None,
         others: tuple[str, ...] = (),
     ) -> LayerReport:
         modes = Modes.of(weight.in_shape, weight.out_shape)
-        alone = isinstance(weight, Tensorized) and weight is self.layer
-        times = predicted_us(weight) if alone else None
         return LayerReport(
             name=name,
             layer=type(self.layer).__name__,
@@ -113,8 +113,9 @@ class Made:
             error=found.error,
             lower_bound=found.lower_bound,
             output_error=output_error,
-            us_before=None if times is None else times[0],
-            us_after=None if times is None else times[1],
+            weighted=found.is_weighted,
+            us_before=None if times is None else times.before,
+            us_after=None if times is None else times.after,
             tied=others,
         )
 
@@ -158,7 +159,7 @@ def make(task: Task, making: Making) -> Made:
         rule.format,
         **rule.goal,
         **shapes,
-        moments=making.moments.get(site.module),
+        moments=making.moments.get(site),
         seed=making.seed,
         implementation=making.implementation,
         backend=making.backend,
@@ -173,7 +174,7 @@ def _network_weight(task: Task, making: Making) -> Made:
     site, rule = task.site, task.rule
     weight = site.weight
     assert weight is not None
-    goal = {**rule.goal, "seed": making.seed}
+    goal = {**rule.goal, "seed": making.seed, "moments": making.moments.get(site)}
     found = decompose_weight(rule.format, as_table(weight), rule.in_shape, rule.out_shape, goal)
     layer = NetworkWeight(tuple(weight.shape), found.format, rule.in_shape, rule.out_shape)
     return Made(task, layer.start(found.cores), (), found)

@@ -18,7 +18,9 @@ from torch.nn.utils import parametrize
 from tncompiler.formats.format import Format
 from tncompiler.formats.modes import Modes
 from tncompiler.ir.expressions import Expr
-from tncompiler.nn.tensorized import CoreReading, check_shape, decompose_weight
+from tncompiler.nn.checks import check_shape
+from tncompiler.nn.given import CoreReading
+from tncompiler.nn.tensorized import decompose_weight
 from tncompiler.parametrized import own_class, unregister
 
 

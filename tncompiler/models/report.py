@@ -23,11 +23,12 @@ class LayerReport:
     ``name``: of the module or parameter; ``tied``: of others that share it. ``layer``: the class in
     its place. ``shape``: of the dense weight, inputs first. ``format``, ``ranks``, ``in_shape``,
     ``out_shape``: of the network. ``parameters_before``, ``parameters_after``: of the weight,
-    without biases. ``error``: relative, of the weight (of outputs where it was weighted by
-    activations); ``lower_bound``: what its ranks cannot undercut. ``output_error``: relative, of
-    the layer's output on the calibration batches. ``us_before``, ``us_after``: predicted
-    microseconds of a call in eval mode on a CPU, with free sizes at 128. None where there is no
-    such number.
+    without biases. ``error``: relative, of the weight, or of outputs where it is ``weighted`` by
+    what came to it on the calibration batches; ``lower_bound``: what its ranks cannot undercut.
+    ``output_error``: relative, of the layer's output on the calibration batches. ``us_before``,
+    ``us_after``: predicted microseconds that the weight takes of a call in eval mode on a CPU, with
+    128 rows or tokens, one sequence of 128 positions or one image of 128 pixels an axis. None where
+    there is no such number: of a parameter that a module reads itself no call is known.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LayerReport:
     output_error: float | None = None
     us_before: float | None = None
     us_after: float | None = None
+    weighted: bool = False
     tied: tuple[str, ...] = ()
 
 

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tncompiler.ir.errors import ArgumentError
+from tncompiler.ir.errors import ArgumentError, UnsupportedModule
 from tncompiler.models.calibration import Batch, Moments, OutputError, read_batches, run_hooked
 from tncompiler.models.config import Adaptive, Surroundings
 from tncompiler.models.making import Made, Making, make_all
+from tncompiler.models.observing import OBSERVERS, ParameterInputs
 from tncompiler.models.report import Report
+from tncompiler.models.sites import Site
 from tncompiler.models.swapping import all_or_nothing
 from tncompiler.models.tasks import Filter, Task, plan_work
 
@@ -59,8 +61,11 @@ def tensorize_(
     their own name. ``filter_fn``: (module, name) → whether it may be replaced.
     ``rank``, ``tolerance``, ``budget``: as `Format.decompose`, for rules without any of their own.
     ``calibration``: a batch as the model takes it (a tensor, a tuple, a dict), or an iterable of
-    batches: the report then has the error of every layer's output, and ``weighted=True`` makes
-    Linear layers minimise that instead of the weight's.
+    batches: the report then has the error of every layer's output, and ``weighted=True`` minimises
+    that instead of the weight's, by the second moments of what comes to each weight: rows of a
+    Linear, patches of a convolution, tokens of a table by how often they occur, what attention's
+    projections and the gates of recurrences read. Not where layers of several kinds share a weight
+    (an embedding and its head), nor what the batches do not reach; the report says which were.
     ``progress``: a bar, if it takes longer than two seconds.
 
     Tied weights stay tied, shared modules shared; hooks, biases, modes, dtypes, devices and
@@ -103,17 +108,33 @@ def count_numbers(model: nn.Module) -> int:
 
 def input_moments(
     model: nn.Module, tasks: Sequence[Task], batches: Sequence[Batch]
-) -> dict[nn.Module, Any]:
-    """Second moments of what comes into each Linear."""
+) -> dict[Site, Any]:
+    """Second moments of what comes to each weight, as layers' `from_dense` take them.
+
+    Linears of one weight are seen together. Raises: UnsupportedModule for a parameter that a module
+    uses otherwise than in torch's linear, where nothing is seen.
+    """
     if not batches:
         raise _no_calibration()
-    hooks = {
-        task.site.module: Moments()
-        for task in tasks
-        if task.site.kind is not None and task.site.kind.layer == "Linear" and not task.tied
-    }
-    run_hooked(model, batches, hooks)
-    return {module: hook.value for module, hook in hooks.items()}
+    seen: dict[Site, Any] = {}
+    hooks: dict[nn.Module, Any] = {}
+    parameters: dict[int, Moments] = {}
+    for task in tasks:
+        sites = (task.site, *task.tied)
+        kinds = {None if site.kind is None else site.kind.layer for site in sites}
+        kind = kinds.pop() if len(kinds) == 1 else None
+        if kind is not None:
+            seen[task.site] = OBSERVERS[kind]()
+            hooks.update((site.module, seen[task.site]) for site in sites)
+        elif task.site.parameter is not None:
+            seen[task.site] = parameters[id(task.site.weight)] = Moments()
+    with ParameterInputs(parameters):
+        run_hooked(model, batches, hooks)
+    found = {site: observer.value for site, observer in seen.items()}
+    for site, moments in found.items():
+        if site.parameter is not None and moments is None:
+            raise _unseen(site)
+    return found
 
 
 def _output_errors(
@@ -124,6 +145,14 @@ def _output_errors(
     if batches:
         run_hooked(model, batches, hooks)
     return {module: hook.value for module, hook in hooks.items()}
+
+
+def _unseen(site: Site) -> UnsupportedModule:
+    return UnsupportedModule(
+        f"weighted=True does not see what {site.shown} is multiplied by: on these batches its "
+        "module does not use it in torch.nn.functional.linear",
+        fix="leave it out of the configuration, or do without weighted=True",
+    )
 
 
 def _no_calibration() -> ArgumentError:

@@ -10,12 +10,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tncompiler.formats.format import Format
-from tncompiler.ir.errors import ArgumentError, DTypeError, FormatError, ShapeError
+from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
+from tncompiler.nn.built import may_keep
+from tncompiler.nn.checks import check_kind, check_probability, check_size
 from tncompiler.nn.linear import Linear
+from tncompiler.nn.masks import added_mask
 from tncompiler.nn.parts import Composite, Part
-from tncompiler.nn.tensorized import check_kind, check_probability, check_size
 
 _LETTERS = "qkv"
+
+
+class _NoWeight:
+    """Stands where torch's transformer looks for a fused weight. torch takes what has this method
+    for a tensor of a kind of its own, and leaves its kernels for plain ones alone."""
+
+    requires_grad = False
+
+    @classmethod
+    def __torch_function__(cls, func: Any, *_: Any) -> Any:
+        raise ArgumentError(
+            "the projections of this attention are no one weight",
+            where=f"a call of {func}",
+            fix="read q_proj.weight, k_proj.weight and v_proj.weight, or call reconstruct()",
+        )
 
 
 class MultiheadAttention(Composite):
@@ -34,7 +51,7 @@ class MultiheadAttention(Composite):
 
     dense = nn.MultiheadAttention
     # what torch's transformer layers ask before they read weights past the layer's forward pass
-    in_proj_bias, _qkv_same_embed_dim = None, False
+    in_proj_bias, _qkv_same_embed_dim, in_proj_weight = None, False, _NoWeight()
     q_proj: Linear
     k_proj: Linear
     v_proj: Linear
@@ -176,7 +193,8 @@ class MultiheadAttention(Composite):
 
         ``rank``, ``tolerance``, ``budget``: as `Format.decompose`, for each projection; a budget in
         numbers is shared out among them. ``moments``: those of what self-attention reads, for the
-        projections of queries, and of keys and values of that size.
+        projections of queries, and of keys and values of that size; or a mapping with those of each
+        projection's input, by the names of `parts`.
         """
         check_kind(module, nn.MultiheadAttention)
         layer = cls.__new__(cls)
@@ -227,6 +245,17 @@ class MultiheadAttention(Composite):
 
         ``is_causal`` says, as in torch, that `attn_mask` is the causal mask: it is needed as well.
         """
+        is_masked = key_padding_mask is not None or attn_mask is not None or is_causal
+        if query is key is value and not is_masked:
+            dense = self._kept_dense(query)
+            if dense is not None:
+                return dense.forward(
+                    query,
+                    key,
+                    value,
+                    need_weights=need_weights,
+                    average_attn_weights=average_attn_weights,
+                )
         self._check(query, key, value)
         single = query.ndim == 2
         given = [
@@ -252,6 +281,33 @@ class MultiheadAttention(Composite):
         if single:
             return out[:, 0], weights
         return (out.transpose(0, 1) if self.batch_first else out), weights
+
+    def held_tensors(self) -> list[Tensor]:
+        """What the parts hold, and the key and value that are added."""
+        added = (self.bias_k, self.bias_v)
+        return [*super().held_tensors(), *(bias for bias in added if bias is not None)]
+
+    def _kept_dense(self, x: Tensor) -> nn.MultiheadAttention | None:
+        """torch's layer with the weights that the cores make, for self-attention in evaluation:
+        kept until a core changes. Its fused kernel is what parts cannot have."""
+        ready = self._built.ready(self, x)
+        if ready is None:
+            self._check(x, x, x)
+            if not may_keep(self, x, lambda: self._is_whole_faster(x.numel() // self.embed_dim)):
+                return None
+            ready = self._built.keep(self, x, self._make_whole)
+        dense: nn.MultiheadAttention = ready[0]
+        return dense
+
+    def _make_whole(self) -> tuple[nn.MultiheadAttention]:
+        return (self.to_dense().eval().requires_grad_(False),)
+
+    def _is_whole_faster(self, rows: int) -> bool:
+        """Whether so many rows are predicted to meet every dense projection faster than its cores.
+
+        Not where projections differ in size: keys and values are then no self-attention.
+        """
+        return all(part.is_whole_faster(rows) for part in self.parts().values())
 
     def _heads(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Queries, keys and values, (batch, heads, positions, features of a head)."""
@@ -287,41 +343,9 @@ class MultiheadAttention(Composite):
         dtype: torch.dtype,
     ) -> Tensor | None:
         """What is added to the scores, (batch or 1, heads or 1, queries or 1, keys)."""
-        targets, sources = lengths
-        found = []
-        if attn_mask is not None:
-            per_head = (batch * self.num_heads, targets, sources)
-            added = self._as_added(attn_mask, "attn_mask", ((targets, sources), per_head), dtype)
-            shape = (1, 1) if added.ndim == 2 else (batch, self.num_heads)
-            found.append(added.reshape(*shape, targets, sources))
-        if padding is not None:
-            added = self._as_added(padding, "key_padding_mask", ((batch, sources),), dtype)
-            found.append(added[:, None, None])
-        if not found:
-            return None
+        found = added_mask(attn_mask, padding, (batch, self.num_heads, *lengths), dtype, self)
         more = (self.bias_k is not None) + self.add_zero_attn
-        return F.pad(sum(found[1:], found[0]), (0, more))
-
-    def _as_added(
-        self, mask: Any, what: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
-    ) -> Tensor:
-        """A mask as numbers to add: of booleans, true ones are not to be seen."""
-        if not isinstance(mask, Tensor) or tuple(mask.shape) not in shapes:
-            raise ShapeError(
-                f"{what} has shape {tuple(getattr(mask, 'shape', ()))}, not "
-                f"{' or '.join(map(str, shapes))}",
-                where=str(self),
-                fix="give one number for each query and key, or for each key of a batch",
-            )
-        if mask.dtype == torch.bool:
-            return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
-        if not mask.is_floating_point():
-            raise DTypeError(
-                f"{what} has dtype {mask.dtype}",
-                where=str(self),
-                fix="give booleans (true is not seen) or floats that are added to the scores",
-            )
-        return mask.to(dtype)
+        return None if found is None else F.pad(found, (0, more))
 
     def _check(self, query: Any, key: Any, value: Any) -> None:
         """Raises ArgumentError or ShapeError for what are no sequences that belong together."""

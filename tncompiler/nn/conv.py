@@ -8,7 +8,7 @@ TT-matrix pairs channels with outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar, TypeVar
 
@@ -23,17 +23,12 @@ from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
 from tncompiler.ir.windows import Geometry, same_padding, window_count
-from tncompiler.nn.built import Built, keeping_cores, product_us
+from tncompiler.nn.built import may_keep, product_us, torch_rates
+from tncompiler.nn.checks import check_kind, check_size, on_device
+from tncompiler.nn.given import input_leaf
 from tncompiler.nn.initialize import PROBES, gain_of, typical_scale
 from tncompiler.nn.kernels import Kernel
-from tncompiler.nn.tensorized import (
-    Tensorized,
-    check_kind,
-    check_size,
-    decompose_weight,
-    input_leaf,
-    on_device,
-)
+from tncompiler.nn.tensorized import Tensorized, decompose_weight
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -81,7 +76,6 @@ class Conv(Tensorized):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self._built = Built()
         self.in_channels = check_size(in_channels, "in_channels")
         self.out_channels = check_size(out_channels, "out_channels")
         self.groups = check_size(groups, "groups")
@@ -165,63 +159,63 @@ class Conv(Tensorized):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of a batch of images, or of one image."""
+        ready = self._built.ready(self, x)
+        if ready is not None:
+            return self._convolved(x, *ready)
         self._check(x)
         images = x if x.ndim == self.dimensions + 2 else x[None]
         if self.padding_mode != "zeros":
             images = self._bordered(images)
-        held = keeping_cores(self, images)
-        if held is not None and self._is_whole_faster(images):
-            (kernel,) = self._built.kept(held, lambda: (self.reconstruct().contiguous(),))
-            y = self._convolved(images, kernel)
-        else:
-            y = self.cores(images)
+        if may_keep(self, x, lambda: self.is_whole_faster(images.shape)):
+            return self._convolved(x, *self._built.keep(self, x, self._make_whole))
+        y: Tensor = self.cores(images)
         return y if images.ndim == x.ndim else y[0]
 
-    def invalidate(self) -> None:
-        """Forget what is kept of cores: needed after writing to them through `.data` or NumPy."""
-        self._built.drop()
-        self.cores.invalidate()
+    def _make_whole(self) -> tuple[Tensor, Tensor | None]:
+        """The dense kernel and the bias, to be kept."""
+        return self.reconstruct().contiguous(), self.bias
 
-    def train(self: Conv_, mode: bool = True) -> Conv_:
-        """As torch's; what is kept of the cores is dropped on entering training."""
-        if mode:
-            self._built.drop()
-        return super().train(mode)
-
-    def _convolved(self, images: Tensor, kernel: Tensor) -> Tensor:
-        """torch's own convolution with a dense kernel."""
+    def _convolved(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        """torch's own convolution of a batch or one image with a dense kernel."""
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.dimensions - 1]
-        padding: Any = self.padding if self.padding_mode == "zeros" else 0
-        how = (self.stride, padding, self.dilation, self.groups)
-        made: Tensor = convolve(images, kernel, self.bias, *how)
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            is_batch = x.ndim == self.dimensions + 2
+            x = self._bordered(x) if is_batch else self._bordered(x[None])[0]
+            padding = 0
+        made: Tensor = convolve(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
         return made
 
-    def _is_whole_faster(self, images: Tensor) -> bool:
+    def is_whole_faster(self, shape: Sequence[int]) -> bool:
         """Whether images are predicted to meet the dense kernel faster than the cores.
 
-        Not where no window fits: the program then says so.
+        ``shape``: of a batch with its border. Not where no window fits: the program then says so.
         """
-        windows = self._window_count(images)
-        if windows < 1 or self.implementation == "reconstructed":
-            return windows >= 1
+        if self._window_count(shape) < 1 or self.implementation == "reconstructed":
+            return self._window_count(shape) >= 1
         return self._built.wins(
-            tuple(images.shape),
-            # predicted as the product that torch's convolution comes to
-            lambda: product_us(self, images.shape[0] * windows, self.groups),
-            lambda: self.cores.predicted_us(self._sizes(images)),
+            tuple(shape),
+            lambda: self.whole_us(shape),
+            lambda: self.cores.predicted_us(self.sizes_of(shape), keeps=True),
         )
 
-    def _sizes(self, images: Tensor) -> dict[str, int]:
-        """The sizes of a batch by the names of indices."""
-        sources = {f"s{k}": size for k, size in enumerate(images.shape[2:], start=1)}
-        return {"b": images.shape[0], **sources}
+    def whole_us(self, shape: Sequence[int]) -> float:
+        """Predicted microseconds of torch's own convolution of a batch: as a share of the product
+        that it comes to."""
+        share = torch_rates(self.cores).convolutions or 1.0
+        return share * product_us(self, shape[0] * self._window_count(shape), self.groups)
 
-    def _window_count(self, images: Tensor) -> int:
+    def sizes_of(self, shape: Sequence[int]) -> dict[str, int]:
+        """The sizes of a batch by the names of indices."""
+        sources = {f"s{k}": size for k, size in enumerate(shape[2:], start=1)}
+        return {"b": shape[0], **sources}
+
+    def _window_count(self, shape: Sequence[int]) -> int:
         """How many windows an image has; none where one axis has none."""
         around = [(0, 0)] * self.dimensions if self.padding_mode != "zeros" else self._zeros
         moves = zip(self.stride, self.dilation, around, strict=True)
         geometries = [Geometry(stride, dilation, *pair) for stride, dilation, pair in moves]
-        sizes = zip(images.shape[2:], self.kernel_size, geometries, strict=True)
+        sizes = zip(shape[2:], self.kernel_size, geometries, strict=True)
         return prod(max(int(window_count(*each)), 0) for each in sizes)
 
     def _bordered(self, images: Tensor) -> Tensor:
@@ -281,11 +275,6 @@ class Conv(Tensorized):
         self._share_weight(other)
         self._kernel = other._kernel
         self._hold_cores_of(other)
-
-    def resize(self, format: Format, cores: Mapping[str, nn.Parameter]) -> None:
-        """See `Tensorized.resize`."""
-        super().resize(format, cores)
-        self._built.drop()
 
     # ---------------------------------------------------------------- dense
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tncompiler.formats.format import Format
 from tncompiler.ir.errors import ArgumentError
+from tncompiler.nn.checks import check_kind
 from tncompiler.nn.table import Table, refuse_options
-from tncompiler.nn.tensorized import check_kind
 
 
 class Embedding(Table):
@@ -61,7 +61,19 @@ class Embedding(Table):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The rows of the tokens."""
-        rows, positions = self._rows_at(self._checked(tokens))
+        ready = self._built.ready(self, tokens)
+        if ready is not None:
+            (table,) = ready
+            try:
+                return torch.embedding(table, tokens)
+            except IndexError:
+                self._checked(tokens)  # says which token is not there
+                raise
+        known = self._checked(tokens)
+        kept = self._kept_table(tokens)
+        if kept is not None:
+            return torch.embedding(kept, tokens)
+        rows, positions = self._rows_at(known)
         return F.embedding(positions, rows)
 
     @classmethod
@@ -163,8 +175,20 @@ class EmbeddingBag(Table):
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
         """One row for each bag; bags are rows of a matrix of tokens, or begin at offsets."""
+        ready = self._built.ready(self, input)
+        if ready is not None and input.numel():
+            (table,) = ready
+            self._check_bags(input, offsets, per_sample_weights)
+            try:
+                return self._bags(input, table, offsets, per_sample_weights, self.padding_idx)
+            except RuntimeError:
+                self._checked(input)  # says which token is not there
+                raise
         tokens = self._checked(input)
         self._check_bags(tokens, offsets, per_sample_weights)
+        kept = self._kept_table(input)
+        if kept is not None:
+            return self._bags(tokens, kept, offsets, per_sample_weights, self.padding_idx)
         rows, positions = self._rows_at(tokens)
         padding = None
         if self.padding_idx is not None or not len(rows):  # a row of its own, left out of all bags
@@ -173,6 +197,17 @@ class EmbeddingBag(Table):
             positions = positions + 1
         if self.padding_idx is not None:
             positions = positions.masked_fill(tokens == self.padding_idx, 0)
+        return self._bags(positions, rows, offsets, per_sample_weights, padding)
+
+    def _bags(
+        self,
+        positions: Tensor,
+        rows: Tensor,
+        offsets: Tensor | None,
+        per_sample_weights: Tensor | None,
+        padding: int | None,
+    ) -> Tensor:
+        """torch's own bags of rows of a table, without its padding row."""
         return F.embedding_bag(
             positions,
             rows,

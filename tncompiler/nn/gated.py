@@ -16,11 +16,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from tncompiler.autograd import watched
 from tncompiler.ir.errors import ArgumentError, DTypeError, ShapeError
-from tncompiler.nn.built import Built, keeps, product_us, table_us
+from tncompiler.nn.built import keeps, product_us, table_us
+from tncompiler.nn.checks import check_kind, check_probability, check_size
 from tncompiler.nn.linear import Linear
 from tncompiler.nn.parts import Composite, Part
 from tncompiler.nn.sweep import GATES, Sweep, networks_of
-from tncompiler.nn.tensorized import check_kind, check_probability, check_size
 
 Gated_ = TypeVar("Gated_", bound="Gated")
 States = tuple[Tensor, ...]
@@ -56,7 +56,6 @@ class Gated(Composite):
             bool(bidirectional),
         )
         self._sweeps: dict[str, Sweep] = {}
-        self._built = Built()
 
     def _set_shapes(self, in_shape: Any, hidden_shape: Any, out_shape: Any) -> None:
         self.in_shape, self.hidden_shape, self.out_shape = in_shape, hidden_shape, out_shape
@@ -128,11 +127,6 @@ class Gated(Composite):
             for part in parts if self.implementation != "factorized" else ():
                 part._table.prepare(dtype)
 
-    def parts_resized(self) -> None:
-        """See `Composite.parts_resized`."""
-        self._built.drop()
-        super().parts_resized()
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw all cores so that weights have the variance of torch's, 1 / (3 hidden_size), and
@@ -170,12 +164,18 @@ class Gated(Composite):
     def _forward(self, x: Any, states: Any) -> tuple[Any, States]:
         if isinstance(x, PackedSequence):
             return self._forward_packed(x, states)
-        self._check(x, (2, 3))
+        ready = self._built.ready(self, x)  # if so, an input of this shape has been checked
+        if ready is None:
+            self._check(x, (2, 3))
         axis = 0 if self.batch_first and x.ndim == 3 else 1  # of the batch
         batch = x[:, None] if x.ndim == 2 else x.transpose(0, 1) if axis == 0 else x
         given = self._checked_states(states, batch.shape[1], x)
-        run = self._run_whole if self._as_whole(batch) else self._run_cores
-        out, last = run(batch, given)
+        if ready is None and self._as_whole(batch):
+            ready = self._weights(x)
+        if ready is None:
+            out, last = self._run_cores(batch, given)
+        else:
+            out, last = self._run_whole(ready, batch, given)
         if x.ndim == 2:
             return out[:, 0], tuple(state[:, 0] for state in last)
         return (out.transpose(0, 1) if axis == 0 else out), last
@@ -191,22 +191,26 @@ class Gated(Composite):
         given = self._checked_states(states, int(x.batch_sizes[0]), x.data[:, None])
         if x.sorted_indices is not None:
             given = tuple(state.index_select(1, x.sorted_indices) for state in given)
-        out, last = self._run_whole(x.data, given, x.batch_sizes)
+        out, last = self._run_whole(self._weights(x.data), x.data, given, x.batch_sizes)
         if x.unsorted_indices is not None:
             last = tuple(state.index_select(1, x.unsorted_indices) for state in last)
         return PackedSequence(out, x.batch_sizes, x.sorted_indices, x.unsorted_indices), last
 
     def _run_whole(
-        self, x: Tensor, states: States, batch_sizes: Tensor | None = None
+        self,
+        weights: Sequence[Tensor],
+        x: Tensor,
+        states: States,
+        batch_sizes: Tensor | None = None,
     ) -> tuple[Tensor, States]:
         """torch's own kernel with the weights that the cores make."""
         kernel: Any = torch._VF.lstm if self.kind == "LSTM" else torch._VF.gru
         given: Any = states if self.kind == "LSTM" else states[0]
         how = [self.bias, self.num_layers, self.dropout, self.training, self.bidirectional]
         if batch_sizes is None:
-            out, *last = kernel(x, given, self._weights(), *how, False)
+            out, *last = kernel(x, given, weights, *how, False)
         else:
-            out, *last = kernel(x, batch_sizes, given, self._weights(), *how)
+            out, *last = kernel(x, batch_sizes, given, weights, *how)
         return out, tuple(last)
 
     def _run_cores(self, x: Tensor, states: States) -> tuple[Tensor, States]:
@@ -226,27 +230,20 @@ class Gated(Composite):
                 x = F.dropout(x, self.dropout, self.training)
         return x, tuple(map(torch.stack, last))
 
-    def _weights(self) -> list[Tensor]:
-        """All weights and biases in torch's order."""
-        return [*self._built.weights(self, self._make_weights)]
+    def _weights(self, x: Tensor) -> tuple[Tensor, ...]:
+        """All weights and biases in torch's order; in evaluation kept until a core changes, and
+        ready for inputs like x."""
+        if keeps(self, self.held_tensors()):
+            return self._built.keep(self, x, self._make_weights)
+        return self._make_weights()
 
-    def _make_weights(self) -> list[Tensor]:
+    def _make_weights(self) -> tuple[Tensor, ...]:
         made: list[Tensor] = []
         for _, ih, hh, hr in self._all():
-            made += [ih.reconstruct(), hh.reconstruct()]
+            made += [part.reconstruct().contiguous() for part in (ih, hh)]
             made += [bias for bias in (ih.bias, hh.bias) if bias is not None]
-            made += [] if hr is None else [hr.reconstruct()]
-        return made
-
-    def invalidate(self) -> None:
-        """Forget built weights: needed after writing to cores through `.data` or NumPy."""
-        self._built.drop()
-
-    def train(self: Gated_, mode: bool = True) -> Gated_:
-        """As torch's; built weights that are kept are dropped on entering training."""
-        if mode:
-            self._built.drop()
-        return super().train(mode)
+            made += [] if hr is None else [hr.reconstruct().contiguous()]
+        return tuple(made)
 
     # ---------------------------------------------------------------- which way
 
@@ -256,25 +253,32 @@ class Gated(Composite):
         Where torch looks inside, auto never does: compiled and transformed kernels of recurrences
         are what torch lacks.
         """
+        held = self.held_tensors()
+        if self.implementation == "auto" and watched((x, *held)):
+            return False
+        return self.runs_whole(x.shape[0], x.shape[1], keeps(self, held))
+
+    def runs_whole(self, positions: int, batch: int, kept: bool) -> bool:
+        """Whether such a batch runs on built weights; ``kept``: whether they are there already."""
         if self.implementation != "auto":
             return self.implementation == "reconstructed"
-        if watched((x, *self.held_cores())):
-            return False
-        positions, batch = x.shape[:2]
-        kept = keeps(self, self.held_cores())
         return self._built.wins(
             (positions, batch, kept),
             lambda: self._whole_us(positions, batch, kept),
-            lambda: self._cores_us(positions, batch),
+            lambda: self._cores_us(positions, batch, kept),
         )
 
-    def _cores_us(self, positions: int, batch: int) -> float:
-        total = 0.0
-        for end, ih, hh, _ in self._all():
-            run = self._sweep(end).prepare(hh._core_dtype())
-            total += float(run.predicted_us({"t": positions, "b": batch}))
-            total += float(ih.cores.predicted_us({"b": positions * batch}))
-        return total
+    def scan_us(self, end: str, positions: int, batch: int) -> float:
+        """Predicted microseconds of the scan of a layer and direction."""
+        run = self._sweep(end).prepare(self._own(end)[1]._core_dtype())
+        return float(run.predicted_us({"t": positions, "b": batch}))
+
+    def _cores_us(self, positions: int, batch: int, kept: bool) -> float:
+        rows = {"b": positions * batch}
+        return sum(
+            self.scan_us(end, positions, batch) + float(ih.cores.predicted_us(rows, keeps=kept))
+            for end, ih, _, _ in self._all()
+        )
 
     def _whole_us(self, positions: int, batch: int, kept: bool) -> float:
         total = 0.0

@@ -18,7 +18,7 @@ from tncompiler.formats.modes import Modes
 from tncompiler.ir.errors import FormatError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
-from tncompiler.nn.tensorized import check_format, check_shape
+from tncompiler.nn.checks import check_format, check_shape
 
 CHANNEL_MODES: dict[str, int] = {"TTMatrix": 2, "Kronecker": 2, "Monarch": 2}  # others: one
 JOINED = ("Monarch",)  # formats for two modes a side: the last channel mode holds the taps as well

@@ -15,8 +15,10 @@ from tncompiler.formats.format import Format
 from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
-from tncompiler.nn.matrix import Matrix
-from tncompiler.nn.tensorized import check_kind, common_dtype, input_leaf
+from tncompiler.nn.built import may_keep
+from tncompiler.nn.checks import check_kind
+from tncompiler.nn.given import common_dtype, input_leaf
+from tncompiler.nn.matrix import Matrix, times_dense
 
 
 class Linear(Matrix):
@@ -60,7 +62,12 @@ class Linear(Matrix):
 
     def forward(self, x: Tensor) -> Tensor:
         """x W + bias over the last axis."""
+        ready = self._built.ready(self, x)
+        if ready is not None:
+            return times_dense(x, *ready)
         self.check_input(x)
+        if may_keep(self, x, lambda: self.is_whole_faster(x.numel() // self.in_features)):
+            return times_dense(x, *self._built.keep(self, x, self._make_whole))
         rows = x if x.ndim == 2 else x.reshape(-1, self.in_features)
         y: Tensor = self.cores(rows)
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.out_features)

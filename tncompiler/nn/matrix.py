@@ -7,13 +7,16 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tncompiler.formats.modes import Modes
 from tncompiler.ir import algebra
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
+from tncompiler.nn.built import product_us
+from tncompiler.nn.checks import check_size, on_device
 from tncompiler.nn.initialize import PROBES, gain_of, typical_scale
-from tncompiler.nn.tensorized import Tensorized, check_size, decompose_weight, on_device
+from tncompiler.nn.tensorized import Tensorized, decompose_weight
 
 Matrix_ = TypeVar("Matrix_", bound="Matrix")
 
@@ -62,6 +65,28 @@ class Matrix(Tensorized):
         """y(…, outputs) plus the bias, if there is one."""
         m = Index("outputs", self.out_features)
         return y + algebra.leaf("bias", (m,), kind="param", init="zeros") if self.has_bias else y
+
+    # ---------------------------------------------------------------- in evaluation
+
+    def _make_whole(self) -> tuple[Tensor, Tensor | None]:
+        """The dense weight, inputs first, and the bias, to be kept."""
+        return self.reconstruct().contiguous().t(), self.bias
+
+    def is_whole_faster(self, rows: int) -> bool:
+        """Whether so many rows are predicted to meet the dense weight, once it is there, faster
+        than the cores: as told for the power of two from there on."""
+        if self.implementation == "reconstructed":
+            return True
+        size = 1 << max(rows - 1, 0).bit_length()
+        return self._built.wins(
+            size,
+            lambda: product_us(self, size),
+            lambda: self.cores.predicted_us(self._sizes(size), keeps=True),
+        )
+
+    def _sizes(self, rows: int) -> dict[str, int]:
+        """The sizes of a call with so many rows, by the names of indices."""
+        return {"b": rows}
 
     def _probe(self, rows: Tensor) -> Tensor:
         """What the layer makes of rows that have nothing to do with one another."""
@@ -142,3 +167,11 @@ class Matrix(Tensorized):
         return (
             f"{self.in_features}, {self.out_features}, bias={self.has_bias}, {self._shown_format()}"
         )
+
+
+def times_dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x(…, inputs) times a weight (inputs, outputs), plus a bias."""
+    if x.ndim != 2:
+        return F.linear(x, weight.t(), bias)
+    # what torch's linear comes to, without the time that it takes to find out
+    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tncompiler.formats.decomposition import Decomposition
 from tncompiler.formats.format import Format
 from tncompiler.ir.errors import FormatError
+from tncompiler.nn.built import Built
+from tncompiler.nn.checks import check_format, check_implementation
 from tncompiler.nn.linear import Linear
-from tncompiler.nn.tensorized import check_format, check_implementation
 
 Modes_ = Sequence[int] | None
 Composite_ = TypeVar("Composite_", bound="Composite")
@@ -92,6 +93,26 @@ class Composite(nn.Module):
         """All that the weights are made of, and the biases."""
         return [*self.parameters()]
 
+    def held_tensors(self) -> list[Tensor]:
+        """What the parts hold."""
+        return [tensor for part in self.parts().values() for tensor in part.held_tensors()]
+
+    def dense_bytes(self) -> int:
+        """What the dense weights take."""
+        return sum(part.dense_bytes() for part in self.parts().values())
+
+    def invalidate(self) -> None:
+        """Forget what is kept of cores: needed after writing to them through `.data` or NumPy."""
+        self._built.drop()
+        for part in self.parts().values():
+            part.invalidate()
+
+    def train(self: Composite_, mode: bool = True) -> Composite_:
+        """As torch's; what is kept of the cores is dropped on entering training."""
+        if mode:
+            self._built.drop()
+        return super().train(mode)
+
     def _core_dtype(self) -> torch.dtype:
         return next(iter(self.parts().values()))._core_dtype()
 
@@ -104,6 +125,7 @@ class Composite(nn.Module):
     def _use(self, format: Any, implementation: Any, backend: str) -> None:
         check_implementation(implementation)
         self.implementation, self.backend = implementation, backend
+        self._built = Built()
         if not isinstance(format, Mapping):
             self.format = check_format(format)
             return
@@ -166,11 +188,11 @@ class Composite(nn.Module):
         """Parts nearest to the weights of torch's layer."""
         given = self._dense_parts(module)
         total = sum(weight.numel() for weight, _ in given.values())
+        moments = self._moments_by_part(goal["moments"])
 
         def make(part: Part) -> Linear:
             weight, bias = given[part.name]
             budget = _share(goal["budget"], weight.numel(), total)
-            moments = goal["moments"] if part.reads_input else None
             return Linear.from_dense(
                 _as_linear(weight, bias),
                 self._format_of(part),
@@ -178,13 +200,27 @@ class Composite(nn.Module):
                 out_shape=part.out_shape,
                 implementation=self.implementation,
                 backend=self.backend,
-                **{**goal, "budget": budget, "moments": moments},
+                **{**goal, "budget": budget, "moments": moments.get(part.name)},
             )
 
         self._build(make)
         norms = {name: float(weight.detach().norm()) for name, (weight, _) in given.items()}
         self.decomposition = _together(self.parts(), norms)
         self._read_formats()
+
+    def _moments_by_part(self, moments: Any) -> Mapping[str, Any]:
+        """Moments of what the layer is called with, for the weights that read it; or those of each
+        weight, by the names of `parts`. Raises FormatError for other names."""
+        parts = [*self._plan_parts()]
+        if not isinstance(moments, Mapping):
+            return {part.name: moments for part in parts if part.reads_input}
+        unknown = sorted(set(map(str, moments)) - {part.name for part in parts})
+        if unknown:
+            raise FormatError(
+                f"moments= names {unknown}, but the weights are {[part.name for part in parts]}",
+                fix="name weights of the layer, or give the moments of its inputs",
+            )
+        return moments
 
     def _read_formats(self) -> None:
         """Say which formats the parts have: after making them, or changing one."""
@@ -196,6 +232,7 @@ class Composite(nn.Module):
     def parts_resized(self) -> None:
         """Follow parts that hold other cores than before."""
         self.decomposition = None
+        self._built.drop()
         self._read_formats()
 
     @torch.no_grad()

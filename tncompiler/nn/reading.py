@@ -14,7 +14,7 @@ from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
 from tncompiler.ir.interchange.networks import only_network
 from tncompiler.ir.program import fresh_name
-from tncompiler.nn.tensorized import input_leaf
+from tncompiler.nn.given import input_leaf
 
 Slice = tuple[str, tuple[int, ...], tuple[int, ...]]
 

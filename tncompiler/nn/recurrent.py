@@ -86,7 +86,8 @@ class LSTM(Gated):
 
         ``rank``, ``tolerance``, ``budget``: as `Format.decompose`, for each weight; a budget in
         numbers is shared out among them. ``moments``: those of the inputs, for the weights of the
-        first layer that read them.
+        first layer that read them; or a mapping with those of what each weight is multiplied by, by
+        the names of `parts`.
         """
         shapes = (in_shape, hidden_shape, out_shape)
         goal = dict(rank=rank, tolerance=tolerance, budget=budget, moments=moments, seed=seed)

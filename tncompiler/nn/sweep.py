@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.index import Index
+from tncompiler.nn.checks import IMPLEMENTATIONS
+from tncompiler.nn.given import Given, GivenTensors, input_leaf, with_inputs
 from tncompiler.nn.linear import Linear
-from tncompiler.nn.tensorized import IMPLEMENTATIONS, Given, GivenTensors, input_leaf, with_inputs
 from tncompiler.recurrence import gru_cell, lstm_cell, scan
 
 GATES = {"LSTM": 4, "GRU": 3}

@@ -12,14 +12,11 @@ from torch import Tensor, nn
 from tncompiler.autograd import watched
 from tncompiler.formats.format import Format
 from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
+from tncompiler.nn.built import may_keep, torch_rates
+from tncompiler.nn.checks import check_size, on_device
+from tncompiler.nn.given import CoreReading
 from tncompiler.nn.reading import digits_of, read_slices, token_reader
-from tncompiler.nn.tensorized import (
-    CoreReading,
-    Tensorized,
-    check_size,
-    decompose_weight,
-    on_device,
-)
+from tncompiler.nn.tensorized import Tensorized, decompose_weight
 
 _SAMPLE = 256  # rows that tell the scale of a table
 Table_ = TypeVar("Table_", bound="Table")
@@ -30,7 +27,8 @@ class Table(Tensorized):
 
     The number of a token is written in the mixed radix of ``in_shape``; each core is indexed by its
     own digits, and what is read is contracted for each token. Where that costs more than the whole
-    table ("reconstructed", or so many tokens), the table is built first.
+    table ("reconstructed", or so many tokens), the table is built first. After `eval()`, where no
+    gradients are asked for, it is built once and kept, unless "factorized" was asked for.
 
     Where there is a ``padding_idx``, its row is the buffer ``padding_row``: zeros, or the row of
     the dense layer. It gets no gradient.
@@ -72,7 +70,7 @@ class Table(Tensorized):
         self._reader = None if found is None else CoreReading(found.network, self.backend)
         if found is not None and self._reader is not None:
             self._slices = [found.slices[name] for name in self._reader.leaves]
-            run = self._reader.prepare(self._core_dtype())
+            run, self._token = self._reader.prepare(self._core_dtype()), found.token
             self._row_flops = int(run.cost(sizes={found.token: 1}).flops)
             self._table_flops = int(self.cores.cost().flops)
         self._prepare()
@@ -85,6 +83,14 @@ class Table(Tensorized):
 
     # ---------------------------------------------------------------- reading rows
 
+    def _kept_table(self, tokens: Tensor) -> Tensor | None:
+        """The whole table, where a call in evaluation reads what is kept."""
+        if not may_keep(self, tokens, lambda: True, is_index=True):
+            return None
+        table: Tensor
+        (table,) = self._built.keep(self, tokens, lambda: (self.reconstruct().contiguous(),))
+        return table
+
     def rows(self, tokens: Tensor) -> Tensor:
         """The rows of tokens, (tokens,) → (tokens, embedding_dim)."""
         rows = self._read(tokens)
@@ -94,8 +100,9 @@ class Table(Tensorized):
 
     def _read(self, tokens: Tensor) -> Tensor:
         """The rows as the cores give them, that of the padding too."""
-        if self._reader is None or self._as_whole(len(tokens)):
+        if self.reads_whole(len(tokens)):
             return self._whole_table().index_select(0, tokens)
+        assert self._reader is not None
         digits = digits_of(tokens, self.in_shape)
         slices = [
             read_slices(self._core(name), axes, [digits[k] for k in which])
@@ -104,11 +111,22 @@ class Table(Tensorized):
         rows = self._reader(slices).reshape(len(tokens), prod(self.out_shape))
         return rows[:, : self.embedding_dim]
 
-    def _as_whole(self, count: int) -> bool:
-        """Whether so many tokens are read from the whole table."""
-        if self.implementation == "reconstructed":
+    def reads_whole(self, count: int) -> bool:
+        """Whether so many tokens are read from the whole table, built for the call."""
+        if self._reader is None or self.implementation == "reconstructed":
             return True
         return self.implementation == "auto" and count * self._row_flops >= self._table_flops
+
+    def reading_us(self, count: int) -> float:
+        """Predicted microseconds of reading the rows of so many tokens core by core."""
+        assert self._reader is not None
+        rates, item = torch_rates(self.cores), self._core_dtype().itemsize
+        run, us = self._reader.prepare(self._core_dtype()), 0.0
+        for name, axes, _ in self._slices:
+            core = self._core(name)
+            rest = prod(size for axis, size in enumerate(core.shape) if axis not in axes)
+            us += rates.step_us + rates.pass_us(2.0 * count * rest * item) if axes else 0.0
+        return us + float(run.predicted_us({self._token: count}))
 
     def _checked(self, tokens: Any) -> Tensor:
         """The tokens as int64. Raises ArgumentError for other kinds, ShapeError for unknown tokens.

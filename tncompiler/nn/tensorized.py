@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Mapping
 from math import prod
-from operator import attrgetter, index
-from typing import Any, ClassVar
+from operator import attrgetter
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from tncompiler.api import compile as compile_network
 from tncompiler.formats.conditioning import condition_numbers
 from tncompiler.formats.decomposition import Decomposition
-from tncompiler.formats.factors import factorize
 from tncompiler.formats.format import Format
 from tncompiler.formats.modes import Modes
 from tncompiler.formats.weights import as_array
-from tncompiler.ir import algebra
 from tncompiler.ir.dtypes import dtype_name
-from tncompiler.ir.errors import ArgumentError, DeviceError, FormatError, ShapeError
-from tncompiler.ir.expressions import Expr, Leaf, replace_leaves, walk
-from tncompiler.ir.index import Index
+from tncompiler.ir.errors import ShapeError
+from tncompiler.ir.expressions import Expr
+from tncompiler.nn.built import Built
+from tncompiler.nn.checks import (
+    IMPLEMENTATIONS,
+    check_format,
+    check_implementation,
+    check_shape,
+    on_device,
+)
+from tncompiler.nn.given import CoreReading, common_dtype
 from tncompiler.nn.initialize import orthogonalize
-from tncompiler.planning.options import PlanOptions
-from tncompiler.planning.trees import reconstruct_first, stream_first
 
-IMPLEMENTATIONS: dict[str, PlanOptions] = {
-    "auto": PlanOptions(),
-    "factorized": PlanOptions(search=stream_first),
-    "reconstructed": PlanOptions(search=reconstruct_first),
-}
-MODES: dict[str, int] = {"Monarch": 2, "LowRank": 1, "Dense": 1}  # balanced factors; others: three
-_MODES_OF_OTHERS = 3
+Tensorized_ = TypeVar("Tensorized_", bound="Tensorized")
 
 
 class IllConditioned(UserWarning):
@@ -77,6 +71,7 @@ class Tensorized(nn.Module):
         self.implementation, self.backend = implementation, backend
         self._network = self.format.network(*self._modes())  # its leaves name the cores
         self._table = CoreReading(self._network, backend)
+        self._built = Built()
 
     def _expression(self) -> Expr:
         """What `cores` computes."""
@@ -104,6 +99,26 @@ class Tensorized(nn.Module):
     def held_cores(self) -> list[Tensor]:
         """The parameters that the weight is made of, one for each place in the network."""
         return [self._core(name) for name in self._table.parameters]
+
+    def held_tensors(self) -> list[Tensor]:
+        """The cores, and the bias if there is one."""
+        bias = self.bias
+        return [*self.held_cores(), *(() if bias is None else (bias,))]
+
+    def dense_bytes(self) -> int:
+        """What the dense weight takes."""
+        return prod(self.table_shape) * self._core_dtype().itemsize
+
+    def invalidate(self) -> None:
+        """Forget what is kept of cores: needed after writing to them through `.data` or NumPy."""
+        self._built.drop()
+        self.cores.invalidate()
+
+    def train(self: Tensorized_, mode: bool = True) -> Tensorized_:
+        """As torch's; what is kept of the cores is dropped on entering training."""
+        if mode:
+            self._built.drop()
+        return super().train(mode)
 
     def _modes(self) -> tuple[Any, Any]:
         modes = Modes.of(self.in_shape, self.out_shape)
@@ -153,6 +168,7 @@ class Tensorized(nn.Module):
         for name in ("table_shape", "format", "in_shape", "out_shape", "_network", "_table"):
             setattr(self, name, getattr(other, name))
         self.decomposition = other.decomposition
+        self._built.drop()
 
     def _hold_cores_of(self, other: Tensorized) -> None:
         """Compile anew around the parameters of another layer; a bias stays this layer's own."""
@@ -167,6 +183,7 @@ class Tensorized(nn.Module):
         self.format, self.decomposition = format, None
         self._network = format.network(*self._modes())
         self._table = CoreReading(self._network, self.backend)
+        self._built.drop()
         like = next(iter(cores.values()))
         with torch.random.fork_rng([like.device] if like.is_cuda else []):
             self._compile_around(cores)
@@ -248,181 +265,6 @@ class Tensorized(nn.Module):
             f"format={self.shown_ranks()}, {shapes}, {count:,} parameters, "
             f"compression {prod(self.table_shape) / max(count, 1):.3g}x"
         )
-
-
-class GivenTensors:
-    """A program whose tensors are given at each call, so that it follows their dtype and device.
-
-    ``outputs``: an expression or a tuple of them, of inputs called ``names``.
-    """
-
-    def __init__(
-        self, outputs: Any, names: Sequence[str], backend: str, options: PlanOptions | None = None
-    ) -> None:
-        self.outputs, self.names = outputs, list(names)
-        # tables are read where the layer is: while it is on a CPU, no kernel can run
-        self.backend, self.options = "auto" if backend == "triton" else backend, options
-        self.compiled: dict[torch.dtype, Any] = {}
-
-    def prepare(self, dtype: torch.dtype) -> Any:
-        """The program compiled for a dtype."""
-        if dtype not in self.compiled:
-            self.compiled[dtype] = compile_network(
-                self.outputs,
-                inputs=self.names,
-                backend=self.backend,
-                dtype=dtype_name(dtype),
-                plan=self.options,
-            )
-        return self.compiled[dtype]
-
-    def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        """The outputs for these tensors, in the order of names; at their dtype under autocast."""
-        dtype = common_dtype(tensors)
-        run = self.prepare(dtype)
-        with _without_autocast(tensors[0].device.type):
-            return run(*(tensor.to(dtype) for tensor in tensors))
-
-
-class CoreReading(GivenTensors):
-    """A network whose leaves are given at each call, in the order of ``leaves``, their names."""
-
-    def __init__(self, network: Expr, backend: str, options: PlanOptions | None = None) -> None:
-        given = with_inputs(network)
-        self.leaves, self.parameters = given.leaves, given.parameters
-        super().__init__(given.network, given.names, backend, options)
-
-    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
-        value: Tensor = super().__call__(tensors)
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A network with inputs for leaves: ``names`` of the inputs, ``leaves`` they stand for.
-
-    ``parameters``: those of the leaves that are parameters.
-    """
-
-    network: Expr
-    names: tuple[str, ...]
-    leaves: tuple[str, ...]
-    parameters: tuple[str, ...]
-
-
-def with_inputs(network: Expr, prefix: str = "t") -> Given:
-    """The network with an input for every leaf; a leaf at several sites has one for each."""
-    leaves = [*dict.fromkeys(node for node in walk(network) if isinstance(node, Leaf))]
-    inputs = [input_leaf(f"{prefix}{k}", leaf.indices) for k, leaf in enumerate(leaves)]
-    return Given(
-        replace_leaves(network, dict(zip(leaves, inputs, strict=True))),
-        tuple(leaf.name for leaf in inputs),
-        tuple(leaf.name for leaf in leaves),
-        tuple(leaf.name for leaf in leaves if leaf.kind == "param"),
-    )
-
-
-def input_leaf(name: str, indices: Sequence[Index]) -> Leaf:
-    """An input by exactly this name: `tnc.input` would take the prefix of an open `tnc.scope`."""
-    return algebra.leaf(name, indices, kind="input")
-
-
-def common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    """What all of them promote to."""
-    return reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
-
-
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
-
-
-# ---------------------------------------------------------------------------- checks
-
-
-def check_size(value: Any, what: str) -> int:
-    """A size as a user gives it. Raises FormatError unless it is an integer of 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise FormatError(f"{what} is {value!r:.40}", fix="give an integer, 1 or more")
-    return value
-
-
-def check_probability(value: Any, what: str) -> float:
-    """A probability. Raises ArgumentError unless it is a number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ArgumentError(f"{what} is {value!r:.40}", fix="give a number from 0 to 1")
-    return float(value)
-
-
-def check_format(format: Any) -> Format:
-    """The format, if it is one. Raises FormatError."""
-    if not isinstance(format, Format):
-        raise FormatError(
-            f"format= is {format!r:.60}", fix="give a format, as tnc.formats.TTMatrix(rank=8)"
-        )
-    return format
-
-
-def check_shape(
-    shape: Any, features: int, what: str, format: Format, count: int | None = None
-) -> tuple[int, ...]:
-    """The modes of a size: as given, or balanced factors, as many as the format likes.
-
-    ``count``: how many factors, if not that many.
-    Raises: FormatError if their product is less than the size; more is padded with zeros.
-    """
-    if shape is None:
-        usual = MODES.get(type(format).__name__, _MODES_OF_OTHERS)
-        return factorize(features, usual if count is None else count)
-    try:
-        modes = tuple(index(n) for n in (shape if isinstance(shape, Iterable) else (shape,)))
-    except TypeError:
-        modes = ()
-    if not modes or min(modes) < 1:
-        raise FormatError(f"{what} is {shape!r:.60}", fix="give a tuple of positive integers")
-    if prod(modes) < features:
-        raise FormatError(
-            f"{what} {modes} makes {prod(modes)}, less than the {features} that are needed",
-            fix=f"use {factorize(features, len(modes))}",
-        )
-    return modes
-
-
-def check_implementation(name: Any) -> PlanOptions:
-    """The plan options of an implementation. Raises FormatError."""
-    if not isinstance(name, str) or name not in IMPLEMENTATIONS:
-        raise FormatError(
-            f"implementation is {name!r:.40}", fix=f"choose one of {', '.join(IMPLEMENTATIONS)}"
-        )
-    return IMPLEMENTATIONS[name]
-
-
-def check_kind(module: Any, kind: type[nn.Module]) -> None:
-    """Raises ArgumentError unless a module is what `from_dense` takes, with its numbers in it."""
-    if not isinstance(module, kind):
-        raise ArgumentError(
-            f"from_dense takes a torch.nn.{kind.__name__}, not a {type(module).__name__}",
-            fix="give the dense layer",
-        )
-    if any(is_lazy(weight) or weight.is_meta for weight in module.parameters()):
-        raise ArgumentError(
-            "a weight is lazy or on the meta device: it has no numbers",
-            fix="load the layer first",
-        )
-
-
-def on_device(device: Any) -> AbstractContextManager[Any]:
-    """Makes what is made inside on a device. Raises DeviceError where torch knows none."""
-    if device is None:
-        return nullcontext()
-    try:
-        context: AbstractContextManager[Any] = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise DeviceError(
-            f"there is no device {device!r:.40}", fix="give one as torch.device does, as 'cuda:0'"
-        ) from None
-    return context
 
 
 def decompose_weight(
