@@ -46,6 +46,7 @@ from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_US, program_us
 from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
+from tncompiler.traced import flat_program, step_program
 
 _KEPT = 256  # combinations of shapes that a module remembers
 
@@ -248,7 +249,9 @@ class CompiledModule(Inspection, nn.Module):
                 results = self._operator(*tensors)
                 return pack([results] if isinstance(results, Tensor) else results)
             run = self._flat(tensors)
-            if not torch.compiler.is_compiling() and is_spread(tensors):
+            if is_traced():
+                run = step_program(run, tensors)
+            elif not torch.compiler.is_compiling() and is_spread(tensors):
                 from torch.distributed.tensor.experimental import implicit_replication
 
                 with implicit_replication():
@@ -422,8 +425,7 @@ class CompiledModule(Inspection, nn.Module):
 
     def _make_flat(self, dtypes: tuple[torch.dtype, ...]) -> Flat:
         names = (self.compute_dtype, *(dtype_name(dtype) for dtype in dtypes))
-        nominal = self.compilation.nominal({})
-        return self.compilation.flat_executable(names, nominal).run
+        return flat_program(self.compilation, names)
 
     def _prepare(self) -> None:
         """Make ready what torch.compile cannot make while it traces."""

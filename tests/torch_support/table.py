@@ -50,7 +50,7 @@ class Transform:
 
 
 NO_SECOND = Refusal("RuntimeError", "torch.compile .* does not currently support double backward")
-VIEW_IN_PLACE = Refusal("RuntimeError", "is a view and is being modified inplace")
+CHANGED = Refusal("ChangedInPlace", "changed in place after the forward pass")
 
 SECTIONS: Mapping[str, tuple[Transform, ...]] = {
     "Derivatives": (
@@ -113,11 +113,15 @@ SECTIONS: Mapping[str, tuple[Transform, ...]] = {
         Transform("hooks on saved tensors", tracing.saved_for_offloading),
         Transform("`no_grad`, `inference_mode`", modes.no_gradients),
         Transform("evaluation, parameters changing", modes.evaluation),
-        Transform("changes in place before backward", modes.changes_in_place),
+        Transform(
+            "changes in place before backward",
+            modes.changes_in_place,
+            refused=dict.fromkeys(BACKENDS, CHANGED),
+        ),
         Transform(
             "outputs changed in place",
             modes.outputs_in_place,
-            refused={"torch scan": VIEW_IN_PLACE},
+            refused={"torch scan": CHANGED},
         ),
         Transform("deterministic algorithms", modes.deterministic_algorithms),
         Transform("strided inputs", modes.strided_inputs),
