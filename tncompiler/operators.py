@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tncompiler.autograd import Specialisation, enter, leave
+from tncompiler.backends.torch.exporting import is_exporting
 from tncompiler.binding import read_call
 from tncompiler.compiler import Compilation
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differentiable
@@ -37,7 +38,7 @@ _lock = threading.Lock()
 def is_traced() -> bool:
     """Whether torch.compile traces, and nothing but first derivatives is asked of what it finds:
     an operator has no other. An export must run where this package is not."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not torch.compiler.is_compiling() or is_exporting():
         return False
     transforms = torch._C._functorch.get_dynamic_layer_stack_depth()
     return transforms == 0 and forward_ad._current_level < 0
