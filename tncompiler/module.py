@@ -46,7 +46,7 @@ from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_US, program_us
 from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
-from tncompiler.traced import flat_program, step_program
+from tncompiler.traced import flat_program, traced_program
 
 _KEPT = 256  # combinations of shapes that a module remembers
 
@@ -250,7 +250,7 @@ class CompiledModule(Inspection, nn.Module):
                 return pack([results] if isinstance(results, Tensor) else results)
             run = self._flat(tensors)
             if is_traced():
-                run = step_program(run, tensors)
+                run = traced_program(run, tensors)
             elif not torch.compiler.is_compiling() and is_spread(tensors):
                 from torch.distributed.tensor.experimental import implicit_replication
 

@@ -1,13 +1,14 @@
-"""What torch.compile traces of a network that is to be trained: its aten program in the order that
-is best for a training step, at the sizes of the call where these are numbers.
+"""What torch.compile traces of a network: its aten program, planned for the call that is traced.
 
-Compiled code then keeps for the backward pass what eager code does. The program that a trace starts
-from is of one order for all uses; this one is planned while torch.compile traces, so that modules
-which are never compiled wait for nothing.
+In the order that is best for a training step, if gradients are asked for, and at the sizes of the
+call where these are numbers, compiled code keeps for the backward pass what eager code does. The
+plan is made while torch.compile traces, so that modules which are never compiled wait for nothing.
+A program of some length is a region of its own, which is compiled once for all equal layers.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,8 +17,13 @@ from torch import Tensor
 from torch.fx.experimental import symbolic_shapes
 
 from tncompiler.autograd import Flat
-from tncompiler.binding import read_call
+from tncompiler.binding import read_sizes
 from tncompiler.compiler import Compilation
+from tncompiler.ir.program import Contract, Map, Program
+from tncompiler.planning.memory import is_view
+
+LEAST_STEPS = 4  # that move or compute data, of a program that is compiled apart
+NO_LIMIT = 1 << 30  # of ways in which a region is called, beyond which torch raises
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -29,13 +35,13 @@ has_static_value = getattr(symbolic_shapes, "has_static_value", lambda size: Fal
 class Origin:
     """What a flat program was made of.
 
-    ``dtypes``: the default, then one for each leaf; ``steps``: attributes of the program that hold
-    those planned for a step, by what they were planned for.
+    ``dtypes``: the default, then one for each leaf; ``plans``: attributes of the program that hold
+    others of the same network, by what these were planned for.
     """
 
     compilation: Compilation
     dtypes: tuple[str, ...]
-    steps: dict[object, str] = field(default_factory=dict)
+    plans: dict[object, str] = field(default_factory=dict)
 
 
 def flat_program(compilation: Compilation, dtypes: tuple[str, ...]) -> Flat:
@@ -50,44 +56,78 @@ def flat_program(compilation: Compilation, dtypes: tuple[str, ...]) -> Flat:
     return run
 
 
-def step_program(run: Flat, tensors: Sequence[Tensor]) -> Flat:
-    """The program for a call that is traced: planned for its gradients, if some are asked for."""
-    wrt = tuple([k for k, tensor in enumerate(tensors) if tensor.requires_grad])
-    if not wrt or not torch.is_grad_enabled():
-        return run
+def traced_program(run: Flat, tensors: Sequence[Tensor]) -> Flat:
+    """The program for a call that torch.compile traces."""
+    able = torch.is_grad_enabled()
+    wrt = tuple([k for k, tensor in enumerate(tensors) if able and tensor.requires_grad])
     known = all(has_static_value(size) for tensor in tensors for size in tensor.shape)
     shapes = tuple([tuple(tensor.shape) for tensor in tensors]) if known else None
-    planned: Flat = getattr(run, prepare_step(run, wrt, shapes))
+    planned: Flat = getattr(run, prepare(run, wrt, shapes))
     return planned
 
 
-def prepare_step(run: Flat, wrt: tuple[int, ...], shapes: Shapes | None) -> str:
-    """The attribute of a flat program that holds it ordered for gradients by the leaves at `wrt`.
+def prepare(run: Flat, wrt: tuple[int, ...], shapes: Shapes | None) -> str:
+    """The attribute of a flat program that holds it planned for gradients by the leaves at `wrt`.
 
     torch.compile calls this where it meets it instead of looking inside, and looks attributes up
     when it comes to them.
     """
     origin: Origin = run.origin  # type: ignore[attr-defined]
     key = (wrt, shapes)
-    if key not in origin.steps:
-        name = f"step{len(origin.steps)}"
+    if key not in origin.plans:
+        name = f"plan{len(origin.plans)}"
         setattr(run, name, _planned(origin, wrt, shapes))
-        origin.steps[key] = name
-    return origin.steps[key]
+        origin.plans[key] = name
+    return origin.plans[key]
 
 
 def _planned(origin: Origin, wrt: tuple[int, ...], shapes: Shapes | None) -> Flat:
     compilation, dtypes = origin.compilation, origin.dtypes
     sizes = compilation.nominal({})
     if shapes is not None:
-        like = [
-            torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
-            for shape, dtype in zip(shapes, dtypes[1:], strict=True)
-        ]
-        sizes = read_call(compilation, like, dtypes[0]).free
+        known = read_sizes(compilation, shapes)
+        sizes = {symbol: known[symbol] for symbol in sizes}
     names = tuple(compilation.ordered[k].name for k in wrt)
-    return compilation.flat_executable(dtypes, sizes, names).run
+    executable = compilation.flat_executable(dtypes, sizes, names)
+    return marked(executable.run) if is_region(executable.program) else executable.run
+
+
+def marked(run: Flat) -> Flat:
+    """The program as a region: the same program where torch knows none, as before 2.8."""
+    mark = getattr(torch.compiler, "nested_compile_region", None)
+    if mark is None:
+        return run
+    limited = "max_reuse_entries" in inspect.signature(mark).parameters
+    region: Flat = mark(run, **({"max_reuse_entries": NO_LIMIT} if limited else {}))
+    return region
+
+
+def is_region(program: Program) -> bool:
+    """Whether torch.compile should compile a program apart from what surrounds it.
+
+    Only programs of some length: what is apart is not fused with what surrounds it. And only where
+    every output is made by a step of its own, since a region's results may share no memory with its
+    arguments or each other.
+    """
+    if sum(not is_view(step) for step in program.steps) < LEAST_STEPS:
+        return False
+    makers = [_maker(program, name) for name in program.outputs]
+    return all(makers) and len(set(makers)) == len(makers)
+
+
+def _maker(program: Program, name: str) -> str | None:
+    """The value that an output is made of without arithmetic, if a product or map made that."""
+    while (step := program.producers.get(name)) is not None:
+        match step.op:
+            case Contract(inputs) if len(inputs) > 1:
+                return name
+            case Map(function) if function != "stop":
+                return name
+        if len(step.operands) != 1:
+            return None
+        (name,) = step.operands
+    return None
 
 
 # what torch.compiler.assume_constant_result sets, after loading a compiler that few need
-prepare_step._dynamo_marked_constant = True  # type: ignore[attr-defined]
+prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
