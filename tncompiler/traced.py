@@ -9,7 +9,7 @@ A program of some length is a region of its own, which is compiled once for all 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,7 @@ from torch.fx.experimental import symbolic_shapes
 from tncompiler.autograd import Flat
 from tncompiler.binding import read_sizes
 from tncompiler.compiler import Compilation
+from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.program import Contract, Map, Program
 from tncompiler.planning.memory import is_view
 
@@ -35,13 +36,13 @@ has_static_value = getattr(symbolic_shapes, "has_static_value", lambda size: Fal
 class Origin:
     """What a flat program was made of.
 
-    ``dtypes``: the default, then one for each leaf; ``plans``: attributes of the program that hold
-    others of the same network, by what these were planned for.
+    ``dtypes``: the default, then one for each leaf; ``others``: attributes of the program that hold
+    others of the same network, by what these were made for.
     """
 
     compilation: Compilation
     dtypes: tuple[str, ...]
-    plans: dict[object, str] = field(default_factory=dict)
+    others: dict[object, str] = field(default_factory=dict)
 
 
 def flat_program(compilation: Compilation, dtypes: tuple[str, ...]) -> Flat:
@@ -66,19 +67,38 @@ def traced_program(run: Flat, tensors: Sequence[Tensor]) -> Flat:
     return planned
 
 
-def prepare(run: Flat, wrt: tuple[int, ...], shapes: Shapes | None) -> str:
-    """The attribute of a flat program that holds it planned for gradients by the leaves at `wrt`.
+def program_of_dtypes(run: Flat, dtypes: tuple[torch.dtype, ...]) -> Flat:
+    """The flat program for dtypes that are new to a trace, as under autocast."""
+    other: Flat = getattr(run, prepare_dtypes(run, dtypes))
+    return other
 
-    torch.compile calls this where it meets it instead of looking inside, and looks attributes up
-    when it comes to them.
-    """
+
+# torch.compile calls what is marked below where it meets it, instead of looking inside, and looks
+# attributes up when it comes to them. A dict would be as it was when the trace first read it.
+
+
+def prepare(run: Flat, wrt: tuple[int, ...], shapes: Shapes | None) -> str:
+    """The attribute of a flat program that holds it planned for gradients by leaves at `wrt`."""
+    return _attribute(run, (wrt, shapes), lambda origin: _planned(origin, wrt, shapes))
+
+
+def prepare_dtypes(run: Flat, dtypes: tuple[torch.dtype, ...]) -> str:
+    """The attribute of a flat program that holds that of the same network in other dtypes."""
+
+    def make(origin: Origin) -> Flat:
+        names = (origin.dtypes[0], *(dtype_name(dtype) for dtype in dtypes))
+        return flat_program(origin.compilation, names)
+
+    return _attribute(run, dtypes, make)
+
+
+def _attribute(run: Flat, key: object, make: Callable[[Origin], Flat]) -> str:
     origin: Origin = run.origin  # type: ignore[attr-defined]
-    key = (wrt, shapes)
-    if key not in origin.plans:
-        name = f"plan{len(origin.plans)}"
-        setattr(run, name, _planned(origin, wrt, shapes))
-        origin.plans[key] = name
-    return origin.plans[key]
+    if key not in origin.others:
+        name = f"other{len(origin.others)}"
+        setattr(run, name, make(origin))
+        origin.others[key] = name
+    return origin.others[key]
 
 
 def _planned(origin: Origin, wrt: tuple[int, ...], shapes: Shapes | None) -> Flat:
@@ -131,3 +151,4 @@ def _maker(program: Program, name: str) -> str | None:
 
 # what torch.compiler.assume_constant_result sets, after loading a compiler that few need
 prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
+prepare_dtypes._dynamo_marked_constant = True  # type: ignore[attr-defined]
