@@ -46,7 +46,7 @@ from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_US, program_us
 from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
-from tncompiler.traced import flat_program, program_of_dtypes, traced_program
+from tncompiler.traced import flat_program, name_network, program_of_dtypes, traced_program
 
 _KEPT = 256  # combinations of shapes that a module remembers
 
@@ -249,7 +249,7 @@ class CompiledModule(Inspection, nn.Module):
                 return pack([results] if isinstance(results, Tensor) else results)
             run = self._flat(tensors)
             if is_traced():
-                run = traced_program(run, tensors)
+                run = traced_program(run, self._network, self._default, tensors)
             elif not torch.compiler.is_compiling() and is_spread(tensors):
                 from torch.distributed.tensor.experimental import implicit_replication
 
@@ -417,17 +417,18 @@ class CompiledModule(Inspection, nn.Module):
         if key in self._flat_runs:
             return self._flat_runs[key]
         if torch.compiler.is_compiling():
-            return program_of_dtypes(self._usual, key)
+            return program_of_dtypes(self._usual, self._network, self._default, tensors)
         self._flat_runs[key] = self._make_flat(key)
         return self._flat_runs[key]
 
     def _make_flat(self, dtypes: tuple[torch.dtype, ...]) -> Flat:
-        names = (self.compute_dtype, *(dtype_name(dtype) for dtype in dtypes))
-        return flat_program(self.compilation, names)
+        return flat_program(self.compilation, self.compute_dtype, dtypes)
 
     def _prepare(self) -> None:
         """Make ready what torch.compile starts from: it cannot plan while it traces."""
-        default = getattr(torch, self.compute_dtype)
+        self._default = self.compute_dtype
+        self._network = name_network(self.compilation, self._default)
+        default = getattr(torch, self._default)
         inputs = [
             default if leaf.dtype == DEFAULT else getattr(torch, leaf.dtype)
             for leaf in self.compilation.inputs

@@ -4,13 +4,19 @@ In the order that is best for a training step, if gradients are asked for, and a
 call where these are numbers, compiled code keeps for the backward pass what eager code does. The
 plan is made while torch.compile traces, so that modules which are never compiled wait for nothing.
 A program of some length is a region of its own, which is compiled once for all equal layers.
+
+Equal networks have one name here, and a trace depends on no more of a module than that and its
+tensors: equal layers share what is compiled.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import chain
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,107 +24,128 @@ from torch.fx.experimental import symbolic_shapes
 
 from tncompiler.autograd import Flat
 from tncompiler.binding import read_sizes
-from tncompiler.compiler import Compilation
+from tncompiler.compiler import Compilation, Executable
 from tncompiler.ir.dtypes import dtype_name
 from tncompiler.ir.program import Contract, Map, Program
+from tncompiler.planning.digest import program_digest
 from tncompiler.planning.memory import is_view
 
 LEAST_STEPS = 4  # that move or compute data, of a program that is compiled apart
 NO_LIMIT = 1 << 30  # of ways in which a region is called, beyond which torch raises
 
 Shapes = tuple[tuple[int, ...], ...]
+DTypes = tuple[torch.dtype, ...]
 
 # a question that a trace answers without fixing a size; torch 2.6 has no such
 has_static_value = getattr(symbolic_shapes, "has_static_value", lambda size: False)
 
+_named: WeakKeyDictionary[Compilation, str] = WeakKeyDictionary()
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a flat program was made of.
 
-    ``dtypes``: the default, then one for each leaf; ``others``: attributes of the program that hold
-    others of the same network, by what these were made for.
+def name_network(compilation: Compilation, default: str) -> str:
+    """A name that a network has in common with those that are equal to it.
+
+    ``default``: the dtype of leaves that declare none.
     """
-
-    compilation: Compilation
-    dtypes: tuple[str, ...]
-    others: dict[object, str] = field(default_factory=dict)
-
-
-def flat_program(compilation: Compilation, dtypes: tuple[str, ...]) -> Flat:
-    """The network's aten program for any sizes, which knows where it comes from.
-
-    Equal networks share it, and what is traced must depend on no more than that: they are
-    compiled once.
-    """
-    run: Flat = compilation.flat_executable(dtypes, compilation.nominal({})).run
-    if not hasattr(run, "origin"):
-        run.origin = Origin(compilation, dtypes)  # type: ignore[attr-defined]
-    return run
+    logical = program_digest(compilation.logical(compilation.default_dtypes(default)))
+    plan = compilation.fixed_plan or compilation.options
+    text = repr((logical, default, plan))
+    _named[compilation] = blake2b(text.encode(), digest_size=12).hexdigest()
+    return _named[compilation]
 
 
-def traced_program(run: Flat, tensors: Sequence[Tensor]) -> Flat:
-    """The program for a call that torch.compile traces."""
+def flat_program(compilation: Compilation, default: str, dtypes: DTypes) -> Flat:
+    """The network's aten program for leaves of these dtypes and any sizes."""
+    names = (default, *map(dtype_name, dtypes))
+    return compilation.flat_executable(names, compilation.nominal({})).run
+
+
+def traced_program(run: Flat, network: str, default: str, tensors: Sequence[Tensor]) -> Flat:
+    """The program for a call that torch.compile traces; ``run``: one that the module holds."""
     able = torch.is_grad_enabled()
     wrt = tuple([k for k, tensor in enumerate(tensors) if able and tensor.requires_grad])
     known = all(has_static_value(size) for tensor in tensors for size in tensor.shape)
     shapes = tuple([tuple(tensor.shape) for tensor in tensors]) if known else None
-    planned: Flat = getattr(run, prepare(run, wrt, shapes))
+    dtypes = tuple([tensor.dtype for tensor in tensors])
+    planned: Flat = getattr(run, prepare_planned(run, network, default, dtypes, wrt, shapes))
     return planned
 
 
-def program_of_dtypes(run: Flat, dtypes: tuple[torch.dtype, ...]) -> Flat:
+def program_of_dtypes(run: Flat, network: str, default: str, tensors: Sequence[Tensor]) -> Flat:
     """The flat program for dtypes that are new to a trace, as under autocast."""
-    other: Flat = getattr(run, prepare_dtypes(run, dtypes))
+    dtypes = tuple([tensor.dtype for tensor in tensors])
+    other: Flat = getattr(run, prepare_dtypes(run, network, default, dtypes))
     return other
 
 
-# torch.compile calls what is marked below where it meets it, instead of looking inside, and looks
-# attributes up when it comes to them. A dict would be as it was when the trace first read it.
+# ---------------------------------------------------------------------------- while a trace waits
+
+# torch.compile calls what is marked here where it meets it, instead of looking inside. It gives
+# constants alone, and looks attributes of functions up when it comes to them; a dict would be as it
+# was when the trace first read it. So other programs of a network are attributes of the one that
+# its modules hold.
 
 
-def prepare(run: Flat, wrt: tuple[int, ...], shapes: Shapes | None) -> str:
-    """The attribute of a flat program that holds it planned for gradients by leaves at `wrt`."""
-    return _attribute(run, (wrt, shapes), lambda origin: _planned(origin, wrt, shapes))
+def prepare_planned(
+    run: Flat,
+    network: str,
+    default: str,
+    dtypes: DTypes,
+    wrt: tuple[int, ...],
+    shapes: Shapes | None,
+) -> str:
+    """The attribute that holds the program planned for gradients by the leaves at `wrt`."""
+
+    def make() -> Flat:
+        compilation = _of_name(network)
+        names = (default, *map(dtype_name, dtypes))
+        leaves = tuple(compilation.ordered[k].name for k in wrt)
+        sizes = compilation.nominal({})
+        if shapes is not None:
+            known = read_sizes(compilation, shapes)
+            sizes = {symbol: known[symbol] for symbol in sizes}
+        return _region(compilation.flat_executable(names, sizes, leaves))
+
+    return _attribute(run, (network, dtypes, wrt, shapes), make)
 
 
-def prepare_dtypes(run: Flat, dtypes: tuple[torch.dtype, ...]) -> str:
-    """The attribute of a flat program that holds that of the same network in other dtypes."""
-
-    def make(origin: Origin) -> Flat:
-        names = (origin.dtypes[0], *(dtype_name(dtype) for dtype in dtypes))
-        return flat_program(origin.compilation, names)
-
-    return _attribute(run, dtypes, make)
+def prepare_dtypes(run: Flat, network: str, default: str, dtypes: DTypes) -> str:
+    """The attribute that holds the program for leaves of these dtypes and any sizes."""
+    return _attribute(
+        run, (network, dtypes), lambda: flat_program(_of_name(network), default, dtypes)
+    )
 
 
-def _attribute(run: Flat, key: object, make: Callable[[Origin], Flat]) -> str:
-    origin: Origin = run.origin  # type: ignore[attr-defined]
-    if key not in origin.others:
-        name = f"other{len(origin.others)}"
-        setattr(run, name, make(origin))
-        origin.others[key] = name
-    return origin.others[key]
+# what torch.compiler.assume_constant_result sets, after loading a compiler that few need
+prepare_planned._dynamo_marked_constant = True  # type: ignore[attr-defined]
+prepare_dtypes._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _planned(origin: Origin, wrt: tuple[int, ...], shapes: Shapes | None) -> Flat:
-    compilation, dtypes = origin.compilation, origin.dtypes
-    sizes = compilation.nominal({})
-    if shapes is not None:
-        known = read_sizes(compilation, shapes)
-        sizes = {symbol: known[symbol] for symbol in sizes}
-    names = tuple(compilation.ordered[k].name for k in wrt)
-    executable = compilation.flat_executable(dtypes, sizes, names)
-    return marked(executable.run) if is_region(executable.program) else executable.run
+def _of_name(network: str) -> Compilation:
+    """A network of that name: that which is being traced, or one that is equal to it."""
+    return next(compilation for compilation, name in _named.items() if name == network)
 
 
-def marked(run: Flat) -> Flat:
-    """The program as a region: the same program where torch knows none, as before 2.8."""
+def _attribute(run: Any, key: object, make: Callable[[], Flat]) -> str:
+    """The attribute of a function that holds what belongs to a key, made at first."""
+    attributes: dict[object, str] = run.__dict__.setdefault("attributes", {})
+    if key not in attributes:
+        name = f"other{len(attributes)}"
+        setattr(run, name, make())
+        attributes[key] = name
+    return attributes[key]
+
+
+# ---------------------------------------------------------------------------- regions
+
+
+def _region(executable: Executable) -> Flat:
+    """The program as a region, if it is to be one, and torch knows them, as it does since 2.8."""
     mark = getattr(torch.compiler, "nested_compile_region", None)
-    if mark is None:
-        return run
+    if mark is None or not is_region(executable.program):
+        return executable.run
     limited = "max_reuse_entries" in inspect.signature(mark).parameters
-    region: Flat = mark(run, **({"max_reuse_entries": NO_LIMIT} if limited else {}))
+    region: Flat = mark(executable.run, **({"max_reuse_entries": NO_LIMIT} if limited else {}))
     return region
 
 
@@ -136,10 +163,10 @@ def is_region(program: Program) -> bool:
 
 
 def _maker(program: Program, name: str) -> str | None:
-    """The value that an output is made of without arithmetic, if a product or map made that."""
+    """The value that an output is made of without arithmetic, if a product, sum or map made it."""
     while (step := program.producers.get(name)) is not None:
         match step.op:
-            case Contract(inputs) if len(inputs) > 1:
+            case Contract(inputs, output) if len(inputs) > 1 or {*chain(*inputs)} - {*output}:
                 return name
             case Map(function) if function != "stop":
                 return name
@@ -147,8 +174,3 @@ def _maker(program: Program, name: str) -> str | None:
             return None
         (name,) = step.operands
     return None
-
-
-# what torch.compiler.assume_constant_result sets, after loading a compiler that few need
-prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
-prepare_dtypes._dynamo_marked_constant = True  # type: ignore[attr-defined]
