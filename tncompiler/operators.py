@@ -23,6 +23,7 @@ from tncompiler.backends.torch.exporting import is_exporting
 from tncompiler.binding import read_call
 from tncompiler.compiler import Compilation
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differentiable
+from tncompiler.ir.errors import GradientError
 
 NAMESPACE = "tncompiler"
 MOST = 256  # operators, each of which takes 0.1 MB
@@ -164,6 +165,16 @@ def _register(name: str, network: _Network) -> Operator:
         mutates_args=(),
         schema="(int[] positions, Tensor[] given) -> Tensor[]",
     )
+
+    def refuse(ctx: Any, *_: Any) -> None:
+        raise GradientError(
+            "torch.compile runs this network as an operator, which has no second derivatives",
+            where=network.compilation.place(),
+            fix="take them of the module itself, or compile the function that takes them "
+            "(torch.func.grad inside)",
+        )
+
+    backward.register_autograd(refuse)
     forward.register_fake(network.fake)
     backward.register_fake(lambda positions, given: [_like(given[k]) for k in positions])
 

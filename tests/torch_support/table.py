@@ -15,10 +15,11 @@ ONE = ("program",)
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error that names the transform: its class, and a pattern of its text."""
+    """An error that names the transform: its class, a pattern of its text, and what helps."""
 
     error: str
     says: str
+    mend: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,15 @@ class Transform:
         return self.refused.get(own, self.refused.get(cell.backend))
 
 
-NO_SECOND = Refusal("RuntimeError", "torch.compile .* does not currently support double backward")
-CHANGED = Refusal("ChangedInPlace", "changed in place after the forward pass")
+NO_SECOND = Refusal(
+    "RuntimeError",
+    "torch.compile .* does not currently support double backward",
+    "torch's, for every module that it compiles: compile the function that takes the derivatives "
+    "(`torch.func.grad` inside, the row above), or take them of the module itself",
+)
+CHANGED = Refusal(
+    "ChangedInPlace", "changed in place after the forward pass", "change a copy: `tensor.clone()`"
+)
 
 SECTIONS: Mapping[str, tuple[Transform, ...]] = {
     "Derivatives": (
@@ -89,6 +97,11 @@ SECTIONS: Mapping[str, tuple[Transform, ...]] = {
         Transform("`torch.compile` of `torch.func.jvp`", tracing.compiled_jvp, quick=ONE),
         Transform("`torch.compile` of `torch.func.vmap`", tracing.compiled_vmap, quick=ONE),
         Transform("`torch.func.jvp` of a compiled module", tracing.jvp_of_compiled, quick=ONE),
+        Transform(
+            "second derivatives inside of what is compiled",
+            tracing.compiled_second_derivatives,
+            quick=ONE,
+        ),
         Transform(
             "double backward of a compiled module",
             tracing.double_backward_of_compiled,
