@@ -35,8 +35,8 @@ Each cell has a mark for {backends}, in this order; Triton's kernels run under i
 REFUSALS = """
 ## Errors
 
-| mark | where | error | it says |
-|---|---|---|---|
+| mark | where | error | it says | what helps |
+|---|---|---|---|---|
 {rows}
 """
 TRAINING = """
@@ -60,7 +60,8 @@ def mark(transform: Transform, cell: Cell, known: dict[str, str]) -> str:
     refusal = transform.refusal(cell)
     if refusal is None:
         return "✓"
-    key = f"{transform.name} | `{refusal.error}` | {refusal.says.replace('|', '·')}"
+    says = refusal.says.replace("|", "·")
+    key = f"{transform.name} | `{refusal.error}` | {says} | {refusal.mend}"
     return known.setdefault(key, f"({len(known) + 1})")
 
 

@@ -10,6 +10,7 @@ import torch
 
 import tncompiler as tnc
 from tncompiler import operators
+from tncompiler.ir.errors import GradientError
 from tncompiler.module import CompiledModule
 
 B, I, J, R, O = tnc.indices("b i j r o", i=6, j=5, r=4, o=7)
@@ -79,6 +80,16 @@ def test_only_what_requires_it_gets_a_gradient(backend: str) -> None:
     torch.compile(f, fullgraph=True, backend="aot_eager")(torch.randn(3, 6, 5))[0].sum().backward()
     assert f.G1.grad is None
     assert f.G2.grad is not None
+
+
+@OPAQUE
+def test_second_derivatives_of_an_operator_are_refused(backend: str) -> None:
+    f, x = network(backend), torch.randn(3, 6, 5, requires_grad=True)
+    torch._dynamo.reset()
+    y, _ = torch.compile(f, fullgraph=True, backend="eager")(x)
+    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(GradientError, match="no second derivatives"):
+        first.square().sum().backward()
 
 
 @OPAQUE

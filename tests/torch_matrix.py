@@ -1,8 +1,10 @@
 """The tests of torch's transforms under other versions of torch and Python: `make matrix-torch`.
 
-Each row is a virtual environment of its own, with torch's build for CPUs ("2.6.0+cpu"; others bring
-gigabytes of CUDA along). A version or a Python that is not to be had is named and left out;
-`PIP_EXTRA_INDEX_URL` may name an index of CPU builds. Prints a table; exits with 1 if a row fails.
+Each row is a virtual environment of its own, with torch's build for CPUs ("2.6.0+cpu"); the others
+bring gigabytes of CUDA along and are installed with `--any-build`. A version or a Python that is
+not to be had is named and left out; `PIP_EXTRA_INDEX_URL` may name an index of CPU builds. Kernels
+of Triton are tested where torch has a Triton that our backend takes. Prints a table; exits with 1
+if a row fails.
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ from rich.table import Table
 
 FOLDER = Path("build/matrix-torch")
 PYTHONS = ("3.11", "3.12")
-VERSIONS = ("2.6.0", "2.8.0", "2.10.0", "2.13.0", "2.15.0")
-TESTS = ("test_torch_support.py", "test_torch_compiled.py", "test_operators.py", "test_module.py")
+VERSIONS = ("2.6.0", "2.8.0", "2.10.0", "2.13.0", "2.14.1")
+TESTS = ("test_torch_support.py", "test_torch_compiled.py", "test_traced.py", "test_operators.py")
+TESTS += ("test_module.py",)
+LEAST_TRITON = (3, 7)  # whose interpreter runs with any NumPy
 NEEDED = ("pytest", "filelock", "numpy", "scipy", "networkx", "sympy", "cotengra", "cotengrust")
 NEEDED += ("threadpoolctl", "tqdm", "rich", "platformdirs", "safetensors", "hypothesis")
+NEEDED += ("psutil", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ def pip(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
-def prepare(row: Row) -> str | None:
+def prepare(row: Row, any_build: bool) -> str | None:
     """Make the environment of a row; why it cannot be made, if it can't."""
     python = interpreter(row.python)
     if python is None:
@@ -72,23 +77,34 @@ def prepare(row: Row) -> str | None:
     if (row.folder / "ready").exists():
         return None
     subprocess.run([python, "-m", "venv", str(row.folder)], check=True)
-    done = pip(row.folder, "install", "--quiet", f"torch=={row.torch}+cpu", *NEEDED)
-    if "No matching distribution found for torch" in done.stderr:
-        return "there is no CPU build here"
-    if done.returncode:
-        return done.stderr.strip().splitlines()[-1]
-    (row.folder / "ready").touch()
-    return None
+    reason: str | None = None
+    for build in ("+cpu", "") if any_build else ("+cpu",):
+        done = pip(row.folder, "install", "--quiet", f"torch=={row.torch}{build}", *NEEDED)
+        if not done.returncode:
+            (row.folder / "ready").touch()
+            return None
+        reason = done.stderr.strip().splitlines()[-1]
+    return "there is no CPU build here" if "No matching distribution" in str(reason) else reason
 
 
-def run(row: Row) -> Outcome:
+def has_triton(row: Row) -> bool:
+    """Whether the row's Triton runs our kernels under its interpreter."""
+    ask = "import triton; print(*triton.__version__.split('.')[:2])"
+    command = [str(row.folder / "bin" / "python"), "-c", ask]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return not done.returncode and tuple(map(int, done.stdout.split())) >= LEAST_TRITON
+
+
+def run(row: Row, any_build: bool) -> Outcome:
     """Run the tests in the environment of a row."""
-    reason, start = prepare(row), time.monotonic()
+    reason, start = prepare(row, any_build), time.monotonic()
     if reason is not None:
         return Outcome(None, reason)
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "TRITON_INTERPRET": "1"}
     command = [str(row.folder / "bin" / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-m", "not slow", *(f"tests/{name}" for name in TESTS)]
+    if not has_triton(row):
+        command += ["-k", "not triton"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines() or ["no output"]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
@@ -99,12 +115,15 @@ def run(row: Row) -> Outcome:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make matrix-torch", description=__doc__)
     parser.add_argument("--only", default="", help="rows whose folder's name holds this")
+    parser.add_argument(
+        "--any-build", action="store_true", help="builds for CUDA where there is none for CPUs"
+    )
     options = parser.parse_args(argv)
     table = Table("Python", "torch", "tests", "seconds", title="versions")
     passed = True
     for row in ROWS:
         if options.only in row.folder.name:
-            outcome = run(row)
+            outcome = run(row, options.any_build)
             passed &= outcome.passed is not False
             style = {True: "", False: "red", None: "dim"}[outcome.passed]
             table.add_row(

@@ -20,6 +20,7 @@ from tncompiler.backends.source import Loaded
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation, KeptExecutable
 from tncompiler.graphs import Graphed
+from tncompiler.ir.errors import ChangedInPlace
 
 _PLAIN = {Tensor, nn.Parameter}  # types that torch does not look into
 _KEEPING = {_CachingTorchDispatchMode, _CachedTorchDispatchMode}  # keep what operations give
@@ -58,6 +59,10 @@ class Specialisation:
             self.forward = self._called(self.pair.forward.loaded)
             self.backward = self._called(self.pair.backward.loaded)
 
+    def place(self) -> str:
+        """Where the network was written, for errors."""
+        return self._compilation.place()
+
     def _called(self, loaded: Loaded) -> Run:
         """The program as it is called: captured, or with ranges while a profiler looks."""
         if self.graph:
@@ -89,7 +94,7 @@ class NetworkFunction(torch.autograd.Function):
         ctx.set_materialize_grads(True)
         outputs, saved = results[: spec.output_count], results[spec.output_count :]
         ctx.save_for_backward(*tensors, *saved)
-        owned = tuple(own(output, tensors, saved) for output in outputs)
+        owned = own(outputs, tensors, saved)
         ctx.mark_non_differentiable(*owned[spec.value_count :])
         return owned
 
@@ -97,7 +102,7 @@ class NetworkFunction(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         spec: Specialisation = ctx.spec
         cotangents = cotangents[: spec.value_count]
-        kept = ctx.saved_tensors  # read once: hooks may unpack it, and only once
+        kept = _unchanged(ctx)
         tensors, saved = kept[: spec.count], kept[spec.count :]
         device = cotangents[0].device.type
         if autocasts(device):  # the programs cast for themselves
@@ -126,20 +131,52 @@ class NetworkFunction(torch.autograd.Function):
         return tuple(grads)
 
 
-def own(output: Tensor, tensors: Sequence[Tensor], saved: Sequence[Tensor]) -> Tensor:
-    """The output in a form that autograd lets users change in place.
+def _unchanged(ctx: Any) -> tuple[Tensor, ...]:
+    """What the forward pass saved, read once: hooks may unpack it, and only once.
 
-    An argument itself is given as a view. A reshape of something that nobody else holds is given
-    without its tie to what it is a view of.
+    Raises: ChangedInPlace.
     """
-    if any(output is tensor for tensor in tensors):
-        return output.view_as(output)
-    if not output._is_view():
-        return output
-    held = (*tensors, *saved)
-    base = output._base
-    shared = any(output is t or base is t or (t._is_view() and t._base is base) for t in held)
-    return output if shared else output.data
+    try:
+        return ctx.saved_tensors  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ChangedInPlace(
+            "the backward pass reads a tensor that was changed in place after the forward pass: "
+            "an input, a parameter or an output of the network",
+            where=ctx.spec.place(),
+            fix="change a copy of it: tensor.clone()",
+        ) from error
+
+
+def own(
+    outputs: Sequence[Tensor], tensors: Sequence[Tensor], saved: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The outputs in a form that autograd lets users change in place.
+
+    What shares memory with an argument or another output is copied. A view of something saved is
+    given as its own tensor that counts the changes made to either, so that a backward pass which
+    reads what was changed raises.
+    """
+    if len(outputs) == 1 and not _is_shared(outputs[0], tensors):
+        return (_untied(outputs[0]),)
+    taken = [*tensors]
+    made = []
+    for output in outputs:
+        made.append(output.clone() if _is_shared(output, taken) else _untied(output))
+        taken.append(output)
+    return tuple(made)
+
+
+def _is_shared(output: Tensor, taken: Sequence[Tensor]) -> bool:
+    """Whether an output is one of these tensors, or a view of what one of them is a view of."""
+    base = output._base if output._is_view() else output
+    return any(base is (t._base if t._is_view() else t) for t in taken)
+
+
+def _untied(output: Tensor) -> Tensor:
+    """A view without its tie to what it is a view of, the count of changes apart."""
+    return output.detach() if output._is_view() else output
 
 
 def _flat_gradients(

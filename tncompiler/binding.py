@@ -106,7 +106,7 @@ def read_call(compilation: Compilation, arrays: Sequence[Any], default: str | No
         )
     for leaf, name in zip(leaves, names, strict=True):
         _check_dtype(leaf, name, default)
-    sizes = _read_sizes(compilation, arrays)
+    sizes = read_sizes(compilation, [tuple(array.shape) for array in arrays])
     free = {symbol: sizes[symbol] for symbol in compilation.free_symbols}
     return Call((default, *names), free, sizes)
 
@@ -130,11 +130,13 @@ def _accepting(leaf: Leaf, name: str) -> str:
     return f"declare the {leaf.kind} with dtype={name!r}"
 
 
-def _read_sizes(compilation: Compilation, arrays: Sequence[Any]) -> dict[sympy.Symbol, int]:
+def read_sizes(
+    compilation: Compilation, shapes: Sequence[tuple[int, ...]]
+) -> dict[sympy.Symbol, int]:
+    """All sizes, from the shapes of the leaves in the compilation's order."""
     binding = dict(compilation.binding)
     pending: list[tuple[Leaf, int, int]] = []
-    for leaf, array in zip(compilation.ordered, arrays, strict=True):
-        shape = tuple(array.shape)
+    for leaf, shape in zip(compilation.ordered, shapes, strict=True):
         if len(shape) != leaf.ndim:
             raise ShapeError(
                 f"{leaf.kind} {leaf.name!r} has shape {shape}, but {leaf.ndim} axes are declared: "

@@ -264,9 +264,14 @@ class Compilation(Training):
         nominal = self.planned_sizes(dtypes, nominal)
         return self.executable(self.tiled(program, nominal, backend), backend, "forward")
 
-    def flat_executable(self, dtypes: tuple[str, ...], nominal: Nominal) -> Executable:
-        """The whole program in aten operations, which change nothing, for torch to look into."""
-        program = self.scheduled(dtypes, nominal)[0]
+    def flat_executable(
+        self, dtypes: tuple[str, ...], nominal: Nominal, wrt: tuple[str, ...] = ()
+    ) -> Executable:
+        """The whole program in aten operations, which change nothing, for torch to look into.
+
+        ``wrt``: the leaves by which torch will differentiate it, as the order of its steps shows.
+        """
+        program = self.scheduled(dtypes, nominal, wrt)[0]
         traced = self._once(("traced", program), lambda: write_traced(program))
         return self.executable(traced, "torch", "forward")
 

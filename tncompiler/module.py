@@ -46,6 +46,7 @@ from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_US, program_us
 from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
+from tncompiler.traced import flat_program, name_network, program_of_dtypes, traced_program
 
 _KEPT = 256  # combinations of shapes that a module remembers
 
@@ -74,7 +75,6 @@ class CompiledModule(Inspection, nn.Module):
         self._owners = [self._place(leaf) for leaf in (*compilation.params, *compilation.constants)]
         self._make_leaves(seed, share)
         self._flat_runs: dict[tuple[torch.dtype, ...], Flat] = {}
-        self._late_runs: dict[tuple[torch.dtype, ...], Flat] = {}  # for dtypes that compile brought
         self._kept = KeptValues(MARKS)
         self._operator = operator_of(compilation, backend, self._description)
         self._prepare()
@@ -248,7 +248,9 @@ class CompiledModule(Inspection, nn.Module):
                 results = self._operator(*tensors)
                 return pack([results] if isinstance(results, Tensor) else results)
             run = self._flat(tensors)
-            if not torch.compiler.is_compiling() and is_spread(tensors):
+            if is_traced():
+                run = traced_program(run, self._network, self._default, tensors)
+            elif not torch.compiler.is_compiling() and is_spread(tensors):
                 from torch.distributed.tensor.experimental import implicit_replication
 
                 with implicit_replication():
@@ -414,20 +416,19 @@ class CompiledModule(Inspection, nn.Module):
         key = tuple([tensor.dtype for tensor in tensors])
         if key in self._flat_runs:
             return self._flat_runs[key]
-        if not torch.compiler.is_compiling():
-            self._flat_runs[key] = self._make_flat(key)
-            return self._flat_runs[key]
-        prepare_while_traced(self, key)
-        return self._late_runs[key]
+        if torch.compiler.is_compiling():
+            return program_of_dtypes(self._usual, self._network, self._default, tensors)
+        self._flat_runs[key] = self._make_flat(key)
+        return self._flat_runs[key]
 
     def _make_flat(self, dtypes: tuple[torch.dtype, ...]) -> Flat:
-        names = (self.compute_dtype, *(dtype_name(dtype) for dtype in dtypes))
-        nominal = self.compilation.nominal({})
-        return self.compilation.flat_executable(names, nominal).run
+        return flat_program(self.compilation, self.compute_dtype, dtypes)
 
     def _prepare(self) -> None:
-        """Make ready what torch.compile cannot make while it traces."""
-        default = getattr(torch, self.compute_dtype)
+        """Make ready what torch.compile starts from: it cannot plan while it traces."""
+        self._default = self.compute_dtype
+        self._network = name_network(self.compilation, self._default)
+        default = getattr(torch, self._default)
         inputs = [
             default if leaf.dtype == DEFAULT else getattr(torch, leaf.dtype)
             for leaf in self.compilation.inputs
@@ -435,6 +436,7 @@ class CompiledModule(Inspection, nn.Module):
         key = (*inputs, *(tensor.dtype for tensor in self._held()))
         if key not in self._flat_runs:
             self._flat_runs[key] = self._make_flat(key)
+        self._usual = self._flat_runs[key]
 
     def _apply(self, fn: Any, recurse: bool = True) -> CompiledModule:
         places = self._owners[len(self.compilation.params) :]
@@ -507,19 +509,6 @@ class CompiledModule(Inspection, nn.Module):
             f"({', '.join(map(str, output.indices))})" for output in self.compilation.outputs
         )
         return f"inputs={', '.join(self.inputs)} → {outs}, backend={self.backend}"
-
-
-def prepare_while_traced(module: CompiledModule, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Make the aten program for dtypes that are new to a trace, as under autocast.
-
-    torch.compile calls this where it meets it instead of looking inside. What it fills must not
-    have been read in that trace before.
-    """
-    module._late_runs[dtypes] = module._make_flat(dtypes)
-
-
-# what torch.compiler.assume_constant_result sets, after loading a compiler that few need
-prepare_while_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def has_triton() -> bool:

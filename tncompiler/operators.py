@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tncompiler.autograd import Specialisation, enter, leave
+from tncompiler.backends.torch.exporting import is_exporting
 from tncompiler.binding import read_call
 from tncompiler.compiler import Compilation
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differentiable
+from tncompiler.ir.errors import GradientError
 
 NAMESPACE = "tncompiler"
 MOST = 256  # operators, each of which takes 0.1 MB
@@ -37,7 +39,7 @@ _lock = threading.Lock()
 def is_traced() -> bool:
     """Whether torch.compile traces, and nothing but first derivatives is asked of what it finds:
     an operator has no other. An export must run where this package is not."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not torch.compiler.is_compiling() or is_exporting():
         return False
     transforms = torch._C._functorch.get_dynamic_layer_stack_depth()
     return transforms == 0 and forward_ad._current_level < 0
@@ -163,6 +165,16 @@ def _register(name: str, network: _Network) -> Operator:
         mutates_args=(),
         schema="(int[] positions, Tensor[] given) -> Tensor[]",
     )
+
+    def refuse(ctx: Any, *_: Any) -> None:
+        raise GradientError(
+            "torch.compile runs this network as an operator, which has no second derivatives",
+            where=network.compilation.place(),
+            fix="take them of the module itself, or compile the function that takes them "
+            "(torch.func.grad inside)",
+        )
+
+    backward.register_autograd(refuse)
     forward.register_fake(network.fake)
     backward.register_fake(lambda positions, given: [_like(given[k]) for k in positions])
 

@@ -15,10 +15,11 @@ ONE = ("program",)
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error that names the transform: its class, and a pattern of its text."""
+    """An error that names the transform: its class, a pattern of its text, and what helps."""
 
     error: str
     says: str
+    mend: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,15 @@ class Transform:
         return self.refused.get(own, self.refused.get(cell.backend))
 
 
-NO_SECOND = Refusal("RuntimeError", "torch.compile .* does not currently support double backward")
-VIEW_IN_PLACE = Refusal("RuntimeError", "is a view and is being modified inplace")
+NO_SECOND = Refusal(
+    "RuntimeError",
+    "torch.compile .* does not currently support double backward",
+    "torch's, for every module that it compiles: compile the function that takes the derivatives "
+    "(`torch.func.grad` inside, the row above), or take them of the module itself",
+)
+CHANGED = Refusal(
+    "ChangedInPlace", "changed in place after the forward pass", "change a copy: `tensor.clone()`"
+)
 
 SECTIONS: Mapping[str, tuple[Transform, ...]] = {
     "Derivatives": (
@@ -90,6 +98,11 @@ SECTIONS: Mapping[str, tuple[Transform, ...]] = {
         Transform("`torch.compile` of `torch.func.vmap`", tracing.compiled_vmap, quick=ONE),
         Transform("`torch.func.jvp` of a compiled module", tracing.jvp_of_compiled, quick=ONE),
         Transform(
+            "second derivatives inside of what is compiled",
+            tracing.compiled_second_derivatives,
+            quick=ONE,
+        ),
+        Transform(
             "double backward of a compiled module",
             tracing.double_backward_of_compiled,
             quick=ONE,
@@ -113,11 +126,15 @@ SECTIONS: Mapping[str, tuple[Transform, ...]] = {
         Transform("hooks on saved tensors", tracing.saved_for_offloading),
         Transform("`no_grad`, `inference_mode`", modes.no_gradients),
         Transform("evaluation, parameters changing", modes.evaluation),
-        Transform("changes in place before backward", modes.changes_in_place),
+        Transform(
+            "changes in place before backward",
+            modes.changes_in_place,
+            refused=dict.fromkeys(BACKENDS, CHANGED),
+        ),
         Transform(
             "outputs changed in place",
             modes.outputs_in_place,
-            refused={"torch scan": VIEW_IN_PLACE},
+            refused={"torch scan": CHANGED},
         ),
         Transform("deterministic algorithms", modes.deterministic_algorithms),
         Transform("strided inputs", modes.strided_inputs),

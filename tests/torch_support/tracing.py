@@ -94,6 +94,22 @@ def compiled_vmap(cell: Cell) -> None:
     _check_compiled_transform(cell, mapped)
 
 
+def compiled_second_derivatives(cell: Cell) -> None:
+    """A penalty on gradients, differentiated, all inside of what is compiled."""
+
+    def penalized(function: Any, pair: Pair) -> Any:
+        def loss(*leaves: Tensor) -> Tensor:
+            return function(*leaves).square().sum()
+
+        def penalty(*leaves: Tensor) -> Tensor:
+            first = torch.func.grad(loss, pair.everywhere)(*leaves)
+            return torch.stack([g.square().sum() for g in first]).sum()
+
+        return torch.func.grad(penalty, pair.everywhere)(*pair.values)
+
+    _check_compiled_transform(cell, penalized)
+
+
 def jvp_of_compiled(cell: Cell) -> None:
     """Forward mode from outside of a compiled module."""
     torch._dynamo.reset()

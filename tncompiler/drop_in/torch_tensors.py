@@ -32,6 +32,9 @@ def run(
 ) -> Tensor:
     """The result, differentiable. Raises what `tncompiler.einsum` lists."""
     target = None if dtype is None else dtype_name(dtype)
+    if torch.compiler.is_compiling():
+        result = _run_traced(form, tensors, options, backend, target)
+        return result if out is None else _copied(result, out)
     devices = {tensor.device for tensor in tensors}
     autocasts = len(devices) == 1 and _autocasts(devices.pop().type)
     if autocasts and target is None:
@@ -46,21 +49,47 @@ def run(
     return result if out is None else _copied(result, out)
 
 
+def _run_traced(
+    form: Form,
+    tensors: Sequence[Tensor],
+    options: PlanOptions | None,
+    backend: str,
+    target: str | None,
+) -> Tensor:
+    """The result inside of what torch.compile traces, which is compiled anew for other shapes."""
+    device = tensors[0].device.type
+    if target is None and _autocasts(device) and sums(form, len(tensors)):
+        tensors = [_cast(tensor, torch.get_autocast_dtype(device)) for tensor in tensors]
+    shapes = tuple([tuple([fixed(size) for size in tensor.shape]) for tensor in tensors])
+    dtypes = tuple([tensor.dtype for tensor in tensors])
+    module = getattr(Traced, prepare(form, shapes, dtypes, options, backend, target))
+    result: Tensor = module(*tensors)
+    return result
+
+
 def _autocasts(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _autocast(form: Form, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """What autocast casts in a sum of products, as torch.einsum: floats, but never float64."""
-    terms, output = terms_of(form, len(tensors))
-    counts = Counter(label for term in terms for label in term if label is not ...)
-    kept = {k for k, n in counts.items() if n == 1} if output is None else set(output)
-    if len(tensors) == 1 or set(counts) <= kept:
+    if not sums(form, len(tensors)):
         return tensors
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
-    return [
-        t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
-    ]
+    return [_cast(tensor, dtype) for tensor in tensors]
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    able = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if able else tensor
+
+
+def sums(form: Form, count: int) -> bool:
+    """Whether an equation of so many operands sums products, and does not only rearrange."""
+    terms, output = terms_of(form, count)
+    counts = Counter(label for term in terms for label in term if label is not ...)
+    kept = {k for k, n in counts.items() if n == 1} if output is None else set(output)
+    return count > 1 and not set(counts) <= kept
 
 
 def _copied(result: Tensor, out: Any) -> Tensor:
@@ -98,6 +127,36 @@ def _compiled(
         Compilation(expr, None, {}, options if len(shapes) > 1 else None), backend=backend
     )
     return module, module.flat_if_small(dtypes)
+
+
+class Traced:
+    """Holds as attributes the modules that traces of torch.compile have asked for."""
+
+
+def prepare(
+    form: Form,
+    shapes: tuple[tuple[int, ...], ...],
+    dtypes: tuple[torch.dtype, ...],
+    options: PlanOptions | None,
+    backend: str,
+    dtype: str | None,
+) -> str:
+    """The attribute of `Traced` that holds the module; see `tncompiler.traced`."""
+    sizes = tuple(torch.Size(shape) for shape in shapes)
+    module, _ = _compiled(form, sizes, dtypes, options, backend, dtype)
+    name = f"module{id(module)}"
+    setattr(Traced, name, module)
+    return name
+
+
+def fixed(size: int) -> int:
+    """The number itself, for which a trace is compiled anew if it was free."""
+    return len(range(size))
+
+
+# what torch.compiler.assume_constant_result sets, after loading a compiler that few need
+prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
+sums._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def promoted(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> torch.dtype:

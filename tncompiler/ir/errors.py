@@ -131,6 +131,10 @@ class GradientError(TncError):
     """A derivative is asked for that does not exist or is not unique."""
 
 
+class ChangedInPlace(GradientError, RuntimeError):
+    """A backward pass needs a tensor that was written to after the forward pass."""
+
+
 class FormatError(TncError):
     """Shapes, ranks or weights do not fit a format."""
 

@@ -54,7 +54,7 @@ def _bias(
 def _looks_inside(*tensors: Tensor) -> bool:
     """Whether torch differentiates or maps what is done: its kernel knows one derivative only."""
     if torch.compiler.is_compiling():
-        return False
+        return torch._C._functorch.get_dynamic_layer_stack_depth() > 1
     functorch = torch._C._functorch.peek_interpreter_stack() is not None
     recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     return functorch or recorded or forward_ad._current_level >= 0

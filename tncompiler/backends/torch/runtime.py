@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tncompiler.backends.torch.emit import LONG_SUM, NARROW
+from tncompiler.backends.torch.exporting import is_exporting
 from tncompiler.ir.functions.random import scramble as scramble  # for generated code
 
 _MOST_AXES = 12  # that the library behind some of torch's functions takes
@@ -100,7 +101,7 @@ def long_sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
     Axes that lie together are one: an inner one of few elements would be summed slowly.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return _sum_one_by_one(x, axes)
     if math.prod(x.shape[k] for k in axes) <= LONG_SUM:
         return x.sum(axes)
@@ -126,7 +127,7 @@ def _lie_together(x: Tensor, axis: int) -> bool:
 
 def _loses_digits(a: Tensor, b: Tensor) -> bool:
     """Whether the library may add the terms of a product one by one; exports stay as they are."""
-    if torch.compiler.is_exporting():  # a choice by size would fix the exported program's sizes
+    if is_exporting():  # a choice by size would fix the exported program's sizes
         return False
     rows, length, columns = *a.shape[-2:], b.shape[-1]
     return length > LONG_SUM and min(rows, columns) < NARROW

@@ -1,0 +1,176 @@
+"""What torch.compile traces of a network: its aten program, planned for the call that is traced.
+
+In the order that is best for a training step, if gradients are asked for, and at the sizes of the
+call where these are numbers, compiled code keeps for the backward pass what eager code does. The
+plan is made while torch.compile traces, so that modules which are never compiled wait for nothing.
+A program of some length is a region of its own, which is compiled once for all equal layers.
+
+Equal networks have one name here, and a trace depends on no more of a module than that and its
+tensors: equal layers share what is compiled.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from itertools import chain
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.fx.experimental import symbolic_shapes
+
+from tncompiler.autograd import Flat
+from tncompiler.binding import read_sizes
+from tncompiler.compiler import Compilation, Executable
+from tncompiler.ir.dtypes import dtype_name
+from tncompiler.ir.program import Contract, Map, Program
+from tncompiler.planning.digest import program_digest
+from tncompiler.planning.memory import is_view
+
+LEAST_STEPS = 4  # that move or compute data, of a program that is compiled apart
+NO_LIMIT = 1 << 30  # of ways in which a region is called, beyond which torch raises
+
+Shapes = tuple[tuple[int, ...], ...]
+DTypes = tuple[torch.dtype, ...]
+
+# a question that a trace answers without fixing a size; torch 2.6 has no such
+has_static_value = getattr(symbolic_shapes, "has_static_value", lambda size: False)
+
+_named: WeakKeyDictionary[Compilation, str] = WeakKeyDictionary()
+
+
+def name_network(compilation: Compilation, default: str) -> str:
+    """A name that a network has in common with those that are equal to it.
+
+    ``default``: the dtype of leaves that declare none.
+    """
+    logical = program_digest(compilation.logical(compilation.default_dtypes(default)))
+    plan = compilation.fixed_plan or compilation.options
+    text = repr((logical, default, plan))
+    _named[compilation] = blake2b(text.encode(), digest_size=12).hexdigest()
+    return _named[compilation]
+
+
+def flat_program(compilation: Compilation, default: str, dtypes: DTypes) -> Flat:
+    """The network's aten program for leaves of these dtypes and any sizes."""
+    names = (default, *map(dtype_name, dtypes))
+    return compilation.flat_executable(names, compilation.nominal({})).run
+
+
+def traced_program(run: Flat, network: str, default: str, tensors: Sequence[Tensor]) -> Flat:
+    """The program for a call that torch.compile traces; ``run``: one that the module holds."""
+    able = torch.is_grad_enabled()
+    wrt = tuple([k for k, tensor in enumerate(tensors) if able and tensor.requires_grad])
+    known = all(has_static_value(size) for tensor in tensors for size in tensor.shape)
+    shapes = tuple([tuple(tensor.shape) for tensor in tensors]) if known else None
+    dtypes = tuple([tensor.dtype for tensor in tensors])
+    planned: Flat = getattr(run, prepare_planned(run, network, default, dtypes, wrt, shapes))
+    return planned
+
+
+def program_of_dtypes(run: Flat, network: str, default: str, tensors: Sequence[Tensor]) -> Flat:
+    """The flat program for dtypes that are new to a trace, as under autocast."""
+    dtypes = tuple([tensor.dtype for tensor in tensors])
+    other: Flat = getattr(run, prepare_dtypes(run, network, default, dtypes))
+    return other
+
+
+# ---------------------------------------------------------------------------- while a trace waits
+
+# torch.compile calls what is marked here where it meets it, instead of looking inside. It gives
+# constants alone, and looks attributes of functions up when it comes to them; a dict would be as it
+# was when the trace first read it. So other programs of a network are attributes of the one that
+# its modules hold.
+
+
+def prepare_planned(
+    run: Flat,
+    network: str,
+    default: str,
+    dtypes: DTypes,
+    wrt: tuple[int, ...],
+    shapes: Shapes | None,
+) -> str:
+    """The attribute that holds the program planned for gradients by the leaves at `wrt`."""
+
+    def make() -> Flat:
+        compilation = _of_name(network)
+        names = (default, *map(dtype_name, dtypes))
+        leaves = tuple(compilation.ordered[k].name for k in wrt)
+        sizes = compilation.nominal({})
+        if shapes is not None:
+            known = read_sizes(compilation, shapes)
+            sizes = {symbol: known[symbol] for symbol in sizes}
+        return _region(compilation.flat_executable(names, sizes, leaves))
+
+    return _attribute(run, (network, dtypes, wrt, shapes), make)
+
+
+def prepare_dtypes(run: Flat, network: str, default: str, dtypes: DTypes) -> str:
+    """The attribute that holds the program for leaves of these dtypes and any sizes."""
+    return _attribute(
+        run, (network, dtypes), lambda: flat_program(_of_name(network), default, dtypes)
+    )
+
+
+# what torch.compiler.assume_constant_result sets, after loading a compiler that few need
+prepare_planned._dynamo_marked_constant = True  # type: ignore[attr-defined]
+prepare_dtypes._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _of_name(network: str) -> Compilation:
+    """A network of that name: that which is being traced, or one that is equal to it."""
+    return next(compilation for compilation, name in _named.items() if name == network)
+
+
+def _attribute(run: Any, key: object, make: Callable[[], Flat]) -> str:
+    """The attribute of a function that holds what belongs to a key, made at first."""
+    attributes: dict[object, str] = run.__dict__.setdefault("attributes", {})
+    if key not in attributes:
+        name = f"other{len(attributes)}"
+        setattr(run, name, make())
+        attributes[key] = name
+    return attributes[key]
+
+
+# ---------------------------------------------------------------------------- regions
+
+
+def _region(executable: Executable) -> Flat:
+    """The program as a region, if it is to be one, and torch knows them, as it does since 2.8."""
+    mark = getattr(torch.compiler, "nested_compile_region", None)
+    if mark is None or not is_region(executable.program):
+        return executable.run
+    limited = "max_reuse_entries" in inspect.signature(mark).parameters
+    region: Flat = mark(executable.run, **({"max_reuse_entries": NO_LIMIT} if limited else {}))
+    return region
+
+
+def is_region(program: Program) -> bool:
+    """Whether torch.compile should compile a program apart from what surrounds it.
+
+    Only programs of some length: what is apart is not fused with what surrounds it. And only where
+    every output is made by a step of its own, since a region's results may share no memory with its
+    arguments or each other.
+    """
+    if sum(not is_view(step) for step in program.steps) < LEAST_STEPS:
+        return False
+    makers = [_maker(program, name) for name in program.outputs]
+    return all(makers) and len(set(makers)) == len(makers)
+
+
+def _maker(program: Program, name: str) -> str | None:
+    """The value that an output is made of without arithmetic, if a product, sum or map made it."""
+    while (step := program.producers.get(name)) is not None:
+        match step.op:
+            case Contract(inputs, output) if len(inputs) > 1 or {*chain(*inputs)} - {*output}:
+                return name
+            case Map(function) if function != "stop":
+                return name
+        if len(step.operands) != 1:
+            return None
+        (name,) = step.operands
+    return None
