@@ -268,11 +268,49 @@ def test_a_budget_that_nothing_meets_names_the_least() -> None:
         (dict(budget=0.5, formats=["TT"]), "formats"),
         (dict(budget=0.5, levels=[2.0]), "level"),
         (dict(budget=0.5, levels=[]), "levels"),
+        (dict(budget=0.5, levels=0.5), "levels"),
+        (dict(budget=0.5, levels="0.5"), "levels"),
+        (dict(budget=0.5, formats=TT()), "formats"),
+        (dict(budget=0.5, modes=2), "modes"),
+        (dict(budget=0.5, modes=(0,)), "number of modes is 0"),
+        (dict(budget=0.5, trials=1.5), "trials"),
+        (dict(budget=0.5, trials=-1), "trials"),
     ],
 )
 def test_arguments_that_mean_nothing(arguments: Any, text: str) -> None:
     with pytest.raises(ArgumentError, match=text):
         tnc.Search(**arguments)
+
+
+@pytest.mark.parametrize("value", ["/no/such/folder/search.jsonl", "/"])
+def test_a_store_that_cannot_be(value: str) -> None:
+    with pytest.raises(ArgumentError, match="folder that is there"):
+        tnc.Search(0.5, store=value, **FEW).run(model(), examples())
+
+
+@pytest.mark.parametrize(
+    ("x", "text"), [(torch.full((4, 24), torch.nan), "NaN"), (torch.zeros(0, 24), "no numbers")]
+)
+def test_batches_that_say_nothing(x: Tensor, text: str) -> None:
+    with pytest.raises(ArgumentError, match=text):
+        tnc.Search(0.5, **FEW).run(model(), x)
+
+
+def test_layers_that_make_zeros_can_become_anything_that_does() -> None:
+    changed = model()
+    with torch.no_grad():
+        changed[0].weight.zero_()
+        changed[0].bias.zero_()
+    report = tnc.tensorize_(changed, tnc.Search(0.5, **FEW), calibration=examples())
+    assert min(report.layers, key=lambda layer: layer.parameters_after).name == "0"
+
+
+def test_a_layer_that_no_batch_reaches_is_named() -> None:
+    changed = model()
+    changed.register_module("unused", nn.Linear(64, 64))
+    changed.forward = lambda x: changed[2](changed[0](x))
+    with pytest.raises(BudgetError, match="'unused', which no format fits or no batch reaches"):
+        tnc.Search(0.3, **FEW).run(changed, examples())
 
 
 def test_a_search_needs_calls_and_weights() -> None:

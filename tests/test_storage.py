@@ -286,6 +286,8 @@ def test_bad_requests() -> None:
         tnc.quantize(linear(), scales={"G1": "q"})
     with pytest.raises(ShapeError, match="joins G3, G4"):
         tnc.quantize(linear(), scales={"G1": "r3"})
+    with pytest.raises(ArgumentError, match="for one layer"):
+        tnc.quantize(nn.Sequential(linear(), linear()), scales={"G1": "r1"})
     with pytest.raises(ArgumentError, match="nothing in it is tensorized"):
         tnc.quantize(nn.Linear(2, 2))
     with pytest.raises(ArgumentError, match=r"torch\.nn\.Module"):
