@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from tncompiler.compression.asked import check_asked, check_optimizer
-from tncompiler.compression.checkpoints import read_checkpoint, write_checkpoint
+from tncompiler.compression.checkpoints import check_numbers, read_checkpoint, write_checkpoint
 from tncompiler.compression.distilling import Lesson, by_features, by_function, by_outputs
 from tncompiler.compression.streams import batches_from, seed_step
 from tncompiler.ir.errors import ArgumentError, DivergedError, TeacherError
@@ -134,6 +134,8 @@ class _Healer:
         self.losses: list[float] = []
         self.parts: dict[str, float] = {}
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
+        if course.checkpoint is not None:
+            check_numbers(course.checkpoint, model)
         if course.checkpoint is not None and course.checkpoint.exists():
             progress = read_checkpoint(course.checkpoint, model, optimizer, course.identity)
             self.losses, self.parts = [*progress["losses"]], dict(progress["parts"])
