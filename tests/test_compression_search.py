@@ -18,8 +18,9 @@ from tests.test_tensorize import assert_unchanged, snapshot
 from tncompiler.compression import measuring
 from tncompiler.compression.knapsack import Option, frontier, relaxed_loss, solve
 from tncompiler.compression.store import Store
-from tncompiler.formats import TT, LowRank, TTMatrix
+from tncompiler.formats import TT, Dense, LowRank, TTMatrix
 from tncompiler.ir.errors import ArgumentError, BudgetError, FileFormatError
+from tncompiler.models.timing import predicted_costs
 
 FEW: dict[str, Any] = dict(formats=[LowRank(), TTMatrix()], levels=(0.2, 0.4, 0.7), modes=(2,))
 
@@ -144,6 +145,13 @@ def test_other_objectives(objective: str, timing: str) -> None:
     search = tnc.Search(0.8, objective, [LowRank()], levels=(0.05, 0.1), timing=timing)
     found = search.run(wide, torch.randn(128, 256))
     assert 0 < found.cost <= found.budget and found.objective == objective
+    assert found.rules and all(a.error >= b.error for a, b in itertools.pairwise(found.pareto))
+    if timing == "predicted":
+        rules = {name: found.rules.get(name, tnc.Rule(Dense())) for name in ("0", "2")}
+        layers = [layer for layer in tnc.tensorize(wide, rules)[0] if hasattr(layer, "cores")]
+        costs = [predicted_costs(layer)[1] for layer in layers]  # type: ignore[index]
+        place = 0 if objective == "latency" else 1
+        assert found.cost == pytest.approx(sum(cost[place] for cost in costs))
 
 
 @pytest.mark.parametrize("name", ["vision", "encoder", "recurrent", "language", "the model itself"])
