@@ -224,6 +224,31 @@ def test_a_search_that_was_stopped_goes_on(
         assert search.run(model(), examples()) == found
 
 
+def test_an_outer_loop_that_was_stopped_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    search = tnc.Search(0.5, trials=6, store=tmp_path / "search.jsonl", **FEW)
+    wanted = tnc.Search(0.5, trials=6, **FEW).run(model(), examples())
+    calls: list[Any] = []
+
+    def counting(self: Any, outputs: Any) -> float:
+        calls.append(outputs)
+        if len(calls) == 6:  # three weights, and two trials
+            raise KeyboardInterrupt
+        return error(self, outputs)
+
+    error = measuring.Laboratory.error
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring.Laboratory, "error", counting)
+        with pytest.raises(KeyboardInterrupt):
+            search.run(model(), examples())
+    assert search.run(model(), examples()) == wanted
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring.Laboratory, "error", lambda *_: pytest.fail("measured twice"))
+        assert search.run(model(), examples()) == wanted
+
+
 def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
     search = tnc.Search(0.5, store=path, **FEW)
