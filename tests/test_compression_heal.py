@@ -321,6 +321,23 @@ def test_rates_that_blow_up(every: int, tmp_path: Path) -> None:
     assert all(bool(torch.isfinite(p).all()) for p in student.parameters())
 
 
+def test_halves_that_diverge_are_told_why() -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(24, 36), nn.ReLU(), nn.Linear(36, 12)).half()
+    student, _ = tnc.tensorize(teacher, LowRank(3))
+    given, options = [x.half() for x in batches()], dict(loss="output", steps=3, progress=False)
+    with pytest.raises(DivergedError, match="float16"):
+        tnc.heal(student, teacher, given, **options)
+    adam = lambda parameters: torch.optim.Adam(parameters, 1e-3, eps=1e-4)  # noqa: E731
+    found = tnc.heal(student, teacher, given, optimizer=adam, **options)
+    assert found.losses[-1] < found.losses[0]
+
+
+def test_seeds_of_any_size() -> None:
+    student, teacher = pair()
+    tnc.heal(student, teacher, batches(), steps=1, seed=2**70, progress=False)
+
+
 def other_teacher() -> nn.Module:
     return nn.Sequential(nn.Linear(24, 36), nn.ReLU(), nn.Identity(), nn.Linear(36, 5))
 
@@ -372,6 +389,51 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         lambda s, t: tnc.heal(s.requires_grad_(False), t, batches()),
         ArgumentError,
         "frozen",
+    ),
+    "a seed as text": (lambda s, t: tnc.heal(s, t, batches(), seed="a"), ArgumentError, "seed is"),
+    "no rate": (lambda s, t: tnc.heal(s, t, batches(), lr=0.0), ArgumentError, "lr is 0"),
+    "rate of NaN": (
+        lambda s, t: tnc.heal(s, t, batches(), lr=float("nan")),
+        ArgumentError,
+        "lr is nan",
+    ),
+    "clip": (lambda s, t: tnc.heal(s, t, batches(), clip=-1.0), ArgumentError, "clip is -1"),
+    "a schedule's name": (
+        lambda s, t: tnc.heal(s, t, batches(), steps=2, schedule="cosine"),
+        ArgumentError,
+        "function from the part",
+    ),
+    "an optimizer that is made": (
+        lambda s, t: tnc.heal(s, t, batches(), optimizer=torch.optim.Adam(s.parameters())),
+        ArgumentError,
+        "lambda parameters",
+    ),
+    "an optimizer of others": (
+        lambda s, t: tnc.heal(
+            s, t, batches(), optimizer=lambda _: torch.optim.Adam(t.parameters())
+        ),
+        ArgumentError,
+        "none of the parameters",
+    ),
+    "no optimizer": (
+        lambda s, t: tnc.heal(s, t, batches(), optimizer=lambda p: p),
+        ArgumentError,
+        "makes a list",
+    ),
+    "an optimizer that asks again": (
+        lambda s, t: tnc.heal(s, t, batches(), optimizer=torch.optim.LBFGS),
+        ArgumentError,
+        "LBFGS",
+    ),
+    "a checkpoint in no folder": (
+        lambda s, t: tnc.heal(s, t, batches(), checkpoint="/no/such/folder/heal.tnc"),
+        ArgumentError,
+        "folder that is there",
+    ),
+    "a checkpoint that is a folder": (
+        lambda s, t: tnc.heal(s, t, batches(), checkpoint=ROOT),
+        ArgumentError,
+        "no checkpoint= there",
     ),
     "a loss without gradient": (
         lambda s, t: tnc.heal(s, None, batches(), lambda m, b: 3.0, progress=False),

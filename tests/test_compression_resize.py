@@ -305,6 +305,17 @@ def test_random_numbers_of_the_loop_stay() -> None:
 # ---------------------------------------------------------------------------- shrinking
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_cores_without_finite_numbers_are_not_cut(number: float) -> None:
+    model = nn.Sequential(linear("TT"), linear("TT"))
+    with torch.no_grad():
+        model[1].cores.G1[0, 0] = number
+    before = snapshot(model)
+    with pytest.raises(FormatError, match="'G1' holds NaN or infinite"):
+        tnc.shrink(model, "r2", 1)
+    assert_unchanged(model, before)
+
+
 @pytest.mark.parametrize("name", TREES)
 def test_a_cut_is_the_best_there_is(name: str) -> None:
     """The error of one bond's cut is the tail of the weight's own singular values there."""
@@ -531,3 +542,5 @@ def test_adaptive_ranks_follow_their_schedule() -> None:
             tnc.AdaptiveRank(layer, **bad)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError):
         tnc.AdaptiveRank(mlp(), tolerance=0.1)
+    with pytest.raises(ArgumentError, match="optimizer= is a str"):
+        tnc.AdaptiveRank(layer, "adam", tolerance=0.1)

@@ -18,8 +18,9 @@ from tests.test_tensorize import assert_unchanged, snapshot
 from tncompiler.compression import measuring
 from tncompiler.compression.knapsack import Option, frontier, relaxed_loss, solve
 from tncompiler.compression.store import Store
-from tncompiler.formats import TT, LowRank, TTMatrix
+from tncompiler.formats import TT, Dense, LowRank, TTMatrix
 from tncompiler.ir.errors import ArgumentError, BudgetError, FileFormatError
+from tncompiler.models.timing import predicted_costs
 
 FEW: dict[str, Any] = dict(formats=[LowRank(), TTMatrix()], levels=(0.2, 0.4, 0.7), modes=(2,))
 
@@ -144,6 +145,13 @@ def test_other_objectives(objective: str, timing: str) -> None:
     search = tnc.Search(0.8, objective, [LowRank()], levels=(0.05, 0.1), timing=timing)
     found = search.run(wide, torch.randn(128, 256))
     assert 0 < found.cost <= found.budget and found.objective == objective
+    assert found.rules and all(a.error >= b.error for a, b in itertools.pairwise(found.pareto))
+    if timing == "predicted":
+        rules = {name: found.rules.get(name, tnc.Rule(Dense())) for name in ("0", "2")}
+        layers = [layer for layer in tnc.tensorize(wide, rules)[0] if hasattr(layer, "cores")]
+        costs = [predicted_costs(layer)[1] for layer in layers]  # type: ignore[index]
+        place = 0 if objective == "latency" else 1
+        assert found.cost == pytest.approx(sum(cost[place] for cost in costs))
 
 
 @pytest.mark.parametrize("name", ["vision", "encoder", "recurrent", "language", "the model itself"])
@@ -216,6 +224,31 @@ def test_a_search_that_was_stopped_goes_on(
         assert search.run(model(), examples()) == found
 
 
+def test_an_outer_loop_that_was_stopped_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    search = tnc.Search(0.5, trials=6, store=tmp_path / "search.jsonl", **FEW)
+    wanted = tnc.Search(0.5, trials=6, **FEW).run(model(), examples())
+    calls: list[Any] = []
+
+    def counting(self: Any, outputs: Any) -> float:
+        calls.append(outputs)
+        if len(calls) == 6:  # three weights, and two trials
+            raise KeyboardInterrupt
+        return error(self, outputs)
+
+    error = measuring.Laboratory.error
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring.Laboratory, "error", counting)
+        with pytest.raises(KeyboardInterrupt):
+            search.run(model(), examples())
+    assert search.run(model(), examples()) == wanted
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring.Laboratory, "error", lambda *_: pytest.fail("measured twice"))
+        assert search.run(model(), examples()) == wanted
+
+
 def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
     search = tnc.Search(0.5, store=path, **FEW)
@@ -268,11 +301,49 @@ def test_a_budget_that_nothing_meets_names_the_least() -> None:
         (dict(budget=0.5, formats=["TT"]), "formats"),
         (dict(budget=0.5, levels=[2.0]), "level"),
         (dict(budget=0.5, levels=[]), "levels"),
+        (dict(budget=0.5, levels=0.5), "levels"),
+        (dict(budget=0.5, levels="0.5"), "levels"),
+        (dict(budget=0.5, formats=TT()), "formats"),
+        (dict(budget=0.5, modes=2), "modes"),
+        (dict(budget=0.5, modes=(0,)), "number of modes is 0"),
+        (dict(budget=0.5, trials=1.5), "trials"),
+        (dict(budget=0.5, trials=-1), "trials"),
     ],
 )
 def test_arguments_that_mean_nothing(arguments: Any, text: str) -> None:
     with pytest.raises(ArgumentError, match=text):
         tnc.Search(**arguments)
+
+
+@pytest.mark.parametrize("value", ["/no/such/folder/search.jsonl", "/"])
+def test_a_store_that_cannot_be(value: str) -> None:
+    with pytest.raises(ArgumentError, match="folder that is there"):
+        tnc.Search(0.5, store=value, **FEW).run(model(), examples())
+
+
+@pytest.mark.parametrize(
+    ("x", "text"), [(torch.full((4, 24), torch.nan), "NaN"), (torch.zeros(0, 24), "no numbers")]
+)
+def test_batches_that_say_nothing(x: Tensor, text: str) -> None:
+    with pytest.raises(ArgumentError, match=text):
+        tnc.Search(0.5, **FEW).run(model(), x)
+
+
+def test_layers_that_make_zeros_can_become_anything_that_does() -> None:
+    changed = model()
+    with torch.no_grad():
+        changed[0].weight.zero_()
+        changed[0].bias.zero_()
+    report = tnc.tensorize_(changed, tnc.Search(0.5, **FEW), calibration=examples())
+    assert min(report.layers, key=lambda layer: layer.parameters_after).name == "0"
+
+
+def test_a_layer_that_no_batch_reaches_is_named() -> None:
+    changed = model()
+    changed.register_module("unused", nn.Linear(64, 64))
+    changed.forward = lambda x: changed[2](changed[0](x))
+    with pytest.raises(BudgetError, match="'unused', which no format fits or no batch reaches"):
+        tnc.Search(0.3, **FEW).run(changed, examples())
 
 
 def test_a_search_needs_calls_and_weights() -> None:

@@ -209,6 +209,19 @@ def test_spectrum_of_one_bond_and_of_all() -> None:
         interpret.spectrum(layer, "r9")
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_cores_without_finite_numbers_have_no_gauge(number: float) -> None:
+    layer = linear("TT")
+    for matrix in (np.full((3, 3), number), np.full(3, number)):
+        with pytest.raises(ShapeError, match="no inverse"):
+            interpret.regauge(layer, "r2", matrix)
+    with torch.no_grad():
+        layer.cores.G1[0, 0] = number
+    for look in (interpret.spectrum, interpret.canonicalize):
+        with pytest.raises(FormatError, match="'G1' holds NaN or infinite"):
+            look(layer)
+
+
 # ---------------------------------------------------------------------------- channels
 
 
@@ -266,6 +279,9 @@ def test_similarity_of_channels() -> None:
     with pytest.raises(ShapeError, match="same batch"):
         interpret.similarity(first, interpret.capture(one, "r2", x[:5]))
     assert (interpret.similarity(dead, first)[1] == 0).all()
+    none = interpret.capture(one, "r2", x[:0])
+    with pytest.raises(ShapeError, match="of no example"):
+        interpret.similarity(none, none)
 
 
 # ---------------------------------------------------------------------------- stacks

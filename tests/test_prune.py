@@ -16,7 +16,13 @@ from tests.model_zoo import FusedParameter
 from tests.test_storage import error, linear, model
 from tncompiler import formats
 from tncompiler.compression.pruning import WAYS
-from tncompiler.ir.errors import ArgumentError, DTypeError, ShapeError, UnknownIndex
+from tncompiler.ir.errors import (
+    ArgumentError,
+    DTypeError,
+    FormatError,
+    ShapeError,
+    UnknownIndex,
+)
 from tncompiler.models.storage import Masked, Quantized, stored_cores
 
 
@@ -163,6 +169,10 @@ def test_nothing_to_take_leaves_the_layer_as_it_is() -> None:
     layer = linear("Dense")
     (row,) = tnc.prune(layer, 0.5, "bond").layers
     assert row.how == "nothing to take" and row.error == 0
+    layer = linear("TT")
+    before = [core.detach().clone() for core in layer.held_cores()]
+    assert tnc.prune(layer, 0).layers[0].error == 0
+    assert all(map(torch.equal, before, layer.held_cores()))
 
 
 def test_one_channel_always_stays() -> None:
@@ -229,6 +239,11 @@ def test_bad_requests() -> None:
     for mask in ([True, False], [1, 0, 1], torch.ones(3)):
         with pytest.raises(ShapeError, match="one boolean for each number"):
             tnc.prune(layer, masks={"r1": mask})
+    for nothing in (None, "abc", [[True], [True, False]]):
+        with pytest.raises(ShapeError, match="the mask of 'G1' is"):
+            tnc.prune(layer, masks={"G1": nothing})
+    with pytest.raises(ArgumentError, match="filter_fn is 3"):
+        tnc.prune(layer, 0.5, filter_fn=3)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="one boolean for each number"):
         tnc.prune(layer, masks={"G1": [True] * 3})
     with pytest.raises(ShapeError, match="leaves no channel"):
@@ -236,6 +251,21 @@ def test_bad_requests() -> None:
     tnc.quantize(layer)
     with pytest.raises(DTypeError, match="prune before quantizing"):
         tnc.prune(layer, 0.5)
+
+
+@pytest.mark.parametrize("change", [lambda m: tnc.prune(m, 0.3), tnc.quantize])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_cores_without_finite_numbers_change_nothing(change: Any, number: float) -> None:
+    net = nn.Sequential(linear("TT"), linear("TT"))
+    with torch.no_grad():
+        net[1].cores.G1[0, 0] = number
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(FormatError, match="'G1' holds NaN or infinite"):
+        change(net)
+    for old, new in zip(before, net.parameters(), strict=True):
+        torch.testing.assert_close(old, new, equal_nan=True, rtol=0, atol=0)
+    with pytest.raises(ArgumentError, match="meta device"):
+        change(tnc.nn.Linear(12, 10, format=formats.TT(2), device="meta"))
 
 
 # ---------------------------------------------------------------------------- in a row

@@ -24,6 +24,7 @@ from tncompiler.ir.errors import (
     FileFormatError,
     ShapeError,
     UnknownIndex,
+    UnsupportedModule,
 )
 from tncompiler.models import storage
 from tncompiler.models.storage import SCHEMES, Quantized, packed, stored_cores, unpacked
@@ -275,6 +276,32 @@ def test_tied_and_other_layers_are_left_alone() -> None:
     assert tnc.quantize(nn.ModuleList([linear()]), filter_fn=lambda layer, name: False).layers == ()
 
 
+def test_torchao_quantizes_what_stays_dense_beside(tmp_path: Path) -> None:
+    """Its int8 is as near as ours, and it leaves our layers alone; cores it could not hold."""
+    quantization = pytest.importorskip("torchao.quantization")
+    net, x = nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 10)), torch.randn(5, 12)
+    tnc.tensorize_(net, {"2": formats.TT(3, clamp=True)})
+    ours = copy.deepcopy(net)
+    tnc.tensorize_(ours, {"0": formats.Dense()})
+    tnc.quantize(ours, filter_fn=lambda layer, name: name == "0")
+    before, weight = net(x), net[0].weight.detach().clone()
+    quantization.quantize_(net, quantization.Int8WeightOnlyConfig())
+    assert isinstance(net[2], tnc.nn.Linear) and type(net[0].weight.data) is not torch.Tensor
+    both = (net[0].weight.dequantize(), ours[0].weight)
+    errors = [(each - weight).norm() / weight.norm() for each in both]
+    assert errors[0] < 0.01 and errors[1] < 1.05 * errors[0]
+    torch.testing.assert_close(net(x), before, rtol=0.05, atol=0.02)
+    report = tnc.tensorize_(net, formats.LowRank(2))
+    assert not report.layers and "Int8Tensor" in report.skipped[0].reason
+    with pytest.raises(NotImplementedError):  # what a contraction of cores begins with
+        net[0].weight.permute(1, 0)
+    with pytest.raises(UnsupportedModule, match="Int8Tensor"):
+        tnc.save(net, tmp_path / "net.safetensors")
+    with pytest.raises(UnsupportedModule, match="Int8Tensor"):
+        tnc.heal(net, copy.deepcopy(net), [x], steps=1, checkpoint=tmp_path / "heal", every=9)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_bad_requests() -> None:
     with pytest.raises(ArgumentError, match="int8, int4, fp8"):
         tnc.quantize(linear(), "int3")
@@ -286,6 +313,8 @@ def test_bad_requests() -> None:
         tnc.quantize(linear(), scales={"G1": "q"})
     with pytest.raises(ShapeError, match="joins G3, G4"):
         tnc.quantize(linear(), scales={"G1": "r3"})
+    with pytest.raises(ArgumentError, match="for one layer"):
+        tnc.quantize(nn.Sequential(linear(), linear()), scales={"G1": "r1"})
     with pytest.raises(ArgumentError, match="nothing in it is tensorized"):
         tnc.quantize(nn.Linear(2, 2))
     with pytest.raises(ArgumentError, match=r"torch\.nn\.Module"):

@@ -9,6 +9,7 @@ from torch import nn
 
 from tncompiler.compression.changes import Resized
 from tncompiler.compression.holders import holders_of
+from tncompiler.compression.optimizers import as_optimizers
 from tncompiler.compression.resize import shrink
 from tncompiler.ir.errors import ArgumentError
 
@@ -53,6 +54,7 @@ class AdaptiveRank:
                 f"tolerance is {tolerance!r:.40}", fix="give a number from 0 to below 1"
             )
         holders_of(model)  # says so now if nothing is tensorized
+        as_optimizers(optimizer)
         self.model, self.optimizer, self.bond = model, optimizer, bond
         self.tolerance, self.every, self.last = tolerance, every, last
         self.steps = 0

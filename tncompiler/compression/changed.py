@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from tncompiler.formats.bonds import Cores, Sites
 from tncompiler.formats.conditioning import in_double
 from tncompiler.formats.evaluate import evaluate
-from tncompiler.formats.weights import as_array
+from tncompiler.formats.weights import as_array, check_finite
 from tncompiler.ir.errors import ArgumentError, FormatError
 from tncompiler.models.parameters import network_weights
 from tncompiler.models.storage import owner_of
@@ -92,8 +92,13 @@ def layers_to_change(
 ) -> Iterator[tuple[str, Tensorized]]:
     """The tensorized layers of a model whose cores are theirs alone; others go to `skipped`.
 
-    Raises: ArgumentError for what is no module, and where nothing is tensorized.
+    Raises: ArgumentError for what is no module, for a filter that is no function, and where nothing
+    is tensorized or a layer has no numbers (meta device); FormatError for NaN or infinity.
     """
+    if filter_fn is not None and not callable(filter_fn):
+        raise ArgumentError(
+            f"filter_fn is {filter_fn!r:.60}", fix="give a function (layer, name) → bool"
+        )
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"the model is a {type(model).__name__}", fix="give a torch.nn.Module")
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, Tensorized)]
@@ -111,7 +116,16 @@ def layers_to_change(
         elif any(users[held] > 1 for held in _held(layer)):
             skipped[name] = "its cores are tied to another layer's"
         else:
+            _check_numbers(name, layer)
             yield name, layer
+
+
+def _check_numbers(name: str, layer: Tensorized) -> None:
+    """Raises where the cores hold no numbers that a network of fewer could be made of."""
+    shown = name or "the layer"
+    if any(layer._core(core).is_meta for core in layer._table.parameters):
+        raise ArgumentError(f"{shown} is on the meta device", fix="load its numbers first")
+    check_finite(cores_in_double(layer), f"{shown}: {layer}")
 
 
 def _held(layer: Tensorized) -> set[int]:

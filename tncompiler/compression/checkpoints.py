@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tncompiler.ir.errors import FileFormatError
-from tncompiler.models.files.sealed import read, write
+from tncompiler.models.files.sealed import check_plain_tensors, read, write
 
 _MODEL, _OPTIMIZER, _COMPLEX = "model", "optimizer", "complex"
 
@@ -42,6 +42,11 @@ def write_checkpoint(
         written[name] = held.contiguous().clone()
     content = {"healing": {"progress": progress, "plain": plain, _COMPLEX: complex_ones}}
     write(path, content, written)
+
+
+def check_numbers(path: Path, model: nn.Module) -> None:
+    """Raises UnsupportedModule where a file cannot hold what the model does."""
+    check_plain_tensors(_numbers(model), path)
 
 
 def read_checkpoint(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from tncompiler.compression.checkpoints import read_checkpoint, write_checkpoint
+from tncompiler.compression.asked import check_asked, check_optimizer
+from tncompiler.compression.checkpoints import check_numbers, read_checkpoint, write_checkpoint
 from tncompiler.compression.distilling import Lesson, by_features, by_function, by_outputs
 from tncompiler.compression.streams import batches_from, seed_step
 from tncompiler.ir.errors import ArgumentError, DivergedError, TeacherError
@@ -25,6 +26,7 @@ from tncompiler.models.parameters import network_weights
 
 TRAINED = ("cores", "all")
 _LOSSES = ("feature", "output")
+_HALVES = "; Adam's eps is 0 in float16: train in float32, or give an optimizer with another"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +102,13 @@ def heal(
     last step with a finite loss, and so is the checkpoint on disk; FileFormatError for a checkpoint
     of something else; ArgumentError.
     """
+    check_asked(steps, every, seed, lr, clip, schedule, optimizer, checkpoint)
     course = _course(steps, schedule, clip, checkpoint, every, seed, progress, str(loss))
     lesson = _lesson(model, teacher, loss, slices)
     parameters = _trained(model, lesson, train)
     _check_apart(parameters, teacher)
     made = torch.optim.Adam(parameters, lr=lr) if optimizer is None else optimizer(parameters)
+    check_optimizer(made, parameters)
     started = time.perf_counter()
     with torch.random.fork_rng(), _only(model, parameters):
         healer = _Healer(model, lesson, parameters, made, course)
@@ -130,6 +134,8 @@ class _Healer:
         self.losses: list[float] = []
         self.parts: dict[str, float] = {}
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
+        if course.checkpoint is not None:
+            check_numbers(course.checkpoint, model)
         if course.checkpoint is not None and course.checkpoint.exists():
             progress = read_checkpoint(course.checkpoint, model, optimizer, course.identity)
             self.losses, self.parts = [*progress["losses"]], dict(progress["parts"])
@@ -191,7 +197,8 @@ class _Healer:
                     parameter.copy_(kept)
         raise DivergedError(
             f"{what}; the model is as it was at the last step with a finite loss",
-            fix="use a lower lr=, a smaller clip=, or look for NaN in the batches",
+            fix="use a lower lr=, a smaller clip=, or look for NaN in the batches"
+            + (_HALVES if self.parameters[0].dtype is torch.float16 else ""),
         )
 
     def write(self) -> None:
@@ -218,13 +225,6 @@ def _course(
     progress: bool,
     loss: str,
 ) -> Course:
-    for what, value in (("steps", steps), ("every", every)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ArgumentError(f"{what} is {value!r:.40}", fix="give an integer")
-        if value is not None and value < 1:
-            raise ArgumentError(f"{what} is {value}", fix="give 1 or more")
-    if schedule is not None and steps is None:
-        raise ArgumentError("a schedule needs to know how many steps there are", fix="give steps=")
     length = "any" if schedule is None else steps  # without a schedule, more steps may follow
     identity = f"seed {seed}, steps {length}, loss {loss if loss in _LOSSES else 'function'}"
     path = None if checkpoint is None else Path(checkpoint)

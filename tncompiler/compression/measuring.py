@@ -19,7 +19,7 @@ from tqdm import tqdm
 from tncompiler.compression.store import Store
 from tncompiler.formats.factors import factorize
 from tncompiler.formats.format import Format
-from tncompiler.ir.errors import BudgetError, FormatError
+from tncompiler.ir.errors import ArgumentError, BudgetError, FormatError
 from tncompiler.models.calibration import (
     Batch,
     OutputError,
@@ -114,6 +114,7 @@ class Laboratory:
         a pass over the batches for every eight of them, and one for its meaning to the model."""
         bar = tqdm(tasks, "measure", disable=not self.progress, delay=2.0, unit="weight")
         outputs = outputs_of(self.model, self.batches)
+        _check_outputs(outputs)
         return [self._measure(task, menu, outputs) for task in bar]
 
     def _measure(self, task: Task, menu: Menu, outputs: Sequence[Tensor]) -> Measured:
@@ -182,6 +183,20 @@ def outputs_of(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
     """The tensors that the model makes of all batches."""
     with evaluating(model):
         return [t for args, kwargs in batches for t in tensors_of(model(*args, **kwargs))]
+
+
+def _check_outputs(outputs: Sequence[Tensor]) -> None:
+    """Raises ArgumentError for outputs that no error can be measured of."""
+    if not all(bool(tensor.isfinite().all()) for tensor in outputs):
+        raise ArgumentError(
+            "the model makes NaN or infinity of the calibration batches",
+            fix="look for them in the batches and the weights",
+        )
+    if not any(tensor.numel() for tensor in outputs):
+        raise ArgumentError(
+            "the model makes no numbers of the calibration batches",
+            fix="give batches with examples, and a model that returns tensors",
+        )
 
 
 @contextmanager

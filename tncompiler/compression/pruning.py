@@ -63,7 +63,8 @@ def prune(
     that a mask leaves without any number at one end. Make optimizers afterwards: parameters change.
     Layers whose cores are tied to another's are left as they are, and where bonds cannot be
     changed one by one (shared or constant cores) only numbers are masked.
-    Raises: ArgumentError for another amount or way, DTypeError for layers that are quantized,
+    Raises: ArgumentError for another amount or way, FormatError for cores with NaN or infinity,
+    DTypeError for layers that are quantized,
     UnknownIndex for masks of bonds or cores that there are not, ShapeError for masks that do not
     fit.
     """
@@ -239,6 +240,9 @@ def _pruned(
     name: str, layer: Tensorized, sites: Sites, cores: Cores, kept: Kept, masks: Masks
 ) -> Change:
     before = (count_numbers(layer), layer_bytes(layer))
+    if not kept and not masks:  # not even into another gauge, which would round
+        sizes = (before[0], before[0], before[1], before[1])
+        return Change(name, layer.shown_ranks(), *sizes, 0.0, "nothing to take")
     whole = dense(sites, cores_in_double(layer))
     fewer = keep_channels(sites, cores, kept)
     full = {core: masks.get(core, np.ones(array.shape, bool)) for core, array in cores.items()}

@@ -63,8 +63,8 @@ def quantize(
     `tnc.save` writes the codes. Layers whose cores are tied to another's are left as they are.
     Cost: the dense weight some ten times for each layer, once with gauge=False.
     Raises: ArgumentError for unknown schemes, scales and models without tensorized layers;
-    DTypeError for layers that are quantized already and complex ones; UnknownIndex for unknown
-    cores or bonds; ShapeError for a bond that a core does not have.
+    DTypeError for layers that are quantized already; FormatError for cores with NaN or infinity;
+    UnknownIndex for unknown cores or bonds; ShapeError for a bond that a core does not have.
     """
     chosen = scheme_of(scheme)
     if not isinstance(scales, dict) and scales not in SCALES:
@@ -80,6 +80,10 @@ def quantize(
             skipped[name] = reason or "its cores are complex"
             continue
         work.append((name, layer, sites, _axes_asked(sites, scales)))
+    if isinstance(scales, dict) and (len(work) != 1 or work[0][1] is not model):
+        raise ArgumentError(
+            "scales= by core are for one layer", fix="give the layer itself as the model"
+        )
     changed = [_quantized(*each, chosen, gauge, seed) for each in work]
     return Changes(tuple(changed), skipped)
 

@@ -17,7 +17,7 @@ from tncompiler.compression.selecting import choose_channels, fit, fitted_edits,
 from tncompiler.compression.truncating import Goal, sides_of, truncating_edits
 from tncompiler.formats.evaluate import evaluate
 from tncompiler.formats.joints import Joint, graph_of, joints_of
-from tncompiler.formats.weights import as_array
+from tncompiler.formats.weights import as_array, check_finite
 from tncompiler.ir.errors import ArgumentError, FormatError, RankError
 
 Matched = dict[Holder, list[Joint]]
@@ -97,8 +97,8 @@ def shrink(
     canonical gauge: for one bond of a tree the change is the least there is. A ring's bond, and an
     index on more than two cores (CP, Kronecker), has no such values: the terms that explain most
     are kept, and all cores fitted to the weight by alternating least squares.
-    Raises: RankError for sizes below 1, or where no matched bond is larger; ArgumentError. After
-    an error nothing has changed.
+    Raises: RankError for sizes below 1, or where no matched bond is larger; FormatError for NaN or
+    infinity; ArgumentError. After an error nothing has changed.
     """
     goal = _goal(to, tolerance)
     matched = _matched(layer_or_model, bond)
@@ -117,6 +117,8 @@ def shrink(
 
 def _shrunk(holder: Holder, joints: list[Joint], goal: Goal) -> Change:
     change = Change.of(holder, {name: _wide(core) for name, core in holder.cores().items()})
+    arrays = {name: core.numpy() for name, core in change.cores.items()}
+    check_finite(arrays, f"{holder.name or 'the layer'}: {holder.format}")
     if goal.tolerance is not None:  # squares of what bonds leave out add up
         goal = Goal(tolerance=goal.tolerance / len(joints) ** 0.5)
     before = dict(change.cores)

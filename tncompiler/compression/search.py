@@ -83,16 +83,13 @@ class Search(Adaptive):
         _check_number("budget", self.budget, math.inf)
         _check_name("objective", self.objective, OBJECTIVES)
         _check_name("timing", self.timing, TIMINGS)
-        if not self.formats or not all(isinstance(each, Format) for each in self.formats):
-            raise ArgumentError(
-                f"formats is {self.formats!r:.60}", fix="give formats, as [tnc.formats.TT()]"
-            )
+        _check_several("formats", self.formats, Format, "formats, as [tnc.formats.TT()]")
+        _check_several("levels", self.levels, float | int, "numbers, as (0.2, 0.5)")
+        _check_several("modes", self.modes, int, "numbers of modes a side, as (2, 3)")
         for level in self.levels:
             _check_number("a level", level, 1)
-        if not self.levels or not self.modes or self.trials < 0:
-            raise ArgumentError(
-                "a search has levels, modes, and no negative number of trials", fix="leave them out"
-            )
+        _check_count("a number of modes", min(self.modes), 1)
+        _check_count("trials", self.trials, 0)
 
     def find(self, model: nn.Module, surroundings: Surroundings) -> Found:
         """The rules for a model's weights, and how they were found."""
@@ -206,10 +203,12 @@ class Search(Adaptive):
     ) -> BudgetError:
         least = [min(option.cost for option in group) for group in groups]
         dearest = max(range(len(least)), key=least.__getitem__)
+        has_one = len(groups[dearest]) == 1
+        reason = ", which no format fits or no batch reaches" if has_one else ""
         return BudgetError(
             f"no configuration meets {budget:g} ({self.objective}): the least is "
             f"{sum(least) + fixed:g}, of which {fixed:g} cannot be searched and {least[dearest]:g} "
-            f"are {measured[dearest].task.site.shown}",
+            f"are {measured[dearest].task.site.shown}{reason}",
             fix="allow more, lower the smallest of levels=, or add formats",
         )
 
@@ -238,6 +237,17 @@ def _check_number(what: str, value: Any, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
         upper = "" if most == math.inf else f" and at most {most}"
         raise ArgumentError(f"{what} is {value!r:.40}", fix=f"give a number above 0{upper}")
+
+
+def _check_several(what: str, values: Any, kind: Any, wanted: str) -> None:
+    is_several = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_several or not values or not all(isinstance(each, kind) for each in values):
+        raise ArgumentError(f"{what} is {values!r:.60}", fix=f"give {wanted}")
+
+
+def _check_count(what: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ArgumentError(f"{what} is {value!r:.40}", fix=f"give an integer, {least} or more")
 
 
 def _check_name(what: str, value: Any, known: Sequence[str]) -> None:

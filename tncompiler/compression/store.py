@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tncompiler.ir.errors import FileFormatError
+from tncompiler.ir.errors import ArgumentError, FileFormatError
 
 _HEADER = "tncompiler search"
 
@@ -17,7 +17,8 @@ class Store:
     """Records by key, each a line of a file; without a path only in memory.
 
     ``identity``: what the records belong to. A line that was cut off while it was written is left
-    out. Raises FileFormatError for a file of another search, or of something else.
+    out. Raises FileFormatError for a file of another search, or of something else; ArgumentError
+    where there can be no file.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, identity: str) -> None:
@@ -26,6 +27,17 @@ class Store:
         header = {"format": _HEADER, "schema": 1, "identity": identity}
         if self.path is None:
             return
+        try:
+            self._open(header)
+        except OSError as error:
+            raise ArgumentError(
+                f"store= cannot be used: {error.strerror}",
+                where=str(self.path),
+                fix="give a file in a folder that is there",
+            ) from None
+
+    def _open(self, header: Mapping[str, Any]) -> None:
+        """Read the file, or begin it."""
         lines = self._lines()
         if lines and not _is_ours(lines, header):
             raise FileFormatError(

@@ -15,7 +15,7 @@ _PRIME = 1_000_003
 
 def seed_step(seed: int, step: int, purpose: int) -> None:
     """Seed torch for one purpose at one step (reading a batch, computing a loss, …)."""
-    torch.manual_seed((seed * _PRIME + step) * 4 + purpose)
+    torch.manual_seed(((seed * _PRIME + step) * 4 + purpose) % 2**63)
 
 
 def batches_from(

@@ -296,7 +296,8 @@ def regauged_cores(sites: Sites, cores: Cores, name: str, matrix: Any) -> dict[s
             f"bond {bond.name!r} joins {len(bond.ends)} cores: only scales can move along it",
             fix=f"give {bond.size} scales",
         )
-    if len(bond.ends) < 2 or not np.isfinite(np.linalg.cond(held)):
+    is_finite = np.isfinite(held).all()
+    if len(bond.ends) < 2 or not is_finite or not np.isfinite(np.linalg.cond(held)):
         raise ShapeError(
             f"the gauge on bond {bond.name!r} has no inverse there", fix="give an invertible one"
         )

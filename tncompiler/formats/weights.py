@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -57,6 +58,15 @@ def as_array(value: Any) -> np.ndarray:
         return np.asarray(value)
     except ValueError:
         raise FormatError("the weight is no array", fix="give rows of one length") from None
+
+
+def check_finite(cores: Mapping[str, np.ndarray], where: str) -> None:
+    """Raises FormatError where a core holds NaN or infinity, which others would get from it."""
+    for name, core in cores.items():
+        if not np.isfinite(core).all():
+            raise FormatError(
+                f"core {name!r} holds NaN or infinite numbers", where=where, fix="repair it first"
+            )
 
 
 def _finite(array: np.ndarray) -> np.ndarray:

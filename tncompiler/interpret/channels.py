@@ -74,13 +74,15 @@ def similarity(first: Activations, second: Activations) -> Tensor:
     both have one number for each example, it is the squared correlation. The sign, the scale and
     what else is open at the bonds do not matter; a channel that never changes is like none.
     Cost: batch² for each channel, and that times both numbers of channels.
-    Raises: ShapeError where the batches differ in size.
+    Raises: ShapeError where the batches differ in size, or are empty.
     """
     if len(first.values) != len(second.values):
         raise ShapeError(
             f"the activations are of {len(first.values)} and {len(second.values)} examples",
             fix="capture both on the same batch",
         )
+    if not len(first.values):
+        raise ShapeError("the activations are of no example", fix="capture a batch of some")
     one, other = _kernels(first.values), _kernels(second.values)
     return (one @ other.mH).real.clamp(0, 1)
 

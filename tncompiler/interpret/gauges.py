@@ -6,6 +6,7 @@ from typing import Any
 
 from tncompiler.formats.bonds import NetworkBond
 from tncompiler.formats.gauge import Spectrum, canonical_cores, regauged_cores, spectra
+from tncompiler.formats.weights import check_finite
 from tncompiler.interpret.layers import check_layer, cores_of, sites_of, with_cores
 
 
@@ -22,12 +23,15 @@ def spectrum(layer: Any, bond: str | None = None) -> Any:
     """The `Spectrum` of a bond, or those of all bonds by name: singular values and entropy.
 
     Cost: contractions of cores with themselves; no dense weight is made. Singular values below
-    3e-8 of the largest are rounding. Raises: UnknownIndex for a bond that there is not.
+    3e-8 of the largest are rounding. Raises: UnknownIndex for a bond that there is not; FormatError
+    for cores with NaN or infinity.
     """
     sites = sites_of(layer)
     if bond is not None:
         sites.bond(bond)
-    found: dict[str, Spectrum] = spectra(sites, cores_of(layer))
+    cores = cores_of(layer)
+    check_finite(cores, str(layer))
+    found: dict[str, Spectrum] = spectra(sites, cores)
     return found if bond is None else found[bond]
 
 
@@ -38,10 +42,12 @@ def canonicalize(layer: Any, center: str | None = None) -> Any:
     or of one layer trained twice, can be compared. ``center``: the core that takes the singular
     values, all others being isometries towards it; None shares them evenly. On bonds of three
     cores or more, terms are ordered by norm.
-    Raises: FormatError for shared or constant cores, UnknownIndex for a center that is no core.
+    Raises: FormatError for shared or constant cores, and for NaN or infinity in them; UnknownIndex
+    for a center that is no core.
     """
-    made = canonical_cores(sites_of(layer), cores_of(check_layer(layer)), center)
-    return with_cores(layer, made)
+    cores = cores_of(check_layer(layer))
+    check_finite(cores, str(layer))
+    return with_cores(layer, canonical_cores(sites_of(layer), cores, center))
 
 
 def regauge(layer: Any, bond: str, matrix: Any) -> Any:

@@ -126,9 +126,11 @@ class OutputError:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
+        self.calls = 0
         self.missed = self.norm = 0.0
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        self.calls += 1
         with evaluating(self.layer):
             other = self.layer(*args, **kwargs)
         for mine, theirs in zip(tensors_of(other), tensors_of(result), strict=True):
@@ -137,8 +139,11 @@ class OutputError:
 
     @property
     def value(self) -> float | None:
-        """The relative error over all calls; None where there was none."""
-        return float((self.missed / self.norm) ** 0.5) if self.norm else None
+        """The relative error over all calls; of zeros that stay zeros it is 0. None where there was
+        no call, or where zeros became something else."""
+        if not self.norm:
+            return 0.0 if self.calls and not self.missed else None
+        return float((self.missed / self.norm) ** 0.5)
 
 
 def square_of(tensor: Tensor) -> float:

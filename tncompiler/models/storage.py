@@ -209,7 +209,12 @@ def check_plain(layer: Tensorized) -> None:
 
 def check_mask(mask: Any, name: str, shape: tuple[int, ...]) -> Tensor:
     """A mask for a core. Raises ShapeError unless it is one of booleans in the core's shape."""
-    held = torch.as_tensor(mask)
+    try:
+        held = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError):
+        raise ShapeError(
+            f"the mask of {name!r} is {mask!r:.40}", fix="give one boolean for each number"
+        ) from None
     if held.dtype is not torch.bool or tuple(held.shape) != tuple(shape):
         dtype = str(held.dtype).removeprefix("torch.")
         raise ShapeError(

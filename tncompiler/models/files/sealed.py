@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tncompiler.ir.errors import FileFormatError
+from tncompiler.ir.errors import FileFormatError, UnsupportedModule
 
 FORMAT, SCHEMA = "tncompiler model", 1
 _KEY = "tncompiler"  # of the one entry in the file's metadata
@@ -30,7 +30,9 @@ _LONGEST = 2**28  # header that is believed
 
 
 def write(path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write tensors and JSON data. Raises OSError where the system does."""
+    """Write tensors and JSON data. Raises OSError where the system does, UnsupportedModule for
+    tensors of classes that keep their numbers elsewhere."""
+    check_plain_tensors(tensors, path)
     data = {"format": FORMAT, "schema": SCHEMA, "checksum": _MARK + _BLANK, **content}
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -42,6 +44,18 @@ def write(path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor]) ->
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def check_plain_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises UnsupportedModule for a tensor of a class of its own, as torchao's and DTensor."""
+    for name, tensor in tensors.items():
+        kind = type(tensor.detach())
+        if kind is not Tensor:
+            raise UnsupportedModule(
+                f"{name!r} is a {kind.__name__}, which a file of plain numbers cannot hold",
+                where=str(path),
+                fix="save before other libraries quantize or shard it, or use tnc.quantize",
+            )
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
