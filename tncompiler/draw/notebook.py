@@ -12,11 +12,11 @@ from typing import Any
 
 from tncompiler.compiler import Compilation
 from tncompiler.draw import draw
+from tncompiler.draw.network import shown_networks
 from tncompiler.explain import quantity
 from tncompiler.inspection import Inspection
 from tncompiler.ir.errors import TncError
 from tncompiler.ir.expressions import Expr
-from tncompiler.ir.network import networks_of
 from tncompiler.planning.family import PlanFamily
 from tncompiler.planning.plan import ContractionPlan
 
@@ -41,7 +41,7 @@ def compiled_svg(network: Inspection) -> str | None:
     """The networks of a compiled one."""
     try:
         program = network.compilation.logical(network._dtypes())
-        count = sum(len(one.tensors) for one in networks_of(program))
+        count = sum(len(one.tensors) for one in shown_networks(program))
         return as_svg(draw(network)) if 0 < count <= _MOST else None
     except TncError:
         return None

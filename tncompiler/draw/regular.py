@@ -1,4 +1,4 @@
-"""Graphs with a shape of their own: rows, rings, trees, lattices; each laid out as people draw it.
+"""Graphs with a shape of their own: rows, rings, stars, fans, trees, lattices.
 
 In: a graph and its nodes in order. Out: the nodes in the order or the places of that shape, empty
 where the graph has another one.
@@ -66,6 +66,29 @@ def as_lattice(graph: nx.Graph, nodes: list[Hashable]) -> Grid:
         if columns >= rows
         else {node: (row, column) for node, (column, row) in places.items()}
     )
+
+
+def as_star(graph: nx.Graph, nodes: list[Hashable]) -> list[Hashable]:
+    """The middle, then those around it: at least three, joined to nothing else."""
+    middle = max(nodes, key=graph.degree)
+    others = [node for node in nodes if node != middle]
+    if len(others) < 3 or any(graph.degree(node) != 1 for node in others):
+        return []
+    return [middle, *others] if graph.degree(middle) == len(others) else []
+
+
+def as_fan(
+    graph: nx.Graph, nodes: list[Hashable]
+) -> tuple[Hashable, Hashable, list[Hashable]] | None:
+    """Two hubs, and three or more nodes that are joined to both and to nothing else."""
+    if len(nodes) < 5:
+        return None
+    one, other = sorted(nodes, key=graph.degree, reverse=True)[:2]
+    between = [node for node in nodes if node not in (one, other)]
+    if any(set(graph[node]) != {one, other} for node in between):
+        return None
+    above, below = sorted((one, other), key=nodes.index)
+    return above, below, between
 
 
 def as_tree(graph: nx.Graph, nodes: list[Hashable], root: Hashable | None) -> Grid:
