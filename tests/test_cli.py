@@ -213,6 +213,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "bad option value": (("plan", EQUATION, "--minimize", "beauty"), "PlanOptions.minimize"),
     "no such picture": (("draw", EQUATION, "--what", "cat"), "there is no picture"),
     "no such ending": (("draw", EQUATION, "-o", "a.cat"), "name a .svg, .pdf or .png"),
+    "no such layout": (("draw", EQUATION, "--layout", "spiral"), "choose one of auto, own"),
     "no such tensor": (("draw", EQUATION, "--without", "Q"), "no network has a tensor"),
     "no model": (("tensorize", "examples/quickstart.py:layer"), "which is no torch module"),
     "no such format": (

@@ -23,6 +23,7 @@ from tncompiler.draw.regular import (
     as_star,
     as_tree,
     by_distances,
+    scaled,
     spread,
 )
 from tncompiler.draw.stress import apart, least_stress, upright
@@ -85,10 +86,12 @@ def _part(graph: nx.Graph, nodes: list[Hashable], hubs: list[Hashable], way: str
     shaped = None if way == "graphviz" and len(nodes) > 1 else _shaped(graph, nodes, hubs)
     if shaped is not None:
         return shaped
-    if len(nodes) > _MANY:
-        found = None if way == "own" else graphviz_places(graph, nodes, MANY)
-        return _scattered(nodes, by_distances(graph, nodes) if found is None else spread(found))
-    found = None if way == "own" else graphviz_places(graph, nodes, FEW)
+    many = len(nodes) > _MANY
+    found = None if way == "own" else graphviz_places(graph, nodes, MANY if many else FEW)
+    if many and found is None:
+        return _scattered(nodes, by_distances(graph, nodes))
+    if many:
+        return _scattered(nodes, spread(scaled(upright(found), graph, nodes)))
     if found is not None and way == "graphviz":
         return _scattered(nodes, apart(upright(found)))
     return _scattered(nodes, least_stress(graph, nodes, [] if found is None else [found]))

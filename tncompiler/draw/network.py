@@ -253,7 +253,7 @@ class _Picture:
             room = _clearance(label_at(angle), others, width / 2)
             middle = _clearance(_polar(place, angle, 0.8 * _LEG), others, 0.0)
             crowd = min(room, 0.15) + min(middle, 0.15)
-            return 6 * crowd + min(apart, 1.05) + 0.5 * math.cos(angle - wish)
+            return 6 * crowd + min(apart, 0.78) + 0.5 * math.cos(angle - wish)
 
         angle = max(_ANGLES, key=lambda a: round(worth(a), 6))
         used.append(angle)

@@ -6,7 +6,7 @@ where the graph has another one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import networkx as nx
 import numpy as np
@@ -128,10 +128,16 @@ def by_distances(graph: nx.Graph, nodes: list[Hashable], pivots: int = 50) -> np
     centred = squares.mean(0) + squares.mean(1)[:, None] - squares.mean() - squares
     _, vectors = np.linalg.eigh(centred.T @ centred)
     places: np.ndarray = centred @ vectors[:, -1:-3:-1]
+    return spread(scaled(places, graph, nodes))
+
+
+def scaled(places: np.ndarray, graph: nx.Graph, nodes: Sequence[Hashable]) -> np.ndarray:
+    """The places, edges one length long on average."""
     number = {node: k for k, node in enumerate(nodes)}
     ends = np.array([(number[a], number[b]) for a, b in graph.edges])
     lengths = np.linalg.norm(places[ends[:, 0]] - places[ends[:, 1]], axis=1)
-    return spread(places / max(float(lengths.mean()), 1e-9))
+    longer: np.ndarray = places / max(float(lengths.mean()), 1e-9)
+    return longer
 
 
 def spread(places: np.ndarray, least: float = 0.7) -> np.ndarray:
