@@ -88,13 +88,14 @@ def _part(graph: nx.Graph, nodes: list[Hashable], hubs: list[Hashable], way: str
         return shaped
     many = len(nodes) > _MANY
     found = None if way == "own" else graphviz_places(graph, nodes, MANY if many else FEW)
-    if many and found is None:
-        return _scattered(nodes, by_distances(graph, nodes))
+    if found is None:
+        own = by_distances(graph, nodes) if many else least_stress(graph, nodes)
+        return _scattered(nodes, own)
     if many:
         return _scattered(nodes, spread(scaled(upright(found), graph, nodes)))
-    if found is not None and way == "graphviz":
+    if way == "graphviz":
         return _scattered(nodes, apart(upright(found)))
-    return _scattered(nodes, least_stress(graph, nodes, [] if found is None else [found]))
+    return _scattered(nodes, least_stress(graph, nodes, [found]))
 
 
 def _shaped(graph: nx.Graph, nodes: list[Hashable], hubs: list[Hashable]) -> Layout | None:
