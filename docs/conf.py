@@ -14,6 +14,8 @@ copyright = "the authors of tncompiler"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = "tncompiler"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 exclude_patterns = ["_build", "*.template.md"]
 
 myst_enable_extensions = ["dollarmath"]

@@ -199,6 +199,17 @@ def test_html_is_escaped() -> None:
     assert "<b>" not in plan._repr_html_() and "&lt;b&gt;" in plan._repr_html_()
 
 
+@pytest.mark.parametrize("what", ["network", *CHARTS])
+def test_pictures_show_themselves(layer: NumpyFunction, what: str) -> None:
+    """In a notebook without pyplot; given Axes are shown by whoever made them."""
+    from matplotlib.figure import Figure
+
+    ax = layer.draw(what)
+    assert ax._repr_svg_().count("<svg") == ax.figure._repr_svg_().count("<svg") == 1
+    given = Figure().add_subplot()
+    assert not hasattr(layer.draw(what, ax=given), "_repr_svg_")
+
+
 def test_svg_is_escaped() -> None:
     drawn = hostile()._repr_svg_() or ""
     ElementTree.fromstring(drawn)
