@@ -224,6 +224,16 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "not a number": (("bench", EQUATION, "--repeats", "many"), "valid integer"),
     "not saved by us": (("inspect", "broken.safetensors"), "FileFormatError"),
     "no such layer": (("explain", "broken.safetensors:fc"), "FileFormatError"),
+    "no such folder for a page": (("explain", EQUATION, "--html", "gone/a.html"), "gone/a.html"),
+    "no such folder for a picture": (("draw", EQUATION, "-o", "gone/a.png"), "can be written"),
+    "no such folder for a plan": (("plan", EQUATION, "-o", "gone/a.json"), "No such file"),
+    "no such folder for a model": (
+        ("tensorize", "examples/quickstart.py:make_model", "-o", "gone/a.st", "--budget", "0.3"),
+        "gone/",
+    ),
+    "a file that does not run": (("explain", "wrong.py:network"), "ZeroDivisionError"),
+    "a function that does not run": (("explain", "late.py:make"), "In line 2."),
+    "no machine table": (("plan", EQUATION, "--machine", "wrong.py"), "no machine table"),
     "no such machine": (("plan", EQUATION, "--machine", "abacus"), "abacus"),
 }
 
@@ -231,11 +241,14 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_use_is_status_2_and_one_paragraph(case: str, capsys: Any, folder: Path) -> None:
     (folder / "broken.safetensors").write_bytes(b"not at all")
+    (folder / "wrong.py").write_text("x = 1\nx / 0\n")
+    (folder / "late.py").write_text("def make():\n    return 1 / 0\n")
     arguments, words = BAD[case]
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "")
     assert words in err
     assert err.startswith("tnc: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert not re.search(r"\.py:\d", err)  # no place in our own code
 
 
 def test_no_command_shows_the_help(capsys: Any) -> None:
