@@ -170,9 +170,8 @@ def _failing_in(path: Path) -> Iterator[None]:
     except TncError:
         raise
     except Exception as error:
-        lines = [
-            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
-        ]
+        calls = traceback.extract_tb(error.__traceback__)
+        lines = [call.lineno for call in calls if Path(call.filename).resolve() == path.resolve()]
         raise ArgumentError(
             f"{str(path)!r:.80} does not run: {type(error).__name__}: {error}",
             where=f"line {lines[-1]}" if lines else None,
