@@ -129,6 +129,16 @@ def test_tree_has_a_box_a_step_and_the_flops_of_the_plan() -> None:
     assert flops == f.cost({b: 128}).flops
 
 
+def test_a_tree_of_many_tensors_lies_on_its_side_and_fits_a_page() -> None:
+    ax = compiled(chain(20)).draw("tree")
+    assert roles(ax)["step"] == 19
+    assert overlaps(ax) == []
+    height = ax.figure.get_size_inches()[1]
+    assert height == pytest.approx(20 * 0.56, abs=1.5)
+    standing = compiled(chain(6)).draw("tree").figure.get_size_inches()
+    assert standing[0] == pytest.approx(6 * 1.5, abs=1.5)
+
+
 def test_only_the_first_six_networks() -> None:
     value = tnc.input("x", i)
     for number in range(8):
