@@ -112,6 +112,12 @@ class Page:
         for key in keys:
             body.send_keys(getattr(Keys, key, key))
 
+    def press_there(self, key: str) -> None:
+        """A key where the focus is."""
+        from selenium.webdriver.common.keys import Keys
+
+        self.driver.switch_to.active_element.send_keys(getattr(Keys, key, key))
+
     def slide(self, size: int) -> None:
         box = self.find("sliders").find_element("css selector", "input[type=number]")
         self.driver.execute_script(

@@ -195,6 +195,37 @@ def test_cache_is_counted_and_cleared(
     assert not list((folder / "plans").iterdir())
 
 
+# JSON ---------------------------------------------------------------------------------------------
+
+# what each command is told, and keys of what it answers
+ANSWERS: dict[str, tuple[tuple[str, ...], set[str]]] = {
+    "explain": ((EQUATION,), {"flops", "peak_bytes", "predicted_us", "steps"}),
+    "plan": ((EQUATION,), {"networks", "minimize"}),
+    "draw": ((EQUATION, "-o", "a.svg"), {"what", "file"}),
+    "bench": ((EQUATION, "-s", SIZES, "--repeats", "1"), {"sizes", "timings"}),
+    "tensorize": (("examples/quickstart.py:make_model", "--budget", "0.3"), {"layers", "file"}),
+    "inspect": (("examples/quickstart.py:make_small_model",), {"layers"}),
+    "calibrate": ((), {"schema", "source"}),
+    "cache": ((), {"folder", "plans", "bytes"}),
+}
+
+
+def test_every_command_has_an_answer_here() -> None:
+    assert list(ANSWERS) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ANSWERS)
+def test_json_of_every_command_is_json_and_nothing_else(
+    command: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "tncompiler.planning.calibrate.calibrate", lambda **options: load_machine("reference")
+    )
+    arguments, wanted = ANSWERS[command]
+    data = json.loads(done(capsys, command, *arguments, "--json"))
+    assert wanted <= set(data)
+
+
 # Errors -------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
@@ -272,6 +303,23 @@ def test_as_a_program() -> None:
     assert made.returncode == 2 and made.stdout == "" and made.stderr.startswith("tnc: ")
 
 
-def test_the_shell_completes_commands() -> None:
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(
+    shell: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def completed(words: str) -> str:
+        typed = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        typed |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        for name, value in {**typed, "_TNC_COMPLETE": f"complete_{shell}"}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit):
+            main([])
+        return str(capsys.readouterr().out)
+
+    assert "explain" in completed("tnc ex") and "bench" not in completed("tnc ex")
+    assert "--sizes" in completed("tnc explain --si")
+
+
+def test_the_shell_calls_it_so() -> None:
     made = outside(_TNC_COMPLETE="complete_bash", COMP_WORDS="tnc ex", COMP_CWORD="1")
     assert made.stdout.split() == ["explain"]

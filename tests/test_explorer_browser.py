@@ -6,6 +6,7 @@ chromium-driver`); TNC_BROWSER=1, which .ci/run sets, makes their absence a fail
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,32 @@ def test_a_step_lights_its_line_its_tensors_and_its_indices(page: Page) -> None:
     assert page.count("#network-picture path.summed")
     assert page.find("equation").text == texts[number]
     assert f"Step {number + 1} of" in page.find("spoken").get_attribute("textContent")
+
+
+def test_the_numbers_of_a_step_are_those_of_its_row(page: Page) -> None:
+    """Flops, bytes, share of the time and live memory, and the shares are all of it."""
+    page.run("window.explorer.go(window.explorer.steps.findIndex((one) => one.nodes.length))")
+    cells = page.texts("#steps tr[aria-current] td")
+    names, values = page.texts("#numbers dt"), page.texts("#numbers dd")
+    numbers = dict(zip(names, values, strict=True))
+    assert numbers["work"] == cells[2] and numbers["bytes moved"] == cells[3]
+    assert numbers["time predicted"].startswith(cells[4])
+    assert numbers["live memory"] == cells[5]
+    time, share = re.fullmatch(r"(.+), (.+) % of all", numbers["time predicted"]).groups()  # type: ignore[union-attr]
+    assert time and 0 < float(share) < 100
+    shares = page.run("window.explorer.costs.map((cost) => cost.us / window.explorer.totals.us)")
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_everything_can_be_reached_by_tab(page: Page) -> None:
+    """Buttons that can be used, sliders, fields, both pictures and the source."""
+    wanted = {"theme", "help", "next", "last", "index", "network-picture", "tree-picture", "source"}
+    page.run("document.activeElement.blur()")
+    reached = set()
+    for _ in range(40):
+        page.press_there("TAB")
+        reached.add(page.run("document.activeElement.id"))
+    assert wanted <= reached
 
 
 def test_the_slider_evaluates_costs_and_changes_plans(page: Page, layer_page: Any) -> None:
