@@ -33,7 +33,7 @@ from tncompiler.ir.origin import call_site
 SPACING = 1.35  # inches between neighbours
 WAYS = ("auto", "own", "graphviz")
 _MANY = 80  # nodes; from here on stress takes too long
-_LONG = 24  # tensors of a row that still stand side by side
+_LONG = 24  # tensors that still stand side by side, or around one
 _TREE = 6  # nodes of a tree that is drawn from the top down; smaller ones are stars
 
 
@@ -106,9 +106,10 @@ def _shaped(graph: nx.Graph, nodes: list[Hashable], hubs: list[Hashable]) -> Lay
         return _ring(ring)
     if lattice := as_lattice(graph, nodes):
         return _lattice(lattice)
-    if star := as_star(graph, nodes):
+    few = len(nodes) <= _LONG
+    if few and (star := as_star(graph, nodes)):
         return _ring(star[1:], star[0])
-    if fan := as_fan(graph, nodes):
+    if few and (fan := as_fan(graph, nodes)):
         return _fan(*fan, joined=graph.has_edge(*fan[:2]))
     for hub in _hubs(graph, nodes, hubs):
         others = [node for node in nodes if node != hub]
