@@ -102,6 +102,6 @@ docs: $(DOCS_STAMP) ## build docs/_build/html; notebooks are executed, warnings 
 	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
 
 clean: ## remove build output and caches; .venv stays
-	rm -rf build dist *.egg-info demo-output bench-output quickstart-output docs/_build
+	rm -rf build dist *.egg-info demo-output bench-output quickstart-output docs/_build docs/notebooks
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(BENCH_VENV)/*' -prune -exec rm -rf {} +

@@ -63,7 +63,8 @@ def _draw_bars(results: Sequence[CellResult], path: Path) -> None:
         axes.barh([row - 0.27 * (k - 1) for row in rows], values, height=0.25, label=name)
     labels = [f"{r.cell.id.rpartition('/')[0]}  ({r.best_peer})" for r in results]
     axes.set_yticks(rows, labels, fontsize=7)
-    axes.set(xscale="log", xlabel="ms", title=results[0].cell.part)
+    axes.set(xscale="log", xlabel="ms", ylim=(0.3, len(results) + 0.7))
+    axes.set_title(results[0].cell.part, loc="right")
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -20,7 +20,7 @@ import tncompiler as tnc  # noqa: E402
 from examples.quickstart import layer  # noqa: E402
 from tests.networks_to_see import lattice  # noqa: E402
 
-WINDOW = "1400,1250"
+WINDOW = "1120,1230"
 
 
 def draw_all() -> None:

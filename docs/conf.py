@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 from typing import Any
+
+HERE = Path(__file__).parent
 
 project = "tncompiler"
 copyright = "the authors of tncompiler"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = "tncompiler"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 exclude_patterns = ["_build", "*.template.md"]
 
 myst_enable_extensions = ["dollarmath"]
@@ -52,5 +58,18 @@ def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
     lines[:] = _as_rest(lines)
 
 
+def _link(app: Any, name: str, source: list[str]) -> None:
+    """Pages link to notebooks where they lie in the repository."""
+    source[0] = source[0].replace("](../examples/notebooks/", "](notebooks/")
+
+
+def copy_notebooks(target: Path) -> None:
+    """Sphinx reads nothing outside docs/, and does not follow links to what it reads."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(HERE.parent / "examples" / "notebooks", target)
+
+
 def setup(app: Any) -> None:
+    copy_notebooks(HERE / "notebooks")
     app.connect("autodoc-process-docstring", _process)
+    app.connect("source-read", _link)

@@ -11,7 +11,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -54,6 +54,17 @@ def plan_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TNC_CACHE_DIR", str(folder))
         yield folder
+
+
+# The browser ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Any]:
+    """Headless Chromium, for all tests of a run; TNC_BROWSER=1 demands it."""
+    from tests.browser import browsers
+
+    yield from browsers()
 
 
 # Ranks ------------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from xml.etree import ElementTree
 
 import networkx as nx
 import numpy as np
 import pytest
 
 import tncompiler as tnc
-from tests.networks_to_see import LAYER, chain, lattice
+from tests.networks_to_see import LAYER, chain, hostile, lattice
 from tests.test_draw import overlaps, roles
 from tncompiler.draw.charts import (
     family_curves,
@@ -180,6 +181,8 @@ def test_notebooks_show_svg_and_html(layer: NumpyFunction) -> None:
     assert layer._repr_svg_() == layer._repr_svg_()
     assert "G1" in (LAYER._repr_svg_() or "")
     assert "<svg" in (tnc.formats.Tucker(rank=2)._repr_svg_() or "")
+    assert "<svg" in (tnc.formats.Dense()._repr_svg_() or "")
+    assert "G1" in (tnc.compile(LAYER)._repr_svg_() or "")  # a torch module
     assert "<table>" in layer.plan()._repr_html_()
     assert "<table>" in layer.plans(1, 64)._repr_html_()
 
@@ -194,6 +197,23 @@ def test_html_is_escaped() -> None:
     i = tnc.Index("<b>", 3)
     plan = tnc.plan(tnc.contract(tnc.input("x", i), tnc.input("y", i), out=()))
     assert "<b>" not in plan._repr_html_() and "&lt;b&gt;" in plan._repr_html_()
+
+
+@pytest.mark.parametrize("what", ["network", *CHARTS])
+def test_pictures_show_themselves(layer: NumpyFunction, what: str) -> None:
+    """In a notebook without pyplot; given Axes are shown by whoever made them."""
+    from matplotlib.figure import Figure
+
+    ax = layer.draw(what)
+    assert ax._repr_svg_().count("<svg") == ax.figure._repr_svg_().count("<svg") == 1
+    given = Figure().add_subplot()
+    assert not hasattr(layer.draw(what, ax=given), "_repr_svg_")
+
+
+def test_svg_is_escaped() -> None:
+    drawn = hostile()._repr_svg_() or ""
+    ElementTree.fromstring(drawn)
+    assert "<img" not in drawn and "</script>" not in drawn and "&lt;img" in drawn
 
 
 def test_a_peps_is_drawn_as_a_lattice() -> None:

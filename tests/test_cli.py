@@ -195,6 +195,37 @@ def test_cache_is_counted_and_cleared(
     assert not list((folder / "plans").iterdir())
 
 
+# JSON ---------------------------------------------------------------------------------------------
+
+# what each command is told, and keys of what it answers
+ANSWERS: dict[str, tuple[tuple[str, ...], set[str]]] = {
+    "explain": ((EQUATION,), {"flops", "peak_bytes", "predicted_us", "steps"}),
+    "plan": ((EQUATION,), {"networks", "minimize"}),
+    "draw": ((EQUATION, "-o", "a.svg"), {"what", "file"}),
+    "bench": ((EQUATION, "-s", SIZES, "--repeats", "1"), {"sizes", "timings"}),
+    "tensorize": (("examples/quickstart.py:make_model", "--budget", "0.3"), {"layers", "file"}),
+    "inspect": (("examples/quickstart.py:make_small_model",), {"layers"}),
+    "calibrate": ((), {"schema", "source"}),
+    "cache": ((), {"folder", "plans", "bytes"}),
+}
+
+
+def test_every_command_has_an_answer_here() -> None:
+    assert list(ANSWERS) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ANSWERS)
+def test_json_of_every_command_is_json_and_nothing_else(
+    command: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "tncompiler.planning.calibrate.calibrate", lambda **options: load_machine("reference")
+    )
+    arguments, wanted = ANSWERS[command]
+    data = json.loads(done(capsys, command, *arguments, "--json"))
+    assert wanted <= set(data)
+
+
 # Errors -------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
@@ -213,6 +244,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "bad option value": (("plan", EQUATION, "--minimize", "beauty"), "PlanOptions.minimize"),
     "no such picture": (("draw", EQUATION, "--what", "cat"), "there is no picture"),
     "no such ending": (("draw", EQUATION, "-o", "a.cat"), "name a .svg, .pdf or .png"),
+    "no such layout": (("draw", EQUATION, "--layout", "spiral"), "choose one of auto, own"),
     "no such tensor": (("draw", EQUATION, "--without", "Q"), "no network has a tensor"),
     "no model": (("tensorize", "examples/quickstart.py:layer"), "which is no torch module"),
     "no such format": (
@@ -223,6 +255,16 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "not a number": (("bench", EQUATION, "--repeats", "many"), "valid integer"),
     "not saved by us": (("inspect", "broken.safetensors"), "FileFormatError"),
     "no such layer": (("explain", "broken.safetensors:fc"), "FileFormatError"),
+    "no such folder for a page": (("explain", EQUATION, "--html", "gone/a.html"), "gone/a.html"),
+    "no such folder for a picture": (("draw", EQUATION, "-o", "gone/a.png"), "can be written"),
+    "no such folder for a plan": (("plan", EQUATION, "-o", "gone/a.json"), "No such file"),
+    "no such folder for a model": (
+        ("tensorize", "examples/quickstart.py:make_model", "-o", "gone/a.st", "--budget", "0.3"),
+        "gone/",
+    ),
+    "a file that does not run": (("explain", "wrong.py:network"), "ZeroDivisionError"),
+    "a function that does not run": (("explain", "late.py:make"), "In line 2."),
+    "no machine table": (("plan", EQUATION, "--machine", "wrong.py"), "no machine table"),
     "no such machine": (("plan", EQUATION, "--machine", "abacus"), "abacus"),
 }
 
@@ -230,11 +272,14 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_use_is_status_2_and_one_paragraph(case: str, capsys: Any, folder: Path) -> None:
     (folder / "broken.safetensors").write_bytes(b"not at all")
+    (folder / "wrong.py").write_text("x = 1\nx / 0\n")
+    (folder / "late.py").write_text("def make():\n    return 1 / 0\n")
     arguments, words = BAD[case]
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "")
     assert words in err
     assert err.startswith("tnc: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert not re.search(r"\.py:\d", err)  # no place in our own code
 
 
 def test_no_command_shows_the_help(capsys: Any) -> None:
@@ -258,6 +303,23 @@ def test_as_a_program() -> None:
     assert made.returncode == 2 and made.stdout == "" and made.stderr.startswith("tnc: ")
 
 
-def test_the_shell_completes_commands() -> None:
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(
+    shell: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def completed(words: str) -> str:
+        typed = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        typed |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        for name, value in {**typed, "_TNC_COMPLETE": f"complete_{shell}"}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit):
+            main([])
+        return str(capsys.readouterr().out)
+
+    assert "explain" in completed("tnc ex") and "bench" not in completed("tnc ex")
+    assert "--sizes" in completed("tnc explain --si")
+
+
+def test_the_shell_calls_it_so() -> None:
     made = outside(_TNC_COMPLETE="complete_bash", COMP_WORDS="tnc ex", COMP_CWORD="1")
     assert made.stdout.split() == ["explain"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import tncompiler as tnc
 from tests.conftest import ROOT
 from tests.model_zoo import MODELS, Vision
 from tests.test_tensorize import config_of
+from tncompiler.compression.heal import Healing
 from tncompiler.compression.streams import batches_from
 from tncompiler.formats import TT, LowRank
 from tncompiler.ir.errors import ArgumentError, DivergedError, FileFormatError, TeacherError
@@ -451,6 +453,14 @@ def test_refused(case: str) -> None:
     with pytest.raises(kind, match=text):
         call(student, teacher)
     assert equal(numbers(student), before)
+
+
+def test_it_says_whether_the_loss_grew() -> None:
+    better = Healing((0.5, 0.25), {"output": 0.25}, 2, 0, 1.26)
+    assert str(better) == "loss 0.5 → 0.25 in 2 steps, 1.3 s"
+    worse = str(dataclasses.replace(better, losses=(0.25, 0.5)))
+    assert "it grew" in worse and "lr=" in worse
+    assert str(dataclasses.replace(better, losses=())) == "no steps"
 
 
 def test_a_copy_is_what_is_compared() -> None:

@@ -6,9 +6,11 @@ from io import BytesIO
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tncompiler as tnc
+from tests.networks_to_see import chain
 from tncompiler.draw.tree import tree_of
 from tncompiler.function import NumpyFunction
 from tncompiler.ir.network import networks_of
@@ -71,11 +73,20 @@ def test_no_text_touches_another_or_is_cut_off(case: str, what: str) -> None:
 
 
 def overlaps(ax: Any) -> list[tuple[str, str]]:
-    """Pairs of texts whose boxes overlap."""
+    """Pairs of texts whose boxes overlap: labels, titles and those of the legend."""
     from matplotlib.text import Text
 
     ax.figure.savefig(BytesIO(), format="png")
-    boxes = [(t.get_text(), Text.get_window_extent(t)) for t in ax.texts]  # without arrows
+    legend = ax.get_legend()
+    texts = [
+        *ax.texts,
+        ax.title,
+        ax._left_title,
+        ax._right_title,
+        *(legend.findobj(Text) if legend else ()),
+    ]
+    shown = dict.fromkeys(text for text in texts if text.get_text())
+    boxes = [(t.get_text(), Text.get_window_extent(t)) for t in shown]  # without arrows
     return [(a, b) for (a, box), (b, other) in combinations(boxes, 2) if box.overlaps(other)]
 
 
@@ -83,6 +94,9 @@ def test_overlaps_finds_one() -> None:
     ax = compiled(TT).draw()
     ax.text(*ax.texts[0].get_position(), "over it")
     assert len(overlaps(ax)) == 1
+    chart = compiled(TT).draw("memory")
+    chart.set_title("a title that runs on and on, over all that the legend says", loc="center")
+    assert overlaps(chart)
 
 
 def test_lines_are_wider_for_bigger_sizes() -> None:
@@ -113,6 +127,16 @@ def test_tree_has_a_box_a_step_and_the_flops_of_the_plan() -> None:
     nodes = tree_of(network, plan.networks[0])
     flops = sum(node.flops.evaluate(nominal) for node in nodes)
     assert flops == f.cost({b: 128}).flops
+
+
+def test_a_tree_of_many_tensors_lies_on_its_side_and_fits_a_page() -> None:
+    ax = compiled(chain(20)).draw("tree")
+    assert roles(ax)["step"] == 19
+    assert overlaps(ax) == []
+    height = ax.figure.get_size_inches()[1]
+    assert height == pytest.approx(20 * 0.56, abs=1.5)
+    standing = compiled(chain(6)).draw("tree").figure.get_size_inches()
+    assert standing[0] == pytest.approx(6 * 1.5, abs=1.5)
 
 
 def test_only_the_first_six_networks() -> None:
@@ -146,3 +170,57 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(tnc.TncError, match=r"pip install tncompiler\[draw\]"):
         compiled(TT).draw()
+
+
+# Kinds, shapes ------------------------------------------------------------------------------------
+
+
+def test_input_parameter_and_constant_are_told_apart() -> None:
+    value = np.ones((9, 6), "float32")
+    expression = tnc.contract(
+        tnc.input("x", i, j), tnc.param("W", i, k), tnc.constant("c", j, k, value=value), out=()
+    )
+    ax = compiled(expression).draw()
+    found = [patch.get_facecolor() for patch in ax.patches if patch.get_gid() == "tensor"]
+    assert len(set(found)) == 3
+    named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert named == ["input", "parameter", "constant"]
+
+
+def places(expression: Any) -> dict[str, np.ndarray]:
+    """Where each tensor's name stands."""
+    ax = compiled(expression).draw(layout="own")
+    return {t.get_text(): np.array(t.get_position()) for t in ax.texts if t.get_gid() == "name"}
+
+
+def test_a_ring_is_round_and_a_row_straight() -> None:
+    ring = np.array(list(places(RING).values()))
+    radii = np.linalg.norm(ring - ring.mean(axis=0), axis=1)
+    assert np.ptp(radii) < 1e-6
+    row = places(chain(6))
+    assert len({float(y) for _, y in row.values()}) == 1
+    assert [row[f"A{n}"][0] for n in range(6)] in (
+        sorted(x for x, _ in row.values()),
+        sorted((x for x, _ in row.values()), reverse=True),
+    )
+
+
+def test_tensors_around_a_copy_dot_stand_evenly() -> None:
+    points = np.array(list(places(CP).values()))
+    sides = [np.linalg.norm(p - q) for p, q in combinations(points, 2)]
+    assert np.ptp(sides) < 1e-6
+
+
+def test_a_row_between_two_hubs() -> None:
+    """As a block term: a core above, the copy dot of the blocks below."""
+    block = tnc.formats.BlockTerm(rank=2).network((4, 8, 4), (8, 4, 8))
+    found = places(block)
+    core = found.pop("C")
+    assert len({float(y) for _, y in found.values()}) == 1
+    assert core[1] > max(y for _, y in found.values())
+
+
+def test_a_weight_on_its_own_is_drawn() -> None:
+    ax = compiled(tnc.param("W", i, j)).draw()
+    assert roles(ax)["tensor"] == 1 and roles(ax)["leg"] == 2
+    assert overlaps(ax) == []

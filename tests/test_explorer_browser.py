@@ -6,117 +6,17 @@ chromium-driver`); TNC_BROWSER=1, which .ci/run sets, makes their absence a fail
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from io import BytesIO
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageChops
 
 import tncompiler as tnc
+from tests.browser import Page
 from tests.networks_to_see import CP, LAYER, chain, hostile
+from tests.screens import differing
 from tncompiler.function import NumpyFunction
-
-_CLEARLY = 40  # of 255
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-def program(names: tuple[str, ...]) -> str | None:
-    """The first of these that is installed."""
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Any]:
-    chromium, chromedriver = program(CHROMIUM), program(("chromedriver",))
-    if chromium is None or chromedriver is None:
-        missing = "chromium and chromedriver are not both installed"
-        if os.environ.get("TNC_BROWSER") == "1":
-            pytest.fail(f"{missing}, and TNC_BROWSER=1 demands them")
-        pytest.skip(missing)
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    arguments = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage"
-    for argument in [*arguments.split(), "--window-size=1400,1000", "--hide-scrollbars"]:
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    made = webdriver.Chrome(options=options, service=Service(chromedriver))
-    yield made
-    made.quit()
-
-
-class Page:
-    """A page in the browser: elements by id, and what the page's own code computes."""
-
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
-
-    def open(self, path: Path) -> Page:
-        self.driver.get(path.resolve().as_uri())
-        self.driver.set_script_timeout(60)
-        self.driver.execute_async_script(
-            "const done = arguments[0];"
-            "(function wait() { document.body.dataset.ready ? done() : setTimeout(wait, 20); })();"
-        )
-        return self
-
-    def find(self, name: str) -> Any:
-        return self.driver.find_element("id", name)
-
-    def count(self, selector: str) -> int:
-        return len(self.driver.find_elements("css selector", selector))
-
-    def texts(self, selector: str) -> list[str]:
-        found = self.driver.find_elements("css selector", selector)
-        return [element.get_attribute("textContent") for element in found]
-
-    def run(self, script: str) -> Any:
-        return self.driver.execute_script(f"return {script}")
-
-    def press(self, *keys: str) -> None:
-        from selenium.webdriver.common.keys import Keys
-
-        body = self.driver.find_element("css selector", "body")
-        for key in keys:
-            body.send_keys(getattr(Keys, key, key))
-
-    def slide(self, size: int) -> None:
-        box = self.find("sliders").find_element("css selector", "input[type=number]")
-        self.driver.execute_script(
-            "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('change'))",
-            box, size,
-        )  # fmt: skip
-
-    def shot(self) -> bytes:
-        picture: bytes = self.driver.get_screenshot_as_png()
-        return picture
-
-    def complaints(self) -> list[Any]:
-        return [entry for entry in self.driver.get_log("browser") if entry["level"] != "INFO"]
-
-
-def differing(one: bytes, other: bytes) -> int:
-    """How many pixels of two screenshots clearly differ; edges of letters may."""
-    images = (Image.open(BytesIO(shot)).convert("L") for shot in (one, other))
-    counts: list[int] = ImageChops.difference(*images).histogram()
-    return sum(counts[_CLEARLY:])
-
-
-def test_differing_sees_a_square() -> None:
-    shots = []
-    for side in (0, 10):
-        image, held = Image.new("L", (50, 50)), BytesIO()
-        image.paste(255, (0, 0, side, side))
-        image.save(held, "png")
-        shots.append(held.getvalue())
-    assert differing(shots[0], shots[0]) == 0
-    assert differing(*shots) == 100
 
 
 def compiled(expression: Any, **options: Any) -> NumpyFunction:
@@ -171,6 +71,32 @@ def test_a_step_lights_its_line_its_tensors_and_its_indices(page: Page) -> None:
     assert page.count("#network-picture path.summed")
     assert page.find("equation").text == texts[number]
     assert f"Step {number + 1} of" in page.find("spoken").get_attribute("textContent")
+
+
+def test_the_numbers_of_a_step_are_those_of_its_row(page: Page) -> None:
+    """Flops, bytes, share of the time and live memory, and the shares are all of it."""
+    page.run("window.explorer.go(window.explorer.steps.findIndex((one) => one.nodes.length))")
+    cells = page.texts("#steps tr[aria-current] td")
+    names, values = page.texts("#numbers dt"), page.texts("#numbers dd")
+    numbers = dict(zip(names, values, strict=True))
+    assert numbers["work"] == cells[2] and numbers["bytes moved"] == cells[3]
+    assert numbers["time predicted"].startswith(cells[4])
+    assert numbers["live memory"] == cells[5]
+    time, share = re.fullmatch(r"(.+), (.+) % of all", numbers["time predicted"]).groups()  # type: ignore[union-attr]
+    assert time and 0 < float(share) < 100
+    shares = page.run("window.explorer.costs.map((cost) => cost.us / window.explorer.totals.us)")
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_everything_can_be_reached_by_tab(page: Page) -> None:
+    """Buttons that can be used, sliders, fields, both pictures and the source."""
+    wanted = {"theme", "help", "next", "last", "index", "network-picture", "tree-picture", "source"}
+    page.run("document.activeElement.blur()")
+    reached = set()
+    for _ in range(40):
+        page.press_there("TAB")
+        reached.add(page.run("document.activeElement.id"))
+    assert wanted <= reached
 
 
 def test_the_slider_evaluates_costs_and_changes_plans(page: Page, layer_page: Any) -> None:

@@ -130,6 +130,16 @@ def test_every_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     assert equal(again(x), layer(x))
 
 
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        tnc.save(mlp(), tmp_path / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_flags_and_modes(tmp_path: Path) -> None:
     model = mlp()
     tnc.tensorize_(model, LowRank(4))

@@ -518,6 +518,25 @@ def test_quimb_lattices_get_readable_names(qtn: Any) -> None:
     assert again.to_text() == expr.to_text()
 
 
+def names_of(tensors: Any) -> list[str]:
+    return [leaf.name for leaf in tnc.from_quimb(tensors, output=()).leaves]
+
+
+def test_quimb_layers_of_one_lattice_are_told_apart(qtn: Any) -> None:
+    norm = qtn.PEPS.rand(2, 2, bond_dim=2, seed=0).make_norm()
+    assert names_of(norm)[::4] == ["I0_0_KET", "I0_0_BRA"]
+    mps = qtn.MPS_rand_state(3, 2, seed=1)
+    assert names_of(mps.H & mps) == ["I0", "I1", "I2", "I0_b", "I1_b", "I2_b"]
+
+
+def test_quimb_names_are_never_shared(qtn: Any) -> None:
+    """Leaves of one name would be one parameter."""
+    tags = [["A"], ["A"], ["A_b"], ["A", "b"], ["A", "c"], ["b"], ["b"], ["b"], ["b"], ["b"]]
+    tensors = [qtn.Tensor(np.full(2, k), ("a",), tags=own) for k, own in enumerate(tags)]
+    found = names_of(qtn.TensorNetwork(tensors))
+    assert len(set(found)) == len(tags) and "A_b" in found
+
+
 def test_errors_of_from_quimb(qtn: Any) -> None:
     mps = qtn.MPS_rand_state(3, 2, seed=1)
     for call in (

@@ -320,7 +320,7 @@ def test_repr_is_one_line_with_ranks_shapes_and_compression() -> None:
     assert repr(layer(stride=2, groups=2, padding_mode="circular")) == (
         "Conv2d(4, 6, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), groups=2, "
         "padding_mode='circular', bias=True, format=TTMatrix(rank=(2, 3, 3)), 1x2x3x3 → 2x1x3, "
-        "106 parameters, compression 1.02x)"
+        "106 parameters in cores, compression 1.02x)"
     )
 
 

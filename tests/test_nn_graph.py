@@ -161,7 +161,7 @@ def test_variance_is_kept_for_nodes_on_their_own() -> None:
 def test_repr_is_one_line() -> None:
     assert repr(layer(format=formats.LowRank(2), normalization="mean")) == (
         "GraphConv(normalization='mean', self_loops=True, 6, 4, bias=True, format=LowRank(rank=2), "
-        "6 → 4, 20 parameters, compression 1.2x)"
+        "6 → 4, 20 parameters in cores, compression 1.2x)"
     )
 
 

@@ -272,11 +272,25 @@ def test_a_default_dtype_that_turns_out_complex_raises() -> None:
         evaluate(tnc.grad((X @ A).sum() * 1j, A), COMPLEX)
 
 
+def test_a_leaf_goes_by_its_name_too() -> None:
+    i, j = tnc.indices("i j", i=2, j=3)
+    x, W = tnc.input("x", i), tnc.param("W", i, j)
+    loss = (x * W).sum(i, j)
+    assert tnc.grad(loss, "W").digest == tnc.grad(loss, W).digest
+    assert [g.digest for g in tnc.grad(loss, ("x", W))] == [
+        g.digest for g in tnc.grad(loss, (x, W))
+    ]
+    assert tnc.environment(loss, "W").digest == tnc.environment(loss, W).digest
+    assert tnc.jvp(loss, {"x": x}).digest == tnc.jvp(loss, {x: x}).digest
+    with pytest.raises(GradientError, match=r"'Q' is no input(.|\n)*the leaves are: x, W"):
+        tnc.grad(loss, "Q")
+
+
 def test_a_leaf_that_does_not_appear_raises() -> None:
     with pytest.raises(GradientError, match="'x'"):
         tnc.grad(A.sum(), X)
     with pytest.raises(GradientError):
-        tnc.grad(A.sum(), "A")
+        tnc.grad(A.sum(), "X")
     with pytest.raises(GradientError):
         tnc.grad(A.sum(), A * 2)
     with pytest.raises(TncError):
@@ -462,7 +476,7 @@ def test_the_environment_of_an_absent_leaf_raises() -> None:
     with pytest.raises(GradientError):
         tnc.environment(A @ B, X)
     with pytest.raises(GradientError):
-        tnc.environment(A @ B, "A")
+        tnc.environment(A @ B, "X")
 
 
 def test_the_environment_of_the_only_tensor() -> None:

@@ -264,7 +264,8 @@ class Inspection:
     ) -> Any:
         """A matplotlib picture; returns the Axes.
 
-        ``what``: "network" (``without=`` the name of a tensor leaves it out, as the gradient does),
+        ``what``: "network" (``without=`` the name of a tensor leaves it out, as the gradient does;
+        ``layout="own"`` looks the same with and without Graphviz, "graphviz" demands it),
         "tree", "memory" over the steps, "roofline" (``part=``), or "family": the plans of a range
         of sizes (``symbol=, low=, high=, part=``).
         """

@@ -245,6 +245,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
         1,
         len(healings),
         figsize=(4 * len(healings), 4),
+        sharex=True,
         sharey=True,
         squeeze=False,
         constrained_layout=True,

@@ -120,6 +120,7 @@ def draw(
     without: Annotated[
         str | None, typer.Option(metavar="TENSOR", help="A tensor to take out of the network.")
     ] = None,
+    layout: Annotated[str, typer.Option(help="Of the network: auto, own or graphviz.")] = "auto",
     sizes: SizesOption = "",
     dpi: Annotated[int, typer.Option(help="Of a .png.", min=20, max=1200)] = 150,
     as_json: JsonOption = False,
@@ -133,6 +134,8 @@ def draw(
     """
     found = read_network(network, read_sizes(sizes))
     options: dict[str, Any] = {} if without is None else {"without": without}
+    if what == "network":
+        options["layout"] = layout
     if what != "family":  # which goes through all sizes
         options["sizes"] = found.sizes
     ax = found.network.draw(what, **options)

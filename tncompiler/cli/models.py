@@ -53,7 +53,8 @@ def tensorize(
 
 
 def _written(path: Path) -> str:
-    return f'wrote {path}; in Python: tnc.load(model, "{path}")'
+    load = f'wrote {path}; in Python: tnc.load(model, "{path}")'
+    return f"{load}; what its outputs lost, tnc.heal learns again"
 
 
 def _format(name: str, rank: int | None) -> Any:

@@ -6,7 +6,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 from tncompiler.api import compile as compile_network
 from tncompiler.inspection import Inspection
-from tncompiler.ir.errors import ArgumentError
+from tncompiler.ir.errors import ArgumentError, TncError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.interchange.equations import from_einsum
 from tncompiler.planning.options import PlanOptions
@@ -71,7 +73,8 @@ def read_target(target: str) -> Any:
     if place.endswith(_SAVED):
         return _layer(Path(place), name)
     found = _attribute(_module(place), name, target)
-    return _called(found, target)
+    with _failing_in(Path(place)):
+        return _called(found, target)
 
 
 def read_model(target: str) -> Any:
@@ -154,8 +157,26 @@ def _module(place: str) -> ModuleType:
         raise _unknown(place)
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    with _failing_in(path):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _failing_in(path: Path) -> Iterator[None]:
+    """Say of an error in the user's own file where it arose."""
+    try:
+        yield
+    except TncError:
+        raise
+    except Exception as error:
+        calls = traceback.extract_tb(error.__traceback__)
+        lines = [call.lineno for call in calls if Path(call.filename).resolve() == path.resolve()]
+        raise ArgumentError(
+            f"{str(path)!r:.80} does not run: {type(error).__name__}: {error}",
+            where=f"line {lines[-1]}" if lines else None,
+            fix="run it in Python to see the whole traceback",
+        ) from error
 
 
 def _attribute(module: ModuleType, name: str, target: str) -> Any:

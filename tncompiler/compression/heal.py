@@ -27,6 +27,7 @@ from tncompiler.models.parameters import network_weights
 TRAINED = ("cores", "all")
 _LOSSES = ("feature", "output")
 _HALVES = "; Adam's eps is 0 in float16: train in float32, or give an optimizer with another"
+_GREW = "more steps, a lower lr= or a schedule= that begins near 0 help where the start was good"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,14 @@ class Healing:
     steps: int
     resumed: int
     seconds: float
+
+    def __str__(self) -> str:
+        """The first and the last loss, and what helps where it grew."""
+        if not self.losses:
+            return "no steps"
+        first, last = self.losses[0], self.losses[-1]
+        text = f"loss {first:.3g} → {last:.3g} in {self.steps} steps, {self.seconds:.1f} s"
+        return text if last <= first else f"{text}: it grew; {_GREW}"
 
 
 @dataclass(frozen=True, slots=True)

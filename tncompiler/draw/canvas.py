@@ -51,11 +51,9 @@ def new_axes(ax: Any, size: Point, *, whole: bool = False) -> Any:
     if ax is not None:
         return ax
     check_matplotlib()
-    from matplotlib.figure import Figure
+    from tncompiler.draw.figures import shown_axes
 
-    if whole:
-        return Figure(figsize=size).add_axes((0, 0, 1, 1))
-    return Figure(figsize=size, layout="constrained").add_subplot()
+    return shown_axes(size, whole=whole)
 
 
 @dataclass

@@ -29,6 +29,11 @@ from tncompiler.planning.timing import program_us, step_us
 BLUE, PURPLE, ORANGE, GREEN, GREY = "#0072B2", "#CC79A7", "#D55E00", "#009E73", "#808080"
 _PLAN_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
 _SIZE = (7.0, 3.6)  # inches
+# legends stand above the chart, where no line runs through them
+_ABOVE: dict[str, Any] = {
+    "loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.3, "frameon": False,
+    "fontsize": 8, "columnspacing": 1.2,
+}  # fmt: skip
 _NAMED = 6  # steps of a roofline that are named: those that take most time
 _PASSED = tuple(2**k for k in range(12, 28))  # bytes of passes, the last at the rate of memory
 
@@ -105,7 +110,7 @@ def draw_memory(
     if trace.forward < len(trace.live):
         ax.axvline(trace.forward, color=GREY, linestyle="--", linewidth=1)
         ax.annotate(
-            "backward →", (trace.forward, 0.86), (4, 0), xycoords=("data", "axes fraction"),
+            "backward →", (trace.forward, 0.97), (4, 0), xycoords=("data", "axes fraction"),
             textcoords="offset points", va="top", color=GREY, fontsize=8,
         )  # fmt: skip
     if trace.recomputed:
@@ -113,10 +118,10 @@ def draw_memory(
         middles = [k + 0.5 for k in trace.recomputed]
         ax.plot(middles, tops, "v", color=ORANGE, label="computed again")
     peak = max(trace.live, default=0)
-    ax.set(xlabel="step", xlim=(0, max(len(trace.live), 1)), ylim=(0, max(peak, 1) * 1.3))
-    ax.set_title(f"peak {quantity(peak, 'B')}", fontsize=10)
+    ax.set(xlabel="step", xlim=(0, max(len(trace.live), 1)), ylim=(0, max(peak, 1) * 1.15))
+    ax.set_title(f"peak {quantity(peak, 'B')}", fontsize=10, loc="right")
     _in_units(ax.yaxis, "B")
-    ax.legend(frameon=False, fontsize=8, loc="upper left", ncols=3)
+    ax.legend(**_ABOVE, ncols=3)
     return ax
 
 
@@ -210,6 +215,7 @@ def draw_roofline(
     _name_slowest(ax, working, total)
     ax.set(xscale="log", yscale="log", xlim=(low, high))
     ax.set(xlabel="work for each byte moved (flop or element / B)", ylabel="predicted rate")
+    _in_numbers(ax.xaxis)
     _in_units(ax.yaxis, "FLOP/s", 1e6)
     moving = sum(spot.us for spot in spots if not spot.work)
     copies = f"; {100 * moving / total:.0f} % of the time copies" if moving else ""
@@ -298,13 +304,21 @@ def draw_family(
         own = [point for point in points if member.low <= point[0] <= member.high]
         ends = dict.fromkeys((member.low, member.high))
         name = f"{size.name} = {' … '.join(f'{end:,}' for end in ends)}"
-        ax.plot(*zip(*own, strict=True), color=colour, linewidth=2.2, label=name)
+        dot = "o" if len(own) == 1 else None  # a line of one point is not seen
+        ax.plot(*zip(*own, strict=True), color=colour, linewidth=2.2, label=name, marker=dot)
     for crossover in family.crossovers:
         ax.axvline(crossover, color=GREY, linestyle=":", linewidth=1)
     what = "training step" if part == "step" else "forward pass"
     ax.set(xscale="log", yscale="log", xlabel=size.name, ylabel=f"predicted µs of a {what}")
-    ax.legend(edgecolor="none", fontsize=8, loc="upper left", title="plan for", title_fontsize=8)
+    _in_numbers(ax.xaxis)
+    _in_numbers(ax.yaxis)
+    ax.legend(**_ABOVE, ncols=3, title="plan for", title_fontsize=8, alignment="left")
     return ax
+
+
+def _in_numbers(axis: Any) -> None:
+    """Ticks of a logarithmic axis as people write numbers."""
+    axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
 
 
 def _in_units(axis: Any, unit: str, factor: float = 1.0) -> None:

@@ -1,5 +1,5 @@
-"""Where the tensors and dots of a network go: rows, rings, lattices, trees, a hub beside a row or
-in a ring; else least stress, and distances to a few nodes where there are many.
+"""Where the tensors and dots of a network go: rows, rings, lattices, trees, stars, a hub beside a
+row or in a ring, a row between two hubs; else least stress, and by Graphviz where it is installed.
 
 In: a graph of nodes. Out: a position in inches for each node, and the way its legs should point.
 """
@@ -9,18 +9,31 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import networkx as nx
 import numpy as np
 
 from tncompiler.draw.canvas import Point
-from tncompiler.draw.regular import as_lattice, as_ring, as_row, as_tree, by_distances
+from tncompiler.draw.graphviz import FEW, MANY, graphviz_places, is_installed
+from tncompiler.draw.regular import (
+    as_fan,
+    as_lattice,
+    as_ring,
+    as_row,
+    as_star,
+    as_tree,
+    by_distances,
+    scaled,
+    spread,
+)
+from tncompiler.draw.stress import apart, least_stress, upright
+from tncompiler.ir.errors import ArgumentError, BackendError
+from tncompiler.ir.origin import call_site
 
 SPACING = 1.35  # inches between neighbours
-_STARTS = 12
+WAYS = ("auto", "own", "graphviz")
 _MANY = 80  # nodes; from here on stress takes too long
-_LONG = 24  # tensors of a row that still stand side by side
+_LONG = 24  # tensors that still stand side by side, or around one
 _TREE = 6  # nodes of a tree that is drawn from the top down; smaller ones are stars
 
 
@@ -32,14 +45,35 @@ class Layout:
     legs: Mapping[Hashable, float]
 
 
-def lay_out(graph: nx.Graph, hubs: Sequence[Hashable] = ()) -> Layout:
-    """Lay out each connected part, side by side. ``hubs`` are tried first as the hub of a part."""
+def check_way(way: str) -> None:
+    """Raises: ArgumentError for an unknown way, BackendError for a Graphviz that is not there."""
+    if way not in WAYS:
+        raise ArgumentError(
+            f"there is no layout {way!r:.40}",
+            where=call_site(),
+            fix=f"choose one of {', '.join(WAYS)}",
+        )
+    if way == "graphviz" and not is_installed():
+        raise BackendError(
+            f"this layout needs Graphviz's {FEW} and {MANY}, which are not installed",
+            where=call_site(),
+            fix="apt-get install graphviz (brew, winget: graphviz), or layout='auto'",
+        )
+
+
+def lay_out(graph: nx.Graph, hubs: Sequence[Hashable] = (), way: str = "auto") -> Layout:
+    """Lay out each connected part, side by side. ``hubs`` are tried first as the hub of a part.
+
+    ``way``: "auto" asks Graphviz, where it is installed, about parts without a shape of their own;
+    "own" never does, so that pictures are the same on every machine; "graphviz" asks about all.
+    """
     positions: dict[Hashable, Point] = {}
     legs: dict[Hashable, float] = {}
     left = 0.0
     for members in nx.connected_components(graph):
         nodes = [node for node in graph if node in members]
-        part = _part(graph.subgraph(nodes).copy(), nodes, [hub for hub in hubs if hub in members])
+        own = [hub for hub in hubs if hub in members]
+        part = _part(graph.subgraph(nodes).copy(), nodes, own, way)
         low = min(x for x, _ in part.positions.values())
         high = max(x for x, _ in part.positions.values())
         positions.update({node: (x - low + left, y) for node, (x, y) in part.positions.items()})
@@ -48,13 +82,35 @@ def lay_out(graph: nx.Graph, hubs: Sequence[Hashable] = ()) -> Layout:
     return Layout(positions, legs)
 
 
-def _part(graph: nx.Graph, nodes: list[Hashable], hubs: list[Hashable]) -> Layout:
+def _part(graph: nx.Graph, nodes: list[Hashable], hubs: list[Hashable], way: str) -> Layout:
+    shaped = None if way == "graphviz" and len(nodes) > 1 else _shaped(graph, nodes, hubs)
+    if shaped is not None:
+        return shaped
+    many = len(nodes) > _MANY
+    found = None if way == "own" else graphviz_places(graph, nodes, MANY if many else FEW)
+    if found is None:
+        own = by_distances(graph, nodes) if many else least_stress(graph, nodes)
+        return _scattered(nodes, own)
+    if many:
+        return _scattered(nodes, spread(scaled(upright(found), graph, nodes)))
+    if way == "graphviz":
+        return _scattered(nodes, apart(upright(found)))
+    return _scattered(nodes, least_stress(graph, nodes, [found]))
+
+
+def _shaped(graph: nx.Graph, nodes: list[Hashable], hubs: list[Hashable]) -> Layout | None:
+    """The layout of a part that has a shape of its own."""
     if row := as_row(graph, nodes):
         return _row(row)
     if ring := as_ring(graph, nodes):
         return _ring(ring)
     if lattice := as_lattice(graph, nodes):
         return _lattice(lattice)
+    few = len(nodes) <= _LONG
+    if few and (star := as_star(graph, nodes)):
+        return _ring(star[1:], star[0])
+    if few and (fan := as_fan(graph, nodes)):
+        return _fan(*fan, joined=graph.has_edge(*fan[:2]))
     for hub in _hubs(graph, nodes, hubs):
         others = [node for node in nodes if node != hub]
         rest = graph.subgraph(others)
@@ -63,9 +119,7 @@ def _part(graph: nx.Graph, nodes: list[Hashable], hubs: list[Hashable]) -> Layou
         if len(others) > 3 and (ring := as_ring(rest, others)):
             return _ring(ring, hub)
     tree = as_tree(graph, nodes, None) if len(nodes) >= _TREE else {}
-    if max((row for _, row in tree.values()), default=0) > 1:
-        return _tree(tree)
-    return _by_distances(graph, nodes) if len(nodes) > _MANY else _least_stress(graph, nodes)
+    return _tree(tree) if max((row for _, row in tree.values()), default=0) > 1 else None
 
 
 def _hubs(graph: nx.Graph, nodes: list[Hashable], hubs: list[Hashable]) -> list[Hashable]:
@@ -86,9 +140,10 @@ def _tree(places: Mapping[Hashable, tuple[int, int]]) -> Layout:
     return Layout(positions, dict.fromkeys(places, -math.pi / 2))
 
 
-def _by_distances(graph: nx.Graph, nodes: list[Hashable]) -> Layout:
-    places = by_distances(graph, nodes) * SPACING
-    turned = [math.atan2(y, x) for x, y in places]
+def _scattered(nodes: list[Hashable], lengths: np.ndarray) -> Layout:
+    """Places as they are; legs point away from the middle."""
+    places = lengths * SPACING
+    turned = [math.atan2(y, x) for x, y in places - places.mean(axis=0)]
     positions = {node: (float(x), float(y)) for node, (x, y) in zip(nodes, places, strict=True)}
     return Layout(positions, dict(zip(nodes, turned, strict=True)))
 
@@ -104,6 +159,17 @@ def _row(nodes: list[Hashable], hub: Hashable | None = None) -> Layout:
         positions[hub] = ((len(nodes) - 1) * SPACING / 2, -1.1 * SPACING)
         legs[hub] = -math.pi / 2
     return Layout(positions, legs)
+
+
+def _fan(above: Hashable, below: Hashable, between: list[Hashable], *, joined: bool) -> Layout:
+    """A row between two hubs, with room for its legs; a line that joins the hubs passes between."""
+    last = len(between) - 1
+    step, height = 1.15 * SPACING, SPACING * (0.8 + 0.1 * last)
+    aside = step / 2 if joined and last % 2 == 0 else 0.0
+    positions = {node: ((k - last / 2) * step, 0.0) for k, node in enumerate(between)}
+    legs = {node: 0.0 if k > last / 2 else math.pi for k, node in enumerate(between)}
+    positions |= {above: (aside, height), below: (aside, -height)}
+    return Layout(positions, {**legs, above: math.pi / 2, below: -math.pi / 2})
 
 
 def _to_and_fro(number: int, width: int) -> Point:
@@ -124,83 +190,3 @@ def _ring(nodes: list[Hashable], hub: Hashable | None = None) -> Layout:
     if hub is not None:
         positions[hub], legs[hub] = (0.0, 0.0), math.pi / 2
     return Layout(positions, legs)
-
-
-def _least_stress(graph: nx.Graph, nodes: list[Hashable]) -> Layout:
-    """Kamada and Kawai's energy, lowered from several fixed starts; few crossings come first."""
-    lengths = dict(nx.all_pairs_dijkstra_path_length(graph, weight="length"))
-    wanted = np.array([[lengths[a][b] for b in nodes] for a in nodes])
-    random = np.random.default_rng(0)
-    turns = 2 * np.pi * np.arange(len(nodes)) / len(nodes)
-    circle = np.stack([np.cos(turns), np.sin(turns)], axis=1) * wanted.max() / 2
-    starts = [circle, *(circle[random.permutation(len(nodes))] for _ in range(_STARTS))]
-    edges = [(nodes.index(a), nodes.index(b)) for a, b in graph.edges]
-    settled = [_settle(start, wanted) for start in starts]
-    candidates = [*settled, _layers(graph, nodes)]
-    best = min(candidates, key=lambda p: (_crossings(p, edges), _stress(p, wanted)))
-    best = _upright(best)
-    gaps = np.linalg.norm(best[:, None] - best[None], axis=2) + 9 * np.eye(len(nodes))
-    best = best * SPACING * max(1.0, 0.8 / gaps.min())
-    middle = best.mean(axis=0)
-    turned = [math.atan2(y, x) for x, y in best - middle]
-    positions = {node: (float(x), float(y)) for node, (x, y) in zip(nodes, best, strict=True)}
-    return Layout(positions, dict(zip(nodes, turned, strict=True)))
-
-
-def _layers(graph: nx.Graph, nodes: list[Hashable]) -> np.ndarray:
-    """Columns by steps from the first node; tidier than least stress where lines would cross."""
-    heights: dict[Hashable, float] = {}
-    places: dict[Hashable, Point] = {}
-    for column, layer in enumerate(nx.bfs_layers(graph, nodes[0])):
-        near = {node: [heights[n] for n in graph[node] if n in heights] for node in layer}
-        wishes = {node: sum(values) / max(len(values), 1) for node, values in near.items()}
-        for row, node in enumerate(sorted(layer, key=lambda n: (-wishes[n], nodes.index(n)))):
-            places[node] = (float(column), (len(layer) - 1) / 2 - row)
-        heights.update({node: places[node][1] for node in layer})
-    return np.array([places[node] for node in nodes])
-
-
-def _settle(points: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Guttman's transform, repeated."""
-    eye = np.eye(len(points))
-    weights = (1 - eye) / (wanted + eye) ** 2
-    inverse = np.linalg.pinv(np.diag(weights.sum(axis=1)) - weights)
-    for _ in range(150):
-        distances = np.linalg.norm(points[:, None] - points[None], axis=2)
-        pull = -weights * wanted / np.maximum(distances, 1e-9)
-        np.fill_diagonal(pull, 0.0)
-        np.fill_diagonal(pull, -pull.sum(axis=1))
-        points = inverse @ pull @ points
-    return points
-
-
-def _stress(points: np.ndarray, wanted: np.ndarray) -> float:
-    eye = np.eye(len(points))
-    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
-    error = (distances - wanted) ** 2 / (wanted + eye) ** 2
-    return round(float(error.sum()), 6)  # rounded: equal starts must tie on every machine
-
-
-def _crossings(points: np.ndarray, edges: list[tuple[int, int]]) -> int:
-    """How many pairs of lines cross; not counted for networks too big to look tidy anyway."""
-    if len(edges) > 60:
-        return 0
-
-    def side(a: int, b: int, c: int) -> bool:
-        (ax, ay), (bx, by), (cx, cy) = points[a], points[b], points[c]
-        return bool((bx - ax) * (cy - ay) > (by - ay) * (cx - ax))
-
-    return sum(
-        side(a, b, c) != side(a, b, d) and side(c, d, a) != side(c, d, b)
-        for (a, b), (c, d) in combinations(edges, 2)
-        if len({a, b, c, d}) == 4
-    )
-
-
-def _upright(points: np.ndarray) -> np.ndarray:
-    """Turned so that the longest way lies across, the first node to the left and above."""
-    centred = points - points.mean(axis=0)
-    axes = np.linalg.svd(centred, full_matrices=False)[2]
-    turned: np.ndarray = centred @ axes.T
-    turned = turned * np.where(turned[0] > 0, -1, 1) * np.array([1, -1])
-    return turned

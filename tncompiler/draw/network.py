@@ -26,10 +26,11 @@ from tncompiler.draw.canvas import (
     text_size,
     title,
 )
-from tncompiler.draw.layout import Layout, lay_out
+from tncompiler.draw.layout import Layout, check_way, lay_out
 from tncompiler.ir.errors import ArgumentError
-from tncompiler.ir.network import TensorNetwork, networks_of
+from tncompiler.ir.network import TensorNetwork, network_of_argument, networks_of
 from tncompiler.ir.origin import call_site
+from tncompiler.ir.program import Program
 from tncompiler.ir.sizes import evaluate
 
 MOST = 6  # networks in one picture
@@ -55,25 +56,38 @@ def draw_networks(
     nominal: Mapping[sympy.Symbol, int],
     *,
     without: str | None = None,
+    layout: str = "auto",
 ) -> None:
     """The contraction networks of the logical program, in order.
 
     ``without``: the name of a tensor to take out: only networks that have it are drawn, each as the
-    network of its gradient. Raises: ArgumentError if no network has it.
+    network of its gradient. ``layout``: "auto", "own" or "graphviz", as in `lay_out`.
+    Raises: ArgumentError if no network has the tensor, or for another layout; BackendError if
+    Graphviz is asked for and not installed.
     """
+    check_way(layout)
     program = compilation.logical(compilation.default_dtypes("float32"))
-    networks = networks_of(program)
+    networks = shown_networks(program)
     if not networks:
         canvas.text((0, 0), "no tensor is contracted", TITLE)
         return
     if without is not None:
         networks = _having(networks, without)
-    pictures = [_Picture(network, nominal, without).draw() for network in networks[:MOST]]
+    pictures = [_Picture(network, nominal, without, layout).draw() for network in networks[:MOST]]
     if len(networks) > 1:
         for number, (picture, network) in enumerate(zip(pictures, networks, strict=False), 1):
             outer = ", ".join(network.index_name(label) for label in network.output)
             title(picture, f"{number}: {network.name}({outer})")
     arrange(pictures, len(networks) - len(pictures), canvas)
+
+
+def shown_networks(program: Program) -> tuple[TensorNetwork, ...]:
+    """The contractions; where there is none, the outputs that are arguments."""
+    return networks_of(program) or tuple(
+        network_of_argument(argument)
+        for argument in program.arguments
+        if argument.value.name in program.outputs
+    )
 
 
 def _having(networks: Sequence[TensorNetwork], name: str) -> tuple[TensorNetwork, ...]:
@@ -120,6 +134,7 @@ class _Picture:
     network: TensorNetwork
     nominal: Mapping[sympy.Symbol, int]
     without: str | None = None
+    way: str = "auto"
     canvas: Canvas = field(default_factory=Canvas)
     taken: list[tuple[Point, float]] = field(default_factory=list)  # what labels keep clear of
     angles: dict[Hashable, list[float]] = field(default_factory=dict)
@@ -157,7 +172,7 @@ class _Picture:
             both = self._is_tensor(a) and self._is_tensor(b)
             graph.add_edge(a, b, length=1.0 if both else 0.85)
         moving = [node for node in nodes if kinds[node[1]] in ("input", "intermediate")]
-        return lay_out(graph, moving)
+        return lay_out(graph, moving, self.way)
 
     def _kinds(self) -> list[str]:
         nodes = self.network.graph.nodes
@@ -238,7 +253,7 @@ class _Picture:
             room = _clearance(label_at(angle), others, width / 2)
             middle = _clearance(_polar(place, angle, 0.8 * _LEG), others, 0.0)
             crowd = min(room, 0.15) + min(middle, 0.15)
-            return 6 * crowd + min(apart, 1.05) + 0.5 * math.cos(angle - wish)
+            return 6 * crowd + min(apart, 0.78) + 0.5 * math.cos(angle - wish)
 
         angle = max(_ANGLES, key=lambda a: round(worth(a), 6))
         used.append(angle)

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from io import StringIO
 from typing import Any
 
 from tncompiler.compiler import Compilation
 from tncompiler.draw import draw
+from tncompiler.draw.network import shown_networks
 from tncompiler.explain import quantity
 from tncompiler.inspection import Inspection
 from tncompiler.ir.errors import TncError
 from tncompiler.ir.expressions import Expr
-from tncompiler.ir.network import networks_of
 from tncompiler.planning.family import PlanFamily
 from tncompiler.planning.plan import ContractionPlan
 
@@ -41,8 +40,8 @@ def compiled_svg(network: Inspection) -> str | None:
     """The networks of a compiled one."""
     try:
         program = network.compilation.logical(network._dtypes())
-        count = sum(len(one.tensors) for one in networks_of(program))
-        return as_svg(draw(network)) if 0 < count <= _MOST else None
+        count = sum(len(one.tensors) for one in shown_networks(program))
+        return str(draw(network)._repr_svg_()) if 0 < count <= _MOST else None
     except TncError:
         return None
 
@@ -61,16 +60,6 @@ def format_svg(form: Any) -> str | None:
         return expression_svg(form.network(*_EXAMPLE))
     except TncError:
         return None
-
-
-def as_svg(ax: Any) -> str:
-    """A figure as the same SVG text each time."""
-    import matplotlib
-
-    text = StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "tncompiler", "svg.fonttype": "none"}):
-        ax.figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
 
 
 def plan_html(plan: ContractionPlan) -> str:

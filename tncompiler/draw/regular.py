@@ -1,4 +1,4 @@
-"""Graphs with a shape of their own: rows, rings, trees, lattices; each laid out as people draw it.
+"""Graphs with a shape of their own: rows, rings, stars, fans, trees, lattices.
 
 In: a graph and its nodes in order. Out: the nodes in the order or the places of that shape, empty
 where the graph has another one.
@@ -6,7 +6,7 @@ where the graph has another one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import networkx as nx
 import numpy as np
@@ -68,6 +68,29 @@ def as_lattice(graph: nx.Graph, nodes: list[Hashable]) -> Grid:
     )
 
 
+def as_star(graph: nx.Graph, nodes: list[Hashable]) -> list[Hashable]:
+    """The middle, then those around it: at least three, joined to nothing else."""
+    middle = max(nodes, key=graph.degree)
+    others = [node for node in nodes if node != middle]
+    if len(others) < 3 or any(graph.degree(node) != 1 for node in others):
+        return []
+    return [middle, *others] if graph.degree(middle) == len(others) else []
+
+
+def as_fan(
+    graph: nx.Graph, nodes: list[Hashable]
+) -> tuple[Hashable, Hashable, list[Hashable]] | None:
+    """Two hubs, and three or more nodes that are joined to both and to nothing else."""
+    if len(nodes) < 5:
+        return None
+    one, other = sorted(nodes, key=graph.degree, reverse=True)[:2]
+    between = [node for node in nodes if node not in (one, other)]
+    if any(set(graph[node]) != {one, other} for node in between):
+        return None
+    above, below = sorted((one, other), key=nodes.index)
+    return above, below, between
+
+
 def as_tree(graph: nx.Graph, nodes: list[Hashable], root: Hashable | None) -> Grid:
     """Leaves side by side, every other node over the middle of those that hang on it.
 
@@ -105,10 +128,16 @@ def by_distances(graph: nx.Graph, nodes: list[Hashable], pivots: int = 50) -> np
     centred = squares.mean(0) + squares.mean(1)[:, None] - squares.mean() - squares
     _, vectors = np.linalg.eigh(centred.T @ centred)
     places: np.ndarray = centred @ vectors[:, -1:-3:-1]
+    return spread(scaled(places, graph, nodes))
+
+
+def scaled(places: np.ndarray, graph: nx.Graph, nodes: Sequence[Hashable]) -> np.ndarray:
+    """The places, edges one length long on average."""
     number = {node: k for k, node in enumerate(nodes)}
     ends = np.array([(number[a], number[b]) for a, b in graph.edges])
     lengths = np.linalg.norm(places[ends[:, 0]] - places[ends[:, 1]], axis=1)
-    return spread(places / max(float(lengths.mean()), 1e-9))
+    longer: np.ndarray = places / max(float(lengths.mean()), 1e-9)
+    return longer
 
 
 def spread(places: np.ndarray, least: float = 0.7) -> np.ndarray:

@@ -27,6 +27,8 @@ from tncompiler.ir.sizes import Terms
 from tncompiler.planning.plan import NetworkOrder
 
 _ACROSS, _UP = 1.5, 0.85  # inches between leaves, and between levels
+_MOST_ACROSS = 12  # leaves side by side; with more the tree lies on its side, and fits a page
+_DOWN, _ASIDE = 0.56, 1.05  # inches between the leaves of a tree that lies, and its levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,23 +132,33 @@ def _draw_tree(
     nominal: Mapping[sympy.Symbol, int],
 ) -> None:
     """Branches, then a circle for each tensor and a box for each step."""
-    places = place_tree(nodes)
-    kinds = network.graph.nodes
+    lies = sum(node.tensor is not None for node in nodes) > _MOST_ACROSS
+    places = [_lying(place) if lies else place for place in place_tree(nodes)]
     for k in _upwards(nodes):
         node, (x, y) = nodes[k], places[k]
         for part in node.parts:
             below = places[part]
-            canvas.line([(x, y), (below[0], y), below], 1.2, "branch")
-        names = _wrapped([network.index_name(label) for label in node.labels])
-        text = f"{names}\n{quantity(node.elements.evaluate(nominal))} elem"
+            corner = (x, below[1]) if lies else (below[0], y)
+            canvas.line([(x, y), corner, below], 1.2, "branch")
+        names = [network.index_name(label) for label in node.labels]
+        elements = f"{quantity(node.elements.evaluate(nominal))} elem"
         if node.tensor is None:
-            text += f"\n{quantity(node.flops.evaluate(nominal), 'FLOP')}"
-            canvas.text((x, y), text, LABEL, role="step", ground="white", edge="black")
+            flops = quantity(node.flops.evaluate(nominal), "FLOP")
+            lines = [*([] if lies else [_wrapped(names)]), elements, flops]
+            canvas.text((x, y), "\n".join(lines), LABEL, role="step", ground="white", edge="black")
             continue
-        canvas.circle((x, y), RADIUS, kinds[("tensor", node.tensor)]["kind"], "tensor")
+        kind = network.graph.nodes[("tensor", node.tensor)]["kind"]
+        canvas.circle((x, y), RADIUS, kind, "tensor")
         name_in_circle(canvas, network.tensors[node.tensor], (x, y))
-        drop = RADIUS + 0.08 + text_size(text, LABEL)[1] / 2
-        canvas.text((x, y - drop), text, LABEL, role="label")
+        text = f"({', '.join(names)})" if lies else f"{_wrapped(names)}\n{elements}"
+        width, height = text_size(text, LABEL)
+        drop, left = RADIUS + 0.08 + height / 2, RADIUS + 0.08 + width / 2
+        canvas.text((x - left, y) if lies else (x, y - drop), text, LABEL, role="label")
+
+
+def _lying(place: Point) -> Point:
+    """A place of a tree that stands, in one that lies: its leaves to the left."""
+    return place[1] / _UP * _ASIDE, -place[0] / _ACROSS * _DOWN
 
 
 def _wrapped(names: list[str], most: int = 18) -> str:

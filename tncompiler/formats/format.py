@@ -150,7 +150,9 @@ class Format(ABC):
             return dict(zip(names, rank, strict=True))
         if rank is None and names:
             raise FormatError(
-                f"{type(self).__name__} has no rank", fix=f"write {type(self).__name__}(rank=8)"
+                f"{type(self).__name__} has no rank",
+                fix=f"write {type(self).__name__}(rank=8), or give tolerance= or budget= "
+                "where there is a weight",
             )
         return dict.fromkeys(names, rank)
 

@@ -24,6 +24,8 @@ from tncompiler.ir.program import Contract, Program, fresh_name
 
 def _check_leaf(expr: Expr, leaf: object, found: Sequence[Leaf]) -> Leaf:
     names = ", ".join(leaf.name for leaf in found) or "none"
+    if isinstance(leaf, str):
+        leaf = next((own for own in found if own.name == leaf), leaf)
     if not isinstance(leaf, Leaf):
         raise GradientError(
             f"{_shown(leaf)} is no input, parameter or constant",
@@ -49,7 +51,7 @@ def _check_leaf(expr: Expr, leaf: object, found: Sequence[Leaf]) -> Leaf:
 
 
 def _shown(leaf: object) -> str:
-    return repr(leaf) if isinstance(leaf, Expr) else f"a {type(leaf).__name__}"
+    return repr(leaf) if isinstance(leaf, Expr | str) else f"a {type(leaf).__name__}"
 
 
 def _expect_expr(value: object, caller: str) -> None:
@@ -62,18 +64,19 @@ def _expect_expr(value: object, caller: str) -> None:
 
 
 def grad(
-    expr: Expr, wrt: Leaf | tuple[Leaf, ...], cotangent: Expr | None = None
+    expr: Expr, wrt: Leaf | str | tuple[Leaf | str, ...], cotangent: Expr | None = None
 ) -> Expr | tuple[Expr, ...]:
-    """The gradient of a scalar expression, or of <cotangent, expr>, by a leaf or several.
+    """The gradient of a scalar expression, or of <cotangent, expr>, by a leaf (or its name), or by
+    several.
 
     The result has the indices of `wrt`; a shared parameter's uses add. It equals torch's `.grad`
     (for complex tensors ∂L/∂Re + i·∂L/∂Im). Raises GradientError for a non-scalar or non-real
     expression without cotangent, or a leaf that does not appear.
     """
     _expect_expr(expr, "grad")
-    targets = wrt if isinstance(wrt, tuple) else (wrt,)
     leaves = collect_leaves((expr,))
-    targets = tuple(_check_leaf(expr, leaf, leaves) for leaf in targets)
+    wanted = wrt if isinstance(wrt, tuple) else (wrt,)
+    targets = tuple(_check_leaf(expr, leaf, leaves) for leaf in wanted)
     seed = _seed(expr, cotangent)
     program = lower((expr,))
     joint = drop_dead_steps(adjoint(program, [t.name for t in targets], keep_outputs=False))
@@ -117,8 +120,8 @@ def _is_complex(expr: Expr) -> bool:
     return kind(program.values[program.outputs[0]].dtype) == "complex"
 
 
-def jvp(expr: Expr, tangents: Mapping[Leaf, Expr]) -> Expr:
-    """The directional derivative of an expression along tangents of its leaves.
+def jvp(expr: Expr, tangents: Mapping[Leaf | str, Expr] | Mapping[Leaf, Expr]) -> Expr:
+    """The directional derivative of an expression along tangents of its leaves, or of their names.
 
     Each tangent has the indices of its leaf; the result has those of the expression.
     """
@@ -146,8 +149,9 @@ def jvp(expr: Expr, tangents: Mapping[Leaf, Expr]) -> Expr:
     return algebra.reindex(result, expr.indices)
 
 
-def environment(expr: Expr, leaf: Leaf) -> Expr:
-    """The network with one tensor taken out: contracting it back in gives `expr`.
+def environment(expr: Expr, leaf: Leaf | str) -> Expr:
+    """The network with one tensor, or the one of a name, taken out: contracting it back in gives
+    `expr`.
 
     Holomorphic: nothing is conjugated. Its indices are those of `expr` that the rest still has,
     then those of the tensor that the rest has. Raises GradientError if the tensor occurs more than

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import networkx as nx
 
 from tncompiler.ir.program import (
+    Argument,
     Labels,
     Networks,
     Program,
@@ -99,6 +100,18 @@ def network_of(program: Program, step: Step) -> TensorNetwork:
         for axis, label in enumerate(relation.labels):
             graph.add_edge(tensor, ("index", label), key=axis, axis=axis)
     return TensorNetwork(step.out.name, nx.freeze(graph), op.output)
+
+
+def network_of_argument(argument: Argument) -> TensorNetwork:
+    """A tensor on its own, every axis open."""
+    value = argument.value
+    labels = tuple(range(len(value.shape)))
+    graph: nx.MultiGraph = nx.MultiGraph()
+    graph.add_node(("tensor", 0), name=value.name, kind=argument.kind)
+    for label, name, size in zip(labels, value.axes, value.shape, strict=True):
+        graph.add_node(("index", label), name=name, size=size, open=True)
+        graph.add_edge(("tensor", 0), ("index", label), key=label, axis=label)
+    return TensorNetwork(value.name, nx.freeze(graph), labels)
 
 
 def networks_of(program: Program) -> tuple[TensorNetwork, ...]:

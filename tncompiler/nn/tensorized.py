@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from operator import attrgetter
 from typing import Any, ClassVar, TypeVar
@@ -31,6 +31,7 @@ from tncompiler.nn.checks import (
 )
 from tncompiler.nn.given import CoreReading, common_dtype
 from tncompiler.nn.initialize import orthogonalize
+from tncompiler.nn.looking import Looking
 
 Tensorized_ = TypeVar("Tensorized_", bound="Tensorized")
 
@@ -39,7 +40,7 @@ class IllConditioned(UserWarning):
     """A bond carries directions that nearly cancel: rounding is amplified."""
 
 
-class Tensorized(nn.Module):
+class Tensorized(Looking, nn.Module):
     """A layer whose weight is the network of a format, with its parameters in ``cores``.
 
     ``format``, ``in_shape``, ``out_shape``: of the weight; ``table_shape``: its rows and columns
@@ -259,12 +260,19 @@ class Tensorized(nn.Module):
 
     def _shown_format(self) -> str:
         """The format with its ranks and shapes, parameters, and how many times fewer they are."""
-        shapes = f"{'x'.join(map(str, self.in_shape))} → {'x'.join(map(str, self.out_shape))}"
+        shapes = zip((self.in_shape, self.out_shape), self.table_shape, strict=True)
+        shown = " → ".join(_shown_modes(modes, size) for modes, size in shapes)
         count = self.core_count()
         return (
-            f"format={self.shown_ranks()}, {shapes}, {count:,} parameters, "
+            f"format={self.shown_ranks()}, {shown}, {count:,} parameters in cores, "
             f"compression {prod(self.table_shape) / max(count, 1):.3g}x"
         )
+
+
+def _shown_modes(modes: Sequence[int], size: int) -> str:
+    """Modes, and the size that they pad."""
+    padded = "" if prod(modes) == size else f" (padded from {size})"
+    return f"{'x'.join(map(str, modes))}{padded}"
 
 
 def decompose_weight(

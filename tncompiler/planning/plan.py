@@ -173,6 +173,8 @@ class ContractionPlan:
         lines += [f"  {step.equation}  # {step.flops.to_sympy()} flops" for step in self.steps]
         return "\n".join(lines)
 
+    __str__ = to_text
+
     def to_json(self) -> str:
         """The plan as JSON text with schema version and checksum."""
         data = _to_data(self)

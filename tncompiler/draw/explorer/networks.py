@@ -153,6 +153,6 @@ def _freest(used: Sequence[float], wish: float) -> float:
 
     def worth(angle: float) -> float:
         apart = min([abs(math.remainder(angle - other, math.tau)) for other in used], default=3.0)
-        return round(min(apart, 1.05) + 0.4 * math.cos(angle - wish), 6)
+        return round(min(apart, 0.78) + 0.4 * math.cos(angle - wish), 6)
 
     return max(_ANGLES, key=worth)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from tncompiler.ir.interchange.graphs import KINDS, graph_leaf
 from tncompiler.ir.names import is_plain_identifier
 
 _DECADES = 30.0
+_LAYERS = ("", "_b", "_c", "_d")  # of tensors with one tag, as those of mps.H & mps
 _RANDOM = re.compile(r"_[0-9a-f]{6}[A-Za-z]+\**\Z")  # as quimb.tensor.rand_uuid makes them
 
 
@@ -24,8 +27,9 @@ def from_quimb(tn: Any, *, kind: str = "param", output: Sequence[str] | None = N
 
     ``kind`` "param" makes trainable tensors that start as quimb's, "constant" fixed ones, "input"
     takes only shapes. A tensor is called by its first tag that is its own ("I0,1" becomes I0_1),
-    else t0, t1, …; bonds with the random names that quimb gives become b0, b1, …. ``output`` orders
-    the open indices (all outer ones, as quimb orders them); a network's `exponent` is a factor.
+    or two of them ("I0_1_KET"), or one that few share (I0 and I0_b), else t0, t1, …; bonds with the
+    random names that quimb gives become b0, b1, …. ``output`` orders the open indices (all outer
+    ones, as quimb orders them); a network's `exponent` is a factor.
     """
     tensors = list(getattr(tn, "tensors", (tn,)))
     if not tensors:
@@ -78,19 +82,31 @@ def _scaled(result: Expr, exponent: float) -> Expr:
 
 
 def _quimb_names(tensors: Sequence[Any]) -> list[str]:
-    """A name for each tensor: its first tag that is its own and can be a name."""
-    tags = [_as_name(tag) for tensor in tensors for tag in getattr(tensor, "tags", ())]
+    """A name for each tensor: the first tag, else the first two, that no other has and can be one.
+
+    Of a norm, whose layers share the tags of their sites, "I0_1_KET" and "I0_1_BRA".
+    """
+    tagged = [_plain_tags(tensor) for tensor in tensors]
+    single = Counter(tag for tags in tagged for tag in tags)
+    paired = Counter(f"{a}_{b}" for tags in tagged for a, b in combinations(tags, 2))
     names: list[str] = []
-    for tensor in tensors:
-        own = [
-            tag
-            for tag in map(_as_name, getattr(tensor, "tags", ()))
-            if is_plain_identifier(tag) and not tag.startswith("__") and tags.count(tag) == 1
-        ]
+    for tags in tagged:
+        own = [tag for tag in tags if single[tag] == 1]
+        pairs = (f"{a}_{b}" for a, b in combinations(tags, 2))
+        own += [pair for pair in pairs if paired[pair] == 1 and pair not in single]
+        shared = [tag for tag in tags if single[tag] <= len(_LAYERS)]
+        layers = (f"{tag}{layer}" for tag in shared for layer in _LAYERS)
+        own += [n for n in layers if n not in names and n not in paired and single[n] != 1]
         names.append(own[0] if own else "")
     taken = set(names)
     fresh = (f"t{k}" for k in range(2 * len(names)) if f"t{k}" not in taken)
     return [name or next(fresh) for name in names]
+
+
+def _plain_tags(tensor: Any) -> list[str]:
+    """The tags of a tensor that can be names."""
+    tags = dict.fromkeys(map(_as_name, getattr(tensor, "tags", ())))
+    return [tag for tag in tags if is_plain_identifier(tag) and not tag.startswith("__")]
 
 
 def _as_name(tag: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -34,12 +34,13 @@ def write(path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor]) ->
     tensors of classes that keep their numbers elsewhere."""
     check_plain_tensors(tensors, path)
     data = {"format": FORMAT, "schema": SCHEMA, "checksum": _MARK + _BLANK, **content}
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    part.touch(exist_ok=False)
+    mode = part.stat().st_mode  # as the umask says; safetensors would let nobody else read it
     try:
         save_file(tensors, part, {_KEY: json.dumps(data)})
         _seal(part)
+        part.chmod(mode)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ class Explorer {
     this.mode = data.modes[0];
     this.pictures = { network: new Picture(byId("network-picture")), tree: new Picture(byId("tree-picture")) };
     this.found = "";
+    if (matchMedia("(prefers-color-scheme: dark)").matches) this.turnTheme();
     this.makeControls();
     this.showView();
   }

@@ -9,7 +9,7 @@ function html(name, attributes = {}, ...children) {
 
 /** The lines of a part's source; what follows a # is set apart. */
 function fillSource(list, source) {
-  const lines = source.split("\n").map((line) => {
+  const lines = source.trimEnd().split("\n").map((line) => {
     const at = line.indexOf("  # ");
     const code = at < 0 ? line : line.slice(0, at);
     return html("li", {}, code || " ", ...(at < 0 ? [] : [html("span", { class: "comment" }, line.slice(at))]));
