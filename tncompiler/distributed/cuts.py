@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tncompiler.distributed.dealing import deal, work_before
 from tncompiler.distributed.link import Link
 from tncompiler.distributed.stages import Common, Level, Result, Slices, stages_of
+from tncompiler.distributed.traffic import traffic_of
 from tncompiler.ir.passes.slicing import Axis, linked_axes
 from tncompiler.ir.passes.uses import part_uses
 from tncompiler.ir.program import Program, Value
@@ -125,7 +126,7 @@ def ranks_us(program: Program, world: int, rates: Rates, link: Link) -> float:
         if isinstance(stage, Common):
             total += program_us(stage.program, {}, rates)
         else:
-            total += slices_us(stage, world, rates) + sending_us(stage, world, link)
+            total += slices_us(stage, world, rates) + traffic_of(stage, world).time_us(link)
     return total
 
 
@@ -158,13 +159,3 @@ def _part(level: Level, result: Result) -> Value:
     """What a block makes of a result."""
     body = level.loop.body
     return body.values[body.outputs[result.output]]
-
-
-def sending_us(slices: Slices, world: int, link: Link) -> float:
-    """Adding up the results between ranks."""
-    return link.sum_us(sent_bytes(slices), world)
-
-
-def sent_bytes(slices: Slices) -> int:
-    """The bytes that are added up between ranks."""
-    return sum(nbytes(result.value).evaluate({}) for result in slices.results)

@@ -30,6 +30,12 @@ class Link:
         sent = 2.0 * (world - 1) / world * size
         return 2.0 * math.ceil(math.log2(world)) * self.latency_us + sent / self.bytes_per_us
 
+    def exchange_us(self, sent: float, world: int) -> float:
+        """To send others what is theirs, so many bytes from the rank that sends or gets most."""
+        if world == 1 or not sent:
+            return 0.0
+        return math.ceil(math.log2(world)) * self.latency_us + sent / self.bytes_per_us
+
 
 LOCAL = Link(latency_us=150.0, bytes_per_us=1_500.0)  # gloo between processes of one machine
 

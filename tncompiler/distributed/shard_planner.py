@@ -12,6 +12,8 @@ from typing import Any
 
 from tncompiler.compiler import Compilation
 from tncompiler.distributed.cuts import slices_us
+from tncompiler.distributed.link import Link
+from tncompiler.distributed.owners import owners_of_results
 from tncompiler.distributed.planning import RankPlanner, RankPrograms
 from tncompiler.distributed.rank_plan import RankPlan
 from tncompiler.distributed.shards import Shard, held_in_parts, reads_in_parts
@@ -68,7 +70,7 @@ class ShardPlanner(RankPlanner):
             whole_bytes=sum(self._parameter_bytes(1).values()),
             alone_us=self._alone_us(programs.plan),
             ranks_us=sum(_stage_us(stage, world, rates) for stage in stages)
-            + sum(link.sum_us(message.size_bytes, world) for message in sent),
+            + sum(message.time_us(link, world) for message in sent),
         )
 
     def _alone_us(self, plan: RankPlan) -> float:
@@ -145,11 +147,25 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What ranks add up between them: a value, its bytes, and in which pass."""
+    """What ranks make whole between them: a value, its bytes, in which pass, and how.
+
+    ``is_sum``: whether ranks have partial sums, which are added up; else each has its part.
+    """
 
     name: str
     size_bytes: int
     part: str
+    is_sum: bool = True
+
+    @property
+    def how(self) -> str:
+        return "added up" if self.is_sum else "gathered"
+
+    def time_us(self, link: Link, world: int) -> float:
+        """Predicted microseconds."""
+        if self.is_sum:
+            return link.sum_us(self.size_bytes, world)
+        return link.exchange_us(self.size_bytes * (world - 1) / world, world)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +187,7 @@ class ShardReport:
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of all sums between ranks."""
+        """Bytes of all that is made whole between ranks."""
         return sum(message.size_bytes for message in self.messages)
 
     def __str__(self) -> str:
@@ -180,7 +196,7 @@ class ShardReport:
             f"parameters: {self.held_bytes:,} of {self.whole_bytes:,} B on a rank",
             f"predicted: {self.ranks_us:,.0f} us, and {self.alone_us:,.0f} us on one rank",
         ]
-        lines += [f"added up, {m.part}: {m.name}, {m.size_bytes:,} B" for m in self.messages]
+        lines += [f"{m.how}, {m.part}: {m.name}, {m.size_bytes:,} B" for m in self.messages]
         return "\n".join(lines)
 
 
@@ -192,9 +208,14 @@ def _messages(program: Program, held: Mapping[str, Shard], part: str, world: int
             for name in _reads(stage)
             if name in held and not reads_in_parts(stage, name, held[name], world)
         ]
-        made = [r.value.name for r in stage.results] if isinstance(stage, Slices) else []
-        for name in (*whole, *(name for name in made if name not in held)):
-            found.append(Message(name, nbytes(program.values[name]).evaluate({}), part))
+        sums = dict.fromkeys(whole, False)
+        if isinstance(stage, Slices):
+            owned = owners_of_results(stage, world, held)
+            made = [result.value.name for result in stage.results]
+            sums.update((name, name not in owned) for name in made if name not in held)
+        for name, is_sum in sums.items():
+            size = nbytes(program.values[name]).evaluate({})
+            found.append(Message(name, size, part, is_sum))
     return found
 
 

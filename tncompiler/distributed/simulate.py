@@ -14,12 +14,11 @@ from tncompiler.compiler import Compilation
 from tncompiler.distributed.cuts import (
     Setting,
     choose_cuts,
-    sending_us,
-    sent_bytes,
     slices_us,
 )
 from tncompiler.distributed.link import Cluster, as_cluster
 from tncompiler.distributed.stages import Common, Slices, Stage, stages_of
+from tncompiler.distributed.traffic import traffic_of
 from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import ITEM_BYTES, is_differentiable
 from tncompiler.ir.errors import ArgumentError, PlanError
@@ -43,9 +42,9 @@ class Prediction:
     """What one rank would take, and what ranks would send. All of it is predicted.
 
     ``alone_us``: the same work on one rank; ``common_us``: steps that every rank carries out;
-    ``slices_us``: those of the rank that has most; ``sending_us``: sums between ranks.
+    ``slices_us``: those of the rank that has most; ``sending_us``: what ranks then send each other.
     ``peak_bytes``: computed values of a rank, beside ``held_bytes`` of inputs and parameters;
-    ``sent_bytes``: what is summed between ranks. ``fits``: whether a rank has the memory; None
+    ``sent_bytes``: what the busiest rank sends. ``fits``: whether a rank has the memory; None
     where that of the machine is not known.
     """
 
@@ -82,7 +81,7 @@ class Prediction:
                 f"  one rank  {_time(self.alone_us)}, efficiency {self.efficiency:.2f}",
                 f"  memory    {_bytes(self.peak_bytes)} beside {_bytes(self.held_bytes)} of inputs "
                 f"and parameters{fits}",
-                f"  traffic   {_bytes(self.sent_bytes)} added up between ranks",
+                f"  traffic   {_bytes(self.sent_bytes)} sent by the busiest rank",
             ]
         )
 
@@ -192,6 +191,7 @@ class _Simulated:
         rates, turns = self.cluster.rates, self.cluster.turns(self.world)
         common = sum(_common_us(stage, rates) for stage in stages)
         nests = [stage for stage in stages if isinstance(stage, Slices)]
+        sent = [traffic_of(nest, self.world) for nest in nests]
         one_rank = sum(slices_us(nest, 1, rates) for nest in nests)
         peak = self._peak(programs)
         if self.given is not None and peak > self.given:
@@ -208,10 +208,10 @@ class _Simulated:
             alone_us=common + one_rank,
             common_us=turns * common,
             slices_us=turns * sum(slices_us(nest, self.world, rates) for nest in nests),
-            sending_us=sum(sending_us(nest, self.world, self.link) for nest in nests),
+            sending_us=sum(traffic.time_us(self.link) for traffic in sent),
             held_bytes=self.held,
             peak_bytes=peak,
-            sent_bytes=sum(sent_bytes(nest) for nest in nests) if self.world > 1 else 0,
+            sent_bytes=sum(traffic.sent_bytes for traffic in sent),
             fits=None if self.room is None else peak <= self.room,
         )
 

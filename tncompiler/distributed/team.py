@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import blake2b
 from importlib import import_module
+from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -83,6 +84,28 @@ class Team:
             for k, part in zip(mine, parts, strict=True):
                 wires[k] = part.view(wires[k].shape)
         return [_off_wire(wire, like) for wire, like in zip(wires, tensors, strict=True)]
+
+    def exchange(
+        self, parts: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[Tensor]]:
+        """Give each rank its tensors, and get what each has for this one, in one operation.
+
+        ``parts``: for each rank as many tensors, of the same dtypes; ``shapes``: of what comes.
+        """
+        if self.world == 1:
+            return [list(own) for own in parts]
+        sent = [torch.cat([_content(tensor) for tensor in own]) for own in parts]
+        dtypes = [tensor.dtype for tensor in parts[0]]
+        lengths = [
+            sum(prod(s) * d.itemsize for s, d in zip(own, dtypes, strict=True)) for own in shapes
+        ]
+        packed = torch.cat(sent).to(self.device)
+        found = packed.new_empty(sum(lengths))
+        options = _options(_c10d.AllToAllOptions())
+        counts = [len(one) for one in sent]
+        self._wait(self.group.alltoall_base(found, packed, lengths, counts, options))
+        chunks = torch.split(found.to(parts[0][0].device), lengths)
+        return [_tensors(chunk, own, dtypes) for chunk, own in zip(chunks, shapes, strict=True)]
 
     def share_text(self, text: str | None) -> str:
         """The text that the first rank has, on all of them, sent as bytes."""
@@ -220,6 +243,24 @@ def _bytes(content: bytes) -> Tensor:
 
 
 _NOTHING = torch.zeros(0, dtype=torch.uint8)
+
+
+def _content(tensor: Tensor) -> Tensor:
+    """The elements of a tensor as bytes."""
+    plain = tensor.resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8)
+
+
+def _tensors(
+    content: Tensor, shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]
+) -> list[Tensor]:
+    """Tensors of what `_content` made of them, one after the other."""
+    lengths = [prod(s) * d.itemsize for s, d in zip(shapes, dtypes, strict=True)]
+    chunks = torch.split(content, lengths)
+    return [
+        chunk.clone().view(dtype).view(*shape)  # a copy begins where its elements may
+        for chunk, dtype, shape in zip(chunks, dtypes, shapes, strict=True)
+    ]
 
 
 def _like(plain: Tensor, tensor: Tensor) -> Tensor:
