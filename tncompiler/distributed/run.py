@@ -133,8 +133,10 @@ class _SlicesRun:
         self.slices, self.work, self.name, self.parts = slices, work, name, parts
         self.reads = slices.reads
         self.mine = deal(slices, work.team.world)[work.team.rank]
-        self.nest = Nest(slices, work.load, parts, work.team.rank)
+        rank = work.team.rank
         self.owners = owners_of_results(slices, work.team.world, parts)
+        made = {name: own.made[rank] for name, own in self.owners.items()}
+        self.nest = Nest(slices, work.load, parts, made, rank)
 
     def __call__(self, known: Mapping[str, Any]) -> Arrays:
         operands = {name: known[name] for name in self.reads}

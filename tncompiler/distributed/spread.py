@@ -1,7 +1,8 @@
-"""Networks as operators on DTensors: torch cuts, gathers and adds up by rules that steps' indices give.
+"""Networks as operators on DTensors, with sharding rules that follow from the indices of steps.
 
-An index that an output has may be cut over a mesh, one that is summed leaves partial sums. Each rank
-runs the program of its part. Operators are made on first use, and stay with the process.
+An index that an output has may be cut over a mesh, one that is summed leaves partial sums; torch
+cuts, gathers and adds up accordingly. Each rank runs the program of its part. Operators are made on
+first use, and stay with the process.
 """
 
 from __future__ import annotations
