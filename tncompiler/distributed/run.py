@@ -181,9 +181,12 @@ class _SlicesRun:
         ranks, team = self.work.ranks, self.work.team
         if ranks.checkpoint is None or not self.mine:
             return None
-        path = Path(ranks.checkpoint) / f"{self.name}-rank{team.rank}of{team.world}.safetensors"
+        folder, own = Path(ranks.checkpoint), f"of{team.world}.safetensors"
         key = checksum({name: as_tensor(array) for name, array in operands.items()})
-        return Checkpoint(path, key, ranks.every_s)
+        made = Checkpoint(folder / f"{self.name}-rank{team.rank}{own}", key, ranks.every_s)
+        known = sorted(folder.glob("*-rank*of*.safetensors"))
+        made.check_others(path for path in known if not path.name.endswith(own))
+        return made
 
 
 class _Watch:
