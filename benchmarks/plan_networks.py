@@ -103,10 +103,10 @@ def _expression(terms: Any, output: str, sizes: dict[str, int], names: Any = Non
 def _layers() -> Iterator[Named]:
     for name, (rank, ins, outs) in LAYERS.items():
         for batch in BATCHES:
-            yield f"{name}-b{batch}", _layer(name, rank, ins, outs, batch)
+            yield f"{name}-b{batch}", layer(name, rank, ins, outs, batch)
 
 
-def _layer(name: str, rank: Any, ins: tuple[int, ...], outs: tuple[int, ...], batch: int) -> Any:
+def layer(name: str, rank: Any, ins: tuple[int, ...], outs: tuple[int, ...], batch: int) -> Any:
     weight = getattr(tnc.formats, name)(rank, clamp=True).network(ins, outs)
     legs = [i for i in weight.indices if i.name.startswith("i")]
     (rows,) = tnc.indices("b", size=batch)
@@ -130,6 +130,6 @@ def gradient_networks() -> list[tuple[str, Any, tuple[str, ...]]]:
     """Networks that gain by gradients on trees of their own, with the leaves that need one."""
     found = []
     for name, (format_name, rank, ins, outs, batch) in FIRST_LAYERS.items():
-        expr = _layer(format_name, rank, ins, outs, batch)
+        expr = layer(format_name, rank, ins, outs, batch)
         found.append((name, expr, tuple(k.name for k in expr.leaves if k.kind == "param")))
     return found

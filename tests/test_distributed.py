@@ -14,6 +14,7 @@ import tncompiler as tnc
 from tests.networks import random_network
 from tests.oracle import Runner, compare, compare_named, epsilon, expected_gradients
 from tests.ranks import RankFailed, World
+from tncompiler.distributed.team import team_of
 from tncompiler.ir.reference import evaluate_all
 
 # Functions that run on every rank ---------------------------------------------------------------
@@ -185,6 +186,21 @@ def compiled_by_torch() -> float:
 
 def test_functorch_looks_inside_a_ranked_module(two: World) -> None:
     assert max(two.call(compiled_by_torch)) < 1e-12
+
+
+def sums_of_groups() -> list[float]:
+    """Ranks are in more than one group, and not all in as many."""
+    groups = [dist.new_group(range(size)) for size in (1, 2, 3)]
+    mine = [group for size, group in enumerate(groups, 1) if dist.get_rank() < size]
+    found = []
+    for group in (*mine, dist.group.WORLD):
+        team = team_of(group, 20.0)
+        found.append(float(team.add_up([torch.ones(1)])[0]))
+    return found
+
+
+def test_groups_may_overlap(four: World) -> None:
+    assert four.call(sums_of_groups) == [[1, 2, 3, 4], [2, 3, 4], [3, 4], [4]]
 
 
 # The helper can fail ----------------------------------------------------------------------------

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,14 @@ import torch.distributed as dist
 from safetensors import safe_open
 
 import tncompiler as tnc
-from tests.ranks import World
+from tests.conftest import ROOT
+from tests.ranks import ONE_THREAD, World
 from tncompiler.distributed import checkpoint as module_under_test
 from tncompiler.distributed.checkpoint import Checkpoint, checksum
 from tncompiler.distributed.sums import Total
 
 SLICES = 48
+KILLED_AT = 10  # the slice at which tests/restarted.py is killed
 
 
 class Counter:
@@ -243,8 +248,84 @@ def test_a_killed_rank_goes_on_when_the_job_starts_again(tmp_path: Path) -> None
     kill_and_resume(tmp_path, [(1, 10)])
 
 
+def slow_sum(folder: str | None, pause_s: float) -> bytes:
+    """The bits of a sum whose slices take at least so long."""
+
+    def pausing(progress: Any) -> None:
+        time.sleep(pause_s)
+
+    return bits(long_sum(folder, pausing, dist.group.WORLD, lost_after_s=3.0)(*arrays()))
+
+
+def killed_from_outside(world: World, folder: str, rank: int, after_s: float) -> list[str]:
+    """What both ranks end with, one of which is killed at a moment that it does not choose."""
+    world.start(slow_sum, folder, 0.03)
+    time.sleep(after_s)
+    os.kill(world.processes[rank].pid or 0, signal.SIGKILL)
+    return [world.answer(k, 60.0)[0] for k in range(2)]
+
+
 @pytest.mark.slow
 def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    moments = [(int(rng.integers(2)), int(rng.integers(1, SLICES // 2))) for _ in range(10)]
-    kill_and_resume(tmp_path, moments)
+    """Planning, writing a checkpoint, between slices, at the sum: wherever it is."""
+    rng, world = np.random.default_rng(0), World(2)
+    try:
+        whole = world.call(slow_sum, None, 0.0)[0]
+        start = time.monotonic()
+        world.call(slow_sum, str(tmp_path / "timed"), 0.03)
+        lasts_s = time.monotonic() - start
+        resumed = 0
+        for number in range(10):
+            rank, folder = int(rng.integers(2)), tmp_path / str(number)
+            ends = killed_from_outside(world, str(folder), rank, rng.uniform(0.2, 1.0) * lasts_s)
+            assert ends[rank] in ("Killed", "")  # it may have been done
+            assert ends[1 - rank] in ("RankLost", "")
+            resumed += ends[1 - rank] == "RankLost" and folder.exists()
+            world.close()
+            world = World(2)
+            assert world.call(slow_sum, str(folder), 0.0) == [whole, whole]
+        assert resumed >= 5, "hardly any job was killed at work"
+    finally:
+        world.close()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_job_again(tmp_path: Path) -> None:
+    """A rank is killed once; the job ends with the right number, and does not begin anew."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "--max-restarts=2", "-m", "tests.restarted", str(tmp_path)]
+    # or torch's workers find in the store the addresses of the attempt before
+    apart = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {**os.environ, **ONE_THREAD, **apart}
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert [rank["attempt"] for rank in ranks] == [1, 1]
+    assert ranks[0]["bits"] == ranks[1]["bits"]
+    found = np.frombuffer(bytes.fromhex(ranks[0]["bits"]), np.float32).reshape(3, 2)
+    wanted = np.linalg.multi_dot([a.double().numpy() for a in arrays()])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    assert ranks[1]["done"] == ranks[1]["total"] - (KILLED_AT - 1)
+
+
+# Another number of ranks ------------------------------------------------------------------------
+
+
+def test_another_number_of_ranks_does_not_begin_anew_unasked(tmp_path: Path, two: World) -> None:
+    """A job of one rank stopped half-way: two ranks are told so, with another folder they work."""
+    interrupted(tmp_path, 20)
+    answers = two.answers(ranked_sum, str(tmp_path), -1, None)
+    assert [name for name, _ in answers] == ["RankMismatch", "RankMismatch"], answers
+    assert "half done by another number of ranks" in answers[0][1]
+    found = two.call(ranked_sum, str(tmp_path / "other"), -1, None)
+    whole = long_sum(None, Counter())(*arrays())
+    for one, _, _ in found:
+        np.testing.assert_allclose(np.frombuffer(one, np.float32), whole.flatten(), rtol=1e-5)
+
+
+def test_what_another_number_of_ranks_has_finished_is_no_hindrance(
+    tmp_path: Path, two: World
+) -> None:
+    long_sum(tmp_path, Counter())(*arrays())
+    counts = [done for _, done, _ in two.call(ranked_sum, str(tmp_path), -1, None)]
+    assert sum(counts) >= SLICES

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import tncompiler as tnc
+from examples import predictions
 from tncompiler.distributed.link import LOCAL, Cluster, Link, Node, as_cluster
 from tncompiler.ir.errors import ArgumentError, PlanError
 from tncompiler.planning.machine import load_machine
@@ -33,7 +34,9 @@ def test_more_ranks_take_less_and_send_more() -> None:
     times = [one.slices_us + one.common_us for one in found]
     assert times == sorted(times, reverse=True)
     assert found[0].sent_bytes == 0
-    assert all(one.sent_bytes == 4 * size**2 for one in found[1:])
+    assert [one.sent_bytes for one in found] == [  # parts of the result, to all others
+        4 * size**2 * (one.world - 1) // one.world for one in found
+    ]
     within, between = found[3].sending_us, found[4].sending_us
     assert between > 5 * within  # 16 ranks of 8 to a node: over the network
 
@@ -74,7 +77,7 @@ def test_a_limit_of_memory_makes_slices() -> None:
 def test_a_prediction_prints_as_one() -> None:
     text = str(tnc.simulate(chain(16_384), "8xH100", 64))
     assert text.startswith("predicted, not measured: 64 ranks of 8xh100")
-    assert "added up between ranks" in text and "fits" in text
+    assert "sent by the busiest rank" in text and "fits" in text
 
 
 def test_a_million_slices() -> None:
@@ -88,6 +91,33 @@ def test_a_million_slices() -> None:
     assert found.slices >= 10**6
     assert found.peak_bytes <= 1_000
     assert found.slices_us < found.alone_us / 1000
+
+
+def layer(rows: int) -> Any:
+    """x(b, i) G(i, o), whose weight is large."""
+    b, i, o = tnc.indices("b i o", b=rows, i=8192, o=8192)
+    return tnc.contract(tnc.input("x", b, i), tnc.param("G", i, o), out=(b, o))
+
+
+def test_an_index_that_is_cut_is_predicted_with_what_it_sends() -> None:
+    """By an output index parts of the result are gathered, by a contracted one sums go round."""
+    parts, sums = (tnc.simulate(layer(4096), "8xH100", 8, index=index) for index in "oi")
+    result = 4 * 4096 * 8192
+    assert parts.sent_bytes == result * 7 // 8
+    assert sums.sent_bytes == 2 * result * 7 // 8
+    assert parts.held_bytes == 4 * 8192 * (4096 + 1024)
+    assert parts.time_us < tnc.simulate(layer(4096), "8xH100", 1).time_us / 4
+
+
+def test_a_block_of_a_large_model_is_predicted() -> None:
+    one = predictions.block(1)
+    assert 68 < predictions.LAYERS * one.dense / 1e9 < 69
+    assert one.parameters < one.dense / 9
+    found = tnc.simulate(one.expr, "8xH100", 8, index="g", dtype="bfloat16")
+    assert "predicted, not measured: 8 ranks" in str(found)
+    inputs = predictions.TOKENS * 64 * 128
+    assert 2 * inputs < found.held_bytes < 2 * (inputs + one.parameters)
+    assert found.efficiency > 0.5
 
 
 # Machines ---------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import tncompiler as tnc
 from tests.ranks import World
+from tncompiler.binding import Call
+from tncompiler.distributed.shard_planner import ShardPlanner
 from tncompiler.ir.errors import GradientError
 
 STEPS = 20
@@ -157,6 +159,29 @@ def test_the_fastest_index_is_taken(two: World) -> None:
     chosen = two.call(report_of, None)[0][0]
     others = [two.call(report_of, index)[0][0] for index in ("r1", "o1", "o2", "i1", "i2")]
     assert chosen.ranks_us == min(one.ranks_us for one in others)
+
+
+def layer_of_many_rows(rows: int) -> Any:
+    """x(b, i) G1(i, r) G2(r, o), which is cheapest from the left, and sends least made at once."""
+    b, i, o, r = tnc.indices("b i o r", b=rows, i=48, o=2, r=40)
+    cores = tnc.param("G1", i, r), tnc.param("G2", r, o)
+    return tnc.compile(tnc.contract(tnc.input("x", b, i), *cores, out=(b, o)), dtype="float64")
+
+
+def sent_in_orders() -> tuple[int, int, float]:
+    """What the order that is chosen sends, the most that one of the others would, and the time."""
+    module = layer_of_many_rows(16)
+    call = Call(("float64",) * 4, {}, {})
+    planner = ShardPlanner("r", module.compilation, call, (), tnc.Ranks(), 2)
+    times = [planner.ranks_us(planner.made(planner._cut(plan))) for plan in planner.plans]
+    return len(times), planner.report().sent_bytes, min(times) - planner.report().ranks_us
+
+
+def test_of_several_orders_the_fastest_with_what_it_sends_is_taken() -> None:
+    orders, sent, apart = sent_in_orders()
+    assert orders >= 1
+    assert sent > 0
+    assert apart == 0.0
 
 
 # Checkpoints ------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ differentiate itself; under torch.compile a module whose backend was named runs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -251,6 +252,9 @@ class CompiledModule(Inspection, nn.Module):
             if is_traced():
                 run = traced_program(run, self._network, self._default, tensors)
             elif not torch.compiler.is_compiling() and is_spread(tensors):
+                if self._holds_parts(tensors):
+                    results = self._spread(*tensors)
+                    return pack([results] if isinstance(results, Tensor) else results)
                 from torch.distributed.tensor.experimental import implicit_replication
 
                 with implicit_replication():
@@ -270,6 +274,19 @@ class CompiledModule(Inspection, nn.Module):
         values = self._kept_values(spec.kept.prepare, tensors, arrays)
         results = spec.rest(*arrays, *values)
         return pack(leave(results, spec.backend, (*arrays, *values)))
+
+    @cached_property
+    def _spread(self) -> Callable[..., Any]:
+        """The network as an operator on DTensors."""
+        from tncompiler.distributed.spread import spread_of
+
+        return spread_of(self.compilation, self.backend, self._description)
+
+    def _holds_parts(self, tensors: Sequence[Any]) -> bool:
+        """Whether parameters, all DTensors, are cut over a mesh: rules for the whole network then
+        know more than those for single aten operations."""
+        held = tensors[len(self.compilation.inputs) :]
+        return any(p.is_shard() for tensor in held for p in tensor.placements)
 
     def _specialise(
         self, tensors: Sequence[Tensor], cast: bool, grad: bool, keeps: bool

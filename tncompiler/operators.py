@@ -58,14 +58,19 @@ def operator_of(
         return None
     if not 0 < len(compilation.ordered) <= MOST_LEAVES:
         return None
-    text = json.dumps([backend, describe()], sort_keys=True, default=str)
-    name = f"network_{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"
+    name = name_of("network", backend, describe)
     with _lock:
         if name not in _operators and len(_operators) >= MOST:
             return None
         if name not in _operators:
             _operators[name] = _register(name, _Network(compilation, backend))
     return _operators[name]
+
+
+def name_of(kind: str, backend: str, describe: Callable[[], Mapping[str, Any]]) -> str:
+    """What the operator of a network is called, the same for networks of one structure."""
+    text = json.dumps([backend, describe()], sort_keys=True, default=str)
+    return f"{kind}_{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"
 
 
 @dataclass
@@ -92,7 +97,7 @@ class _Network:
     def forward(self, *tensors: Tensor) -> Any:
         spec = self.specialise(tensors, ())
         arrays = enter(tensors, spec.backend)
-        return _packed(_apart(leave(spec.run(*arrays), spec.backend, arrays), tensors))
+        return packed(apart(leave(spec.run(*arrays), spec.backend, arrays), tensors))
 
     def backward(self, positions: Sequence[int], given: Sequence[Tensor]) -> list[Tensor]:
         """Gradients by the leaves at `positions`; intermediates are made again."""
@@ -103,15 +108,18 @@ class _Network:
         saved = results[spec.pair.output_count :]
         read = [tensors[position] for position in spec.read]
         values = [*enter(read, spec.backend), *saved, *enter(cotangents, spec.backend)]
-        return _apart(leave(spec.backward(*values), spec.backend, values), given)
+        return apart(leave(spec.backward(*values), spec.backend, values), given)
 
     def fake(self, *tensors: Tensor) -> Any:
-        """Outputs without data, by the flat aten program."""
-        dtypes = tuple(dtype_name(t.dtype) for t in tensors)
-        nominal = self.compilation.nominal({})
-        default = _default_dtype(self.compilation, dtypes)
-        run = self.compilation.flat_executable((default, *dtypes), nominal).run
-        return _packed([_like(output) for output in run(*tensors)])
+        return outputs_like(self.compilation, tensors)
+
+
+def outputs_like(compilation: Compilation, tensors: Sequence[Tensor]) -> Any:
+    """Outputs without data, by the flat aten program."""
+    dtypes = tuple(dtype_name(t.dtype) for t in tensors)
+    default = _default_dtype(compilation, dtypes)
+    run = compilation.flat_executable((default, *dtypes), compilation.nominal({})).run
+    return packed([like(output) for output in run(*tensors)])
 
 
 def _default_dtype(compilation: Compilation, dtypes: Sequence[str]) -> str:
@@ -122,16 +130,16 @@ def _default_dtype(compilation: Compilation, dtypes: Sequence[str]) -> str:
     return undecided[0] if undecided else "float32"
 
 
-def _packed(outputs: Sequence[Tensor]) -> Any:
+def packed(outputs: Sequence[Tensor]) -> Any:
     """As an operator returns them: one tensor alone is not in a tuple."""
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-def _like(tensor: Tensor) -> Tensor:
+def like(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
-def _apart(results: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+def apart(results: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
     """Results in memory of their own, from its start and in C order: outputs are no views."""
     taken = {t.untyped_storage().data_ptr() for t in given}
     made = []
@@ -176,7 +184,7 @@ def _register(name: str, network: _Network) -> Operator:
 
     backward.register_autograd(refuse)
     forward.register_fake(network.fake)
-    backward.register_fake(lambda positions, given: [_like(given[k]) for k in positions])
+    backward.register_fake(lambda positions, given: [like(given[k]) for k in positions])
 
     def set_up(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs)

@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tncompiler.distributed.sums import Total
+from tncompiler.ir.errors import RankMismatch
 
 FORMAT = "tncompiler slices"
 SCHEMA = 1
@@ -67,6 +68,19 @@ class Checkpoint:
             logger.warning("%s cannot be read, and is not used: %r", self.path, error)
             return None
 
+    def check_others(self, others: Iterable[Path]) -> None:
+        """Raises: RankMismatch if a job of another number of ranks has left the work unfinished."""
+        for path in others:
+            header = _header(path)
+            if header is None or header["key"] != self.key:
+                continue
+            if int(header["next"]) < int(header["slices"][1]):
+                raise RankMismatch(
+                    f"{path.name} is of the same work, half done by another number of ranks",
+                    where=str(path.parent),
+                    fix="start the job with as many ranks as it had, or give another folder",
+                )
+
     def is_due(self) -> bool:
         return time.monotonic() - self._written >= self.every_s
 
@@ -91,6 +105,16 @@ class Checkpoint:
             _replace(self.path, tensors, {"work": json.dumps(header)})
         except (OSError, SafetensorError) as error:
             logger.warning("no checkpoint was written, the last one stays: %s", error)
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """What a file says of itself; None if it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header: dict[str, Any] = json.loads(file.metadata()["work"])
+        return header if {"key", "next", "slices"} <= header.keys() else None
+    except _OF_STRANGE_DATA:
+        return None
 
 
 def _totals(

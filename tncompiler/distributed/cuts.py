@@ -11,21 +11,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tncompiler.distributed.dealing import deal, work_before
-from tncompiler.distributed.link import Link
-from tncompiler.distributed.stages import Common, Level, Result, Slices, stages_of
+from tncompiler.distributed.link import Cluster
+from tncompiler.distributed.stages import Level, Result, Slices, Stage, stages_of
+from tncompiler.distributed.traffic import traffic_of
 from tncompiler.ir.passes.slicing import Axis, linked_axes
 from tncompiler.ir.passes.uses import part_uses
 from tncompiler.ir.program import Program, Value
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.memory import nbytes, peak_bytes, within
-from tncompiler.planning.rates import Rates
 from tncompiler.planning.slicing import Cut, apply_cuts, fit_program
 from tncompiler.planning.timing import program_us, step_us
 
 _TRIED = 6  # indices that are looked at for one cut
 _MOST_CUTS = 12
 _GAIN = 0.98  # a cut stays where it brings the time below so much of what it was
-SLICE_US = 60.0  # what a slice takes beside its steps: blocks, sums, looking for NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,7 @@ class Setting:
     slices: int
     asked: bool
     limit: int
-    rates: Rates
-    link: Link
+    cluster: Cluster
 
 
 def choose_cuts(program: Program, setting: Setting, start: tuple[Cut, ...] = ()) -> tuple[Cut, ...]:
@@ -48,7 +46,7 @@ def choose_cuts(program: Program, setting: Setting, start: tuple[Cut, ...] = ())
 
     ``start``: cuts that bring it into the limit of memory, if any must.
     """
-    fitted = fit_program(program, {}, setting.limit, setting.rates, start=start)
+    fitted = fit_program(program, {}, setting.limit, setting.cluster.rates, start=start)
     cuts = fitted.cuts
     best = _Look.at(program, cuts, setting)
     axes = _axes(program, setting) if best.count < setting.slices else []
@@ -78,7 +76,7 @@ class _Look:
     def at(program: Program, cuts: tuple[Cut, ...], setting: Setting) -> _Look:
         looped = apply_cuts(program, cuts)
         counts = [s.count for s in stages_of(looped) if isinstance(s, Slices)]
-        time = ranks_us(looped, setting.world, setting.rates, setting.link)
+        time = ranks_us(looped, setting.world, setting.cluster)
         return _Look(time, peak_bytes(looped, {}), max(counts, default=1) or 1)
 
     def improves(self, before: _Look, setting: Setting) -> bool:
@@ -96,7 +94,7 @@ def _axes(program: Program, setting: Setting) -> list[tuple[Axis, int]]:
     links = linked_axes(parted)
     work: dict[Axis, float] = {}
     for step in parted.steps:
-        time = step_us(parted, step, {}, setting.rates)
+        time = step_us(parted, step, {}, setting.cluster.rates)
         names = (*step.operands, step.out.name)
         for axis in {links[n, k] for n in names for k in range(len(parted.values[n].shape))}:
             work[axis] = work.get(axis, 0.0) + time
@@ -118,31 +116,37 @@ def _tried(
             yield *cuts, Cut(name, axis, width, sink)
 
 
-def ranks_us(program: Program, world: int, rates: Rates, link: Link) -> float:
+def ranks_us(program: Program, world: int, cluster: Cluster) -> float:
     """Predicted microseconds until the last rank has the results of a program with loops."""
-    total = 0.0
-    for stage in stages_of(program):
-        if isinstance(stage, Common):
-            total += program_us(stage.program, {}, rates)
-        else:
-            total += slices_us(stage, world, rates) + sending_us(stage, world, link)
-    return total
+    stages, link = stages_of(program), cluster.link(world)
+    sent = (traffic_of(s, world).time_us(link) for s in stages if isinstance(s, Slices))
+    return sum(stage_us(stage, world, cluster) for stage in stages) + sum(sent)
 
 
-def slices_us(slices: Slices, world: int, rates: Rates) -> float:
-    """The slices of the rank that has most to do."""
+def stage_us(stage: Stage, world: int, cluster: Cluster) -> float:
+    """What the rank that has most to do takes for a stage, while others are at it too."""
+    if isinstance(stage, Slices):
+        alone = slices_us(stage, world, cluster)
+    else:
+        alone = program_us(stage.program, {}, cluster.rates)
+    return cluster.turns(world) * alone
+
+
+def slices_us(slices: Slices, world: int, cluster: Cluster) -> float:
+    """The slices of the rank that has most to do, if it were alone."""
     whole = work_before(slices, slices.count)
     if not whole:
         return 0.0
     shares = deal(slices, world)
     most = max(work_before(slices, s.stop) - work_before(slices, s.start) for s in shares)
-    return most / whole * slices.count * slice_us(slices, rates)
+    return most / whole * slices.count * slice_us(slices, cluster)
 
 
-def slice_us(slices: Slices, rates: Rates) -> float:
+def slice_us(slices: Slices, cluster: Cluster) -> float:
     """One slice of whole blocks, with its share of what the blocks around it make."""
     binding: Binding = {}
-    total, inner = SLICE_US, slices.count
+    rates = cluster.rates
+    total, inner = cluster.slice_us, slices.count
     for level in slices.levels:
         binding = within(level.loop, binding)
         inner //= max(level.count, 1)
@@ -158,13 +162,3 @@ def _part(level: Level, result: Result) -> Value:
     """What a block makes of a result."""
     body = level.loop.body
     return body.values[body.outputs[result.output]]
-
-
-def sending_us(slices: Slices, world: int, link: Link) -> float:
-    """Adding up the results between ranks."""
-    return link.sum_us(sent_bytes(slices), world)
-
-
-def sent_bytes(slices: Slices) -> int:
-    """The bytes that are added up between ranks."""
-    return sum(nbytes(result.value).evaluate({}) for result in slices.results)

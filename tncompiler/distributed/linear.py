@@ -32,11 +32,18 @@ _EXACT = ("bool",)  # dtypes in which a sum of parts is not a part of the sum
 
 def adds_up(body: Program, made: Collection[str]) -> bool:
     """Whether the body's results are additive in the values `made`, taken together."""
+    degrees = degrees_of(body, made)
+    return all(degrees.get(name, 0) == 1 for name in body.outputs)
+
+
+def degrees_of(body: Program, made: Collection[str]) -> dict[str, int | None]:
+    """How often each value that depends on those `made` has one as a factor; None if it has them
+    in another way."""
     degrees: dict[str, int | None] = dict.fromkeys(made, 1)
     for step in body.steps:
         if step.out.name not in degrees and any(name in degrees for name in step.operands):
             degrees[step.out.name] = _degree(step, [degrees.get(n, 0) for n in step.operands])
-    return all(degrees.get(name, 0) == 1 for name in body.outputs)
+    return degrees
 
 
 def _degree(step: Step, operands: Sequence[int | None]) -> int | None:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+
+from tncompiler.distributed.options import DIGEST_BYTES
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.origin import call_site
 from tncompiler.planning.machine import Machine, default_machine, load_machine
@@ -30,16 +33,19 @@ class Link:
         sent = 2.0 * (world - 1) / world * size
         return 2.0 * math.ceil(math.log2(world)) * self.latency_us + sent / self.bytes_per_us
 
+    def exchange_us(self, sent: float, world: int) -> float:
+        """To send others what is theirs, so many bytes from the rank that sends or gets most."""
+        if world == 1 or not sent:
+            return 0.0
+        return math.ceil(math.log2(world)) * self.latency_us + sent / self.bytes_per_us
+
 
 LOCAL = Link(latency_us=150.0, bytes_per_us=1_500.0)  # gloo between processes of one machine
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine with several ranks: how many, each one's memory, and the links within and between.
-
-    ``ranks``: as many as work at once; more of them on one node would take turns.
-    """
+    """A machine with so many ranks, the memory of each, and the links within and between."""
 
     ranks: int
     memory_bytes: int | None
@@ -61,20 +67,42 @@ NODES: Mapping[str, Node] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """So many nodes' worth of ranks: the rates of one rank, and its node."""
+    """So many nodes' worth of ranks: the rates of one rank, and its node.
+
+    ``slice_us``: what a slice takes beside its steps: blocks, sums, looking for NaN.
+    ``slowdown``: numbers of ranks, ascending, with how many times as long their own work takes when
+    so many of them are at it; nothing for GPUs, of which there are as many as ranks.
+    ``calls``: numbers of ranks with the microseconds that a call of next to no work takes; nothing
+    where only what ranks send each other before a call is known.
+    """
 
     name: str
     rates: Rates
     node: Node
+    slice_us: float = 60.0
+    slowdown: tuple[tuple[int, float], ...] = ()
+    calls: tuple[tuple[int, float], ...] = ()
 
     def link(self, world: int) -> Link:
         """The slowest link that a sum goes over."""
         return self.node.within if world <= self.node.ranks else self.node.between
 
+    def call_us(self, world: int) -> float:
+        """What a call takes beside its steps: ranks see whether all are at the same work."""
+        if not self.calls:
+            return self.link(world).exchange_us(DIGEST_BYTES * (world - 1), world)
+        worlds, times = zip(*self.calls, strict=True)
+        rounds = math.log2(world) / math.log2(worlds[-1]) if world > worlds[-1] > 1 else 1.0
+        return float(np.interp(world, worlds, times)) * rounds
+
     def turns(self, world: int) -> float:
-        """How many times as long ranks take that share what is there for fewer; 1 for GPUs, of
-        which there are as many as ranks."""
-        return max(world / self.node.ranks, 1.0) if self.node.within == LOCAL else 1.0
+        """How many times as long ranks take for their own work when so many are at it: between
+        numbers that are known interpolated, beyond them taking turns."""
+        if not self.slowdown:
+            return 1.0
+        worlds, factors = zip(*self.slowdown, strict=True)
+        between = float(np.interp(world, worlds, factors))
+        return between * max(world / float(worlds[-1]), 1.0)
 
 
 def as_cluster(given: str | Machine | Cluster | None) -> Cluster:
@@ -107,4 +135,5 @@ def _local(machine: Machine) -> Cluster:
     """Processes of this computer, one for each core at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rates = machine.libraries.get("torch", machine.planning)
-    return Cluster(machine.name, rates, Node(cores or 1, None, LOCAL, LOCAL))
+    node = Node(cores or 1, None, LOCAL, LOCAL)
+    return Cluster(machine.name, rates, node, slowdown=((node.ranks, 1.0),))

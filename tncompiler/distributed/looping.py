@@ -29,11 +29,20 @@ Sums = list[list[Total]]  # by depth of the loop
 class Nest:
     """A nest of loops, with the functions of its bodies; one for all calls.
 
-    ``own``: values that the rank is given its part of, or keeps its part of.
+    ``own``: values that the rank is given its part of, or keeps its part of. ``made``: results of
+    the outermost loop, with the only positions along their joined axis that the rank adds to.
     """
 
-    def __init__(self, slices: Slices, load: Load, own: Mapping[str, Shard], rank: int) -> None:
+    def __init__(
+        self,
+        slices: Slices,
+        load: Load,
+        own: Mapping[str, Shard],
+        made: Mapping[str, range],
+        rank: int,
+    ) -> None:
         self.levels, self.load, self.own, self.rank = slices.levels, load, own, rank
+        self.made = made
         counts = [level.count for level in self.levels]
         self.inner = [prod(counts[depth + 1 :]) for depth in range(len(counts))]
         self._functions: dict[tuple[object, ...], Run] = {}
@@ -43,9 +52,12 @@ class Nest:
         made = []
         for result in self.levels[depth].results:
             shape = [evaluate(size, sizes) for size in result.value.shape]
-            if depth == 0 and (shard := self.own.get(result.value.name)) is not None:
+            name = result.value.name
+            if depth == 0 and (shard := self.own.get(name)) is not None:
                 start, stop = shard.bounds(self.rank)
                 shape[shard.axis] = stop - start
+            if depth == 0 and name in self.made and result.joined is not None:
+                shape[result.joined] = len(self.made[name])
             dtype = added_in(getattr(torch, result.value.dtype))
             made.append(Total(torch.zeros(shape, dtype=dtype, device=device), result.joined))
         return made
@@ -179,8 +191,10 @@ class Looping:
         """Add the results of a block to those of its loop."""
         pairs = zip(self.nest.levels[depth].results, results, strict=True)
         for (result, part), total in zip(pairs, self.sums[depth], strict=True):
-            alone = depth == 0 and result.value.name in self.nest.own
-            total.add(part, None if alone else bounds)
+            name, (start, stop) = result.value.name, bounds
+            first = self.nest.made[name].start if depth == 0 and name in self.nest.made else 0
+            alone = depth == 0 and name in self.nest.own
+            total.add(part, None if alone else (start - first, stop - first))
 
 
 def as_tensor(array: Any) -> Tensor:

@@ -71,15 +71,16 @@ class RankedModule(CompiledModule):
                 self.team.agree(self._told(tensors))
         return super()._run(tensors, cast)
 
+    def stages(self) -> list[Stage]:
+        """What was run so far, for each combination of shapes forward and backward."""
+        specs = self._specialisations.values()
+        ranked = [spec for spec in specs if isinstance(spec, RankedSpecialisation)]
+        return [stage for spec in ranked for stage in spec.stages]
+
     def slices(self) -> int:
         """The most slices that a nest of loops has, in what was run so far; 1 where none has."""
-        stages = [
-            stage
-            for spec in self._specialisations.values()
-            if isinstance(spec, RankedSpecialisation)
-            for stage in spec.stages
-        ]
-        return max((stage.count for stage in stages if isinstance(stage, Slices)), default=1)
+        counts = [stage.count for stage in self.stages() if isinstance(stage, Slices)]
+        return max(counts, default=1)
 
     def _told(self, tensors: Sequence[Tensor]) -> str:
         """What this rank is about to compute, for the others to compare."""
@@ -110,11 +111,11 @@ class RankedModule(CompiledModule):
         )
         backend = self._backend_of(call, {tensor.device.type for tensor in tensors})
         with self.team.one_call():
-            programs = self._planner(call, wrt).programs()
+            programs = self._planner(call, wrt).programs(self.team)
         return self._specialisation(call, wrt, backend, programs)
 
     def _planner(self, call: Call, wrt: tuple[str, ...]) -> RankPlanner:
-        return RankPlanner(self.compilation, call, wrt, self.ranks, self.team)
+        return RankPlanner(self.compilation, call, wrt, self.ranks, self.team.world)
 
     def _specialisation(
         self, call: Call, wrt: tuple[str, ...], backend: str, programs: RankPrograms

@@ -11,6 +11,7 @@ from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.origin import call_site
 
 NOT_FINITE = ("ignore", "warn", "raise")
+DIGEST_BYTES = 8  # by which ranks see whether they are at the same work
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,9 @@ class Ranks:
     and its result is the same to the last bit. ``progress``: True for a bar on rank 0, or a
     function of a `Progress`, called on every rank. ``not_finite``: what a slice with NaN in it
     does: "warn" and "raise" name the slice. ``lost_after_s``: when a rank of which nothing is heard
-    counts as lost; all others then raise `RankLost`. Raises: ArgumentError for an unknown value.
+    counts as lost; all others then raise `RankLost`. ``machine``: what slices are chosen for, as in
+    `tnc.simulate`; by default that of the plan's options. Raises: ArgumentError for what is
+    unknown.
     """
 
     group: Any = None
@@ -47,6 +50,7 @@ class Ranks:
     progress: bool | Callable[[Progress], None] = False
     not_finite: str = "warn"
     lost_after_s: float = 20.0
+    machine: Any = None
 
     def __post_init__(self) -> None:
         _demand("slices", self.slices, self.slices is None or _whole(self.slices), "1 or more")

@@ -88,9 +88,11 @@ def _chosen(
     nominal = dict(compilation.nominal({} if sizes is None else sizes))
     call = Call(compilation.default_dtypes(module.compute_dtype), nominal, nominal)
     wrt = tuple(name for name, p in module.named_parameters() if p.requires_grad)
+    world = team.world
     with team.one_call():
-        planners = [ShardPlanner(name, compilation, call, wrt, ranks, team) for name in names]
-        reports = [planner.report() for planner in planners]
+        given = compilation, call, wrt, ranks, world
+        plans = ShardPlanner(names[0], *given).plans
+        reports = [ShardPlanner(name, *given, plans=plans).report() for name in names]
         best = min(reports, key=lambda report: report.ranks_us)
         taken = team.share_text(best.index)
     return next((report for report in reports if report.index == taken), best)
@@ -165,7 +167,8 @@ class ShardedModule(RankedModule):
         return tensor.to_local()
 
     def _planner(self, call: Call, wrt: tuple[str, ...]) -> ShardPlanner:
-        return ShardPlanner(self.report.index, self.compilation, call, wrt, self.ranks, self.team)
+        given = self.compilation, call, wrt, self.ranks, self.team.world
+        return ShardPlanner(self.report.index, *given)
 
     def _specialisation(
         self, call: Call, wrt: tuple[str, ...], backend: str, programs: RankPrograms

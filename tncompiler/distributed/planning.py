@@ -7,22 +7,24 @@ forward and backward programs with loops, the same on every rank.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation
 from tncompiler.distributed.cuts import Setting, choose_cuts, ranks_us
-from tncompiler.distributed.link import LOCAL
+from tncompiler.distributed.link import as_cluster
 from tncompiler.distributed.options import Ranks
 from tncompiler.distributed.rank_plan import RankPlan
-from tncompiler.distributed.team import Team
 from tncompiler.ir.errors import PlanError, TncError
 from tncompiler.ir.passes.partition import TrainingPrograms, partition
 from tncompiler.ir.program import Program
 from tncompiler.planning.fit import UNLIMITED
-from tncompiler.planning.machine import as_machine
 from tncompiler.planning.memory import held_bytes, peak_bytes
 from tncompiler.planning.plan import ContractionPlan
 from tncompiler.planning.slicing import Cut, apply_cuts
+
+if TYPE_CHECKING:  # which loads torch
+    from tncompiler.distributed.team import Team
 
 _FAILED = "failed: "
 
@@ -35,42 +37,54 @@ class RankPrograms:
     forward: Program
     training: TrainingPrograms | None
 
+    @property
+    def passes(self) -> tuple[Program, ...]:
+        """Forward, and backward if there is one."""
+        return (self.forward,) if self.training is None else (self.forward, self.training.backward)
+
+    @property
+    def peak(self) -> int:
+        """The most bytes of computed values that a rank has at one time."""
+        forward, *backward = self.passes
+        held = held_bytes(forward, {}) if backward else 0
+        return max(peak_bytes(forward, {}), *(held + peak_bytes(one, {}) for one in backward), 0)
+
 
 class RankPlanner:
-    """One call's plan."""
+    """One call's plan, for so many ranks."""
 
     def __init__(
-        self, compilation: Compilation, call: Call, wrt: tuple[str, ...], ranks: Ranks, team: Team
+        self, compilation: Compilation, call: Call, wrt: tuple[str, ...], ranks: Ranks, world: int
     ) -> None:
-        self.compilation, self.call, self.wrt, self.team = compilation, call, wrt, team
+        self.compilation, self.call, self.wrt = compilation, call, wrt
         options = compilation.options
         limit = UNLIMITED if options.memory_limit is None else int(options.memory_limit)
         self.setting = Setting(
-            world=team.world,
-            slices=ranks.slices or team.world,
+            world=world,
+            slices=ranks.slices or world,
             asked=ranks.slices is not None,
             limit=limit,
-            rates=as_machine(options.machine).planning,
-            link=LOCAL,
+            cluster=as_cluster(ranks.machine or options.machine),
         )
 
-    def programs(self) -> RankPrograms:
+    def programs(self, team: Team) -> RankPrograms:
         """The programs, from the plan of rank 0; an error there is one on every rank."""
-        text = self._text() if self.team.rank == 0 else None
-        shared = self.team.share_text(text)
+        text = self._text() if team.rank == 0 else None
+        shared = team.share_text(text)
         if shared.startswith(_FAILED):
             raise PlanError(shared.removeprefix(_FAILED), where=self.compilation.place())
-        return self._made(RankPlan.from_json(shared))
+        return self.made(RankPlan.from_json(shared))
 
     def _text(self) -> str:
         try:
-            return self._planned().to_json()
+            return self.planned().to_json()
         except TncError as error:
             return f"{_FAILED}{error.what}"
 
     # ---------------------------------------------------------------- on rank 0
 
-    def _planned(self) -> RankPlan:
+    def planned(self) -> RankPlan:
+        """Orders and cuts. Raises: PlanError if the limit of memory cannot be kept."""
         bound = self._bound()
         plan = bound.plan({}, self.call.dtypes, self.wrt)
         if not self.wrt:
@@ -106,10 +120,9 @@ class RankPlanner:
         held = held_bytes(programs.forward, {})
         later = replace(setting, limit=max(setting.limit - held, 0))
         backward = choose_cuts(programs.backward, later, start_backward)
-        looped = apply_cuts(programs.forward, forward), apply_cuts(programs.backward, backward)
-        peak = max(peak_bytes(looped[0], {}), held + peak_bytes(looped[1], {}))
-        time = sum(ranks_us(one, setting.world, setting.rates, setting.link) for one in looped)
-        return _Step(RankPlan(plan, forward, backward, saves), peak, time)
+        made = self._stepping(RankPlan(plan, forward, backward, saves), programs)
+        time = sum(ranks_us(one, setting.world, setting.cluster) for one in made.passes)
+        return _Step(made.plan, made.peak, time)
 
     def _check(self, peak: int) -> None:
         limit = self.setting.limit
@@ -121,11 +134,15 @@ class RankPlanner:
 
     # ---------------------------------------------------------------- on every rank
 
-    def _made(self, plan: RankPlan) -> RankPrograms:
+    def made(self, plan: RankPlan) -> RankPrograms:
+        """The programs that a plan says, without a look at the clock."""
         if not self.wrt:
             program = self._twin(plan.plan).scheduled(self.call.dtypes, {})[0]
             return RankPrograms(plan, apply_cuts(program, plan.forward), None)
-        cut = self._partition(plan.plan, plan.saves)
+        return self._stepping(plan, self._partition(plan.plan, plan.saves))
+
+    def _stepping(self, plan: RankPlan, cut: TrainingPrograms) -> RankPrograms:
+        """The programs of a training step, with the plan's loops."""
         looped = replace(
             cut,
             forward=apply_cuts(cut.forward, plan.forward),

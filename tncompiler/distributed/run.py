@@ -19,11 +19,13 @@ from torch import Tensor
 
 from tncompiler.distributed.checkpoint import Checkpoint, checksum
 from tncompiler.distributed.dealing import deal
+from tncompiler.distributed.exchanges import gather, scatter
 from tncompiler.distributed.looping import Arrays, Load, Looping, Nest, Sums, as_tensor
 from tncompiler.distributed.options import Progress, Ranks
+from tncompiler.distributed.owners import owners_of_results, owners_of_shard
 from tncompiler.distributed.shards import Shard, held_in_parts, reads_in_parts
 from tncompiler.distributed.stages import Common, Slices, stages_of
-from tncompiler.distributed.sums import Total, at
+from tncompiler.distributed.sums import Total
 from tncompiler.distributed.team import Team
 from tncompiler.ir.errors import NotFinite
 from tncompiler.ir.program import Program
@@ -105,11 +107,9 @@ class RankedRun:
 
     def _gathered(self, name: str, array: Any) -> Any:
         """The whole of a value that ranks hold in parts."""
-        shard, part = self.parts[name], as_tensor(array)
-        shape = [*part.shape[: shard.axis], shard.size, *part.shape[shard.axis + 1 :]]
-        whole = part.new_zeros(shape)
-        at(whole, ((shard.axis, *shard.bounds(self.work.team.rank)),)).copy_(part)
-        (whole,) = self.work.team.add_up([whole])
+        team = self.work.team
+        owners = owners_of_shard(self.parts[name], team.world)
+        (whole,) = gather(team, [as_tensor(array)], [owners])
         return whole.numpy() if self.work.is_numpy else whole
 
 
@@ -133,7 +133,10 @@ class _SlicesRun:
         self.slices, self.work, self.name, self.parts = slices, work, name, parts
         self.reads = slices.reads
         self.mine = deal(slices, work.team.world)[work.team.rank]
-        self.nest = Nest(slices, work.load, parts, work.team.rank)
+        rank = work.team.rank
+        self.owners = owners_of_results(slices, work.team.world, parts)
+        made = {name: own.made[rank] for name, own in self.owners.items()}
+        self.nest = Nest(slices, work.load, parts, made, rank)
 
     def __call__(self, known: Mapping[str, Any]) -> Arrays:
         operands = {name: known[name] for name in self.reads}
@@ -162,24 +165,28 @@ class _SlicesRun:
 
     def _together(self, sums: Sequence[Total]) -> Arrays:
         """The sums of all ranks."""
-        results = {result.value.name: result for result in self.slices.results}
-        totals = {name: one.value() for name, one in zip(results, sums, strict=True)}
-        shared = [name for name in totals if name not in self.parts]
-        summed = self.work.team.add_up([totals[name] for name in shared])
-        totals.update(zip(shared, summed, strict=True))
-        found = {}
-        for name, total in totals.items():
-            value = total.to(getattr(torch, results[name].value.dtype))
-            found[name] = value.numpy() if self.work.is_numpy else value
-        return found
+        dtypes = {r.value.name: getattr(torch, r.value.dtype) for r in self.slices.results}
+        totals = {name: one.value() for name, one in zip(dtypes, sums, strict=True)}
+        team, owners = self.work.team, [*self.owners.values()]
+        whole = [name for name in totals if name not in self.parts and name not in self.owners]
+        totals.update(zip(whole, team.add_up([totals[name] for name in whole]), strict=True))
+        own = scatter(team, [totals[name] for name in self.owners], owners)
+        totals.update(zip(self.owners, own, strict=True))
+        found = {name: total.to(dtypes[name]) for name, total in totals.items()}
+        gathered = gather(team, [found[name] for name in self.owners], owners)
+        found.update(zip(self.owners, gathered, strict=True))
+        return {k: v.numpy() for k, v in found.items()} if self.work.is_numpy else found
 
     def _checkpoint(self, operands: Mapping[str, Any]) -> Checkpoint | None:
         ranks, team = self.work.ranks, self.work.team
         if ranks.checkpoint is None or not self.mine:
             return None
-        path = Path(ranks.checkpoint) / f"{self.name}-rank{team.rank}of{team.world}.safetensors"
+        folder, own = Path(ranks.checkpoint), f"of{team.world}.safetensors"
         key = checksum({name: as_tensor(array) for name, array in operands.items()})
-        return Checkpoint(path, key, ranks.every_s)
+        made = Checkpoint(folder / f"{self.name}-rank{team.rank}{own}", key, ranks.every_s)
+        known = sorted(folder.glob("*-rank*of*.safetensors"))
+        made.check_others(path for path in known if not path.name.endswith(own))
+        return made
 
 
 class _Watch:

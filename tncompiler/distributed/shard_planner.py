@@ -6,33 +6,69 @@ rank has its part of, and what ranks add up between them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tncompiler.compiler import Compilation
-from tncompiler.distributed.cuts import slices_us
+from tncompiler.distributed.cuts import stage_us
+from tncompiler.distributed.link import Link
+from tncompiler.distributed.owners import owners_of_results
 from tncompiler.distributed.planning import RankPlanner, RankPrograms
 from tncompiler.distributed.rank_plan import RankPlan
 from tncompiler.distributed.shards import Shard, held_in_parts, reads_in_parts
-from tncompiler.distributed.stages import Common, Slices, Stage, stages_of
+from tncompiler.distributed.stages import Slices, Stage, stages_of
+from tncompiler.distributed.traffic import Traffic
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.program import Program
 from tncompiler.planning.memory import nbytes
-from tncompiler.planning.rates import Rates
+from tncompiler.planning.plan import ContractionPlan
 from tncompiler.planning.slicing import Cut
 from tncompiler.planning.timing import program_us
 
 
 class ShardPlanner(RankPlanner):
-    """One call's plan."""
+    """One call's plan. ``plans``: the orders to choose of, if they are known already."""
 
-    def __init__(self, index: str, *given: Any) -> None:
+    def __init__(self, index: str, *given: Any, plans: Sequence[ContractionPlan] = ()) -> None:
         super().__init__(*given)
         self.index = index
+        self._plans = tuple(plans)
 
-    def _planned(self) -> RankPlan:
-        plan = self._bound().plan({}, self.call.dtypes, self.wrt)
+    @property
+    def plans(self) -> tuple[ContractionPlan, ...]:
+        """The orders that are best by time, by arithmetic and by memory: one that is slower on one
+        rank may send less."""
+        self._plans = self._plans or tuple(self._by_objectives())
+        return self._plans
+
+    def _by_objectives(self) -> Iterator[ContractionPlan]:
+        found = set()
+        given = self.compilation.fixed_plan is not None
+        asked = str(self.compilation.options.minimize)
+        for objective in dict.fromkeys((asked, *(() if given else ("time", "flops", "memory")))):
+            bound = self._bound()
+            bound.options = replace(bound.options, minimize=objective)
+            plan = bound.plan({}, self.call.dtypes, self.wrt)
+            if plan.networks not in found:
+                yield plan
+            found.add(plan.networks)
+
+    def planned(self) -> RankPlan:
+        """The orders that are fastest with the index cut wherever a parameter has it, what ranks
+        send included."""
+        return min(map(self._cut, self.plans), key=lambda plan: self.ranks_us(self.made(plan)))
+
+    def ranks_us(self, programs: RankPrograms) -> float:
+        """Predicted microseconds of a call on all ranks."""
+        world, cluster = self.setting.world, self.setting.cluster
+        stages = [stage for program in programs.passes for stage in stages_of(program)]
+        link = cluster.link(world)
+        sent = sum(message.time_us(link, world) for message in self.messages(programs))
+        return sum(stage_us(stage, world, cluster) for stage in stages) + sent
+
+    def _cut(self, plan: ContractionPlan) -> RankPlan:
+        """A plan's orders with the index cut."""
         if not self.wrt:
             program = self._twin(plan).scheduled(self.call.dtypes, {})[0]
             return RankPlan(plan, self._cuts(program, ()), saves=True)
@@ -44,43 +80,43 @@ class ShardPlanner(RankPlanner):
         """The index wherever a parameter, or the gradient of one, has it."""
         made = dict(zip(gradients, program.outputs, strict=False))
         cuts = []
-        for name, part in parts_of(self.compilation, self.index, self.team.world).items():
+        for name, part in parts_of(self.compilation, self.index, self.setting.world).items():
             named = [n for n in (name, made.get(name, "")) if n in program.values]
             cuts += [Cut(n, part.axis, part.width) for n in named]
         return tuple(dict.fromkeys(cuts))
 
     def report(self) -> ShardReport:
         """How a call, or a training step, would be; planned on this rank."""
-        programs, world = self._made(self._planned()), self.team.world
-        held = Held.of(programs, parts_of(self.compilation, self.index, world), world, self.wrt)
-        passes = [(programs.forward, held.forward, "forward")]
-        if programs.training is not None:
-            passes.append((programs.training.backward, held.backward, "backward"))
-        rates, link = self.setting.rates, self.setting.link
-        sent = tuple(m for one in passes for m in _messages(*one, world))
-        stages = [stage for program, _, _ in passes for stage in stages_of(program)]
+        programs, world = self.made(self.planned()), self.setting.world
         return ShardReport(
             index=self.index,
             world=world,
             parameters=tuple(parts_of(self.compilation, self.index, world)),
-            messages=sent,
-            held_bytes=sum(self._parameter_bytes(world).values()),
-            whole_bytes=sum(self._parameter_bytes(1).values()),
+            messages=self.messages(programs),
+            held_bytes=sum(self.parameter_bytes(world).values()),
+            whole_bytes=sum(self.parameter_bytes(1).values()),
             alone_us=self._alone_us(programs.plan),
-            ranks_us=sum(_stage_us(stage, world, rates) for stage in stages)
-            + sum(link.sum_us(message.size_bytes, world) for message in sent),
+            ranks_us=self.ranks_us(programs),
         )
+
+    def messages(self, programs: RankPrograms) -> tuple[Message, ...]:
+        """What ranks make whole between them."""
+        world = self.setting.world
+        held = Held.of(programs, parts_of(self.compilation, self.index, world), world, self.wrt)
+        parts = (held.forward, "forward"), (held.backward, "backward")
+        passes = zip(programs.passes, parts, strict=False)
+        return tuple(m for program, part in passes for m in _messages(program, *part, world))
 
     def _alone_us(self, plan: RankPlan) -> float:
         """The programs as one process runs them, without loops."""
-        rates = self.setting.rates
+        rates = self.setting.cluster.rates
         if not self.wrt:
             program = self._twin(plan.plan).scheduled(self.call.dtypes, {})[0]
             return program_us(program, {}, rates)
         whole = self._partition(plan.plan, saves=True)
         return program_us(whole.forward, {}, rates) + program_us(whole.backward, {}, rates)
 
-    def _parameter_bytes(self, world: int) -> dict[str, int]:
+    def parameter_bytes(self, world: int) -> dict[str, int]:
         """Bytes of each parameter on the rank that has most of it."""
         dtypes = dict(
             zip((k.name for k in self.compilation.ordered), self.call.dtypes[1:], strict=True)
@@ -145,11 +181,29 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What ranks add up between them: a value, its bytes, and in which pass."""
+    """What ranks make whole between them: a value, its bytes, in which pass, and how.
+
+    ``is_sum``: whether ranks have partial sums, which are added up; else each has its part.
+    """
 
     name: str
     size_bytes: int
     part: str
+    is_sum: bool = True
+
+    @property
+    def how(self) -> str:
+        return "added up" if self.is_sum else "gathered"
+
+    def time_us(self, link: Link, world: int) -> float:
+        """Predicted microseconds."""
+        return self.traffic(world).time_us(link)
+
+    def traffic(self, world: int) -> Traffic:
+        """What ranks send each other for it."""
+        if self.is_sum:
+            return Traffic(world, summed=self.size_bytes)
+        return Traffic(world, gathered=self.size_bytes * (world - 1) / world)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +225,7 @@ class ShardReport:
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of all sums between ranks."""
+        """Bytes of all that is made whole between ranks."""
         return sum(message.size_bytes for message in self.messages)
 
     def __str__(self) -> str:
@@ -180,7 +234,7 @@ class ShardReport:
             f"parameters: {self.held_bytes:,} of {self.whole_bytes:,} B on a rank",
             f"predicted: {self.ranks_us:,.0f} us, and {self.alone_us:,.0f} us on one rank",
         ]
-        lines += [f"added up, {m.part}: {m.name}, {m.size_bytes:,} B" for m in self.messages]
+        lines += [f"{m.how}, {m.part}: {m.name}, {m.size_bytes:,} B" for m in self.messages]
         return "\n".join(lines)
 
 
@@ -192,9 +246,14 @@ def _messages(program: Program, held: Mapping[str, Shard], part: str, world: int
             for name in _reads(stage)
             if name in held and not reads_in_parts(stage, name, held[name], world)
         ]
-        made = [r.value.name for r in stage.results] if isinstance(stage, Slices) else []
-        for name in (*whole, *(name for name in made if name not in held)):
-            found.append(Message(name, nbytes(program.values[name]).evaluate({}), part))
+        sums = dict.fromkeys(whole, False)
+        if isinstance(stage, Slices):
+            owned = owners_of_results(stage, world, held)
+            made = [result.value.name for result in stage.results]
+            sums.update((name, name not in owned) for name in made if name not in held)
+        for name, is_sum in sums.items():
+            size = nbytes(program.values[name]).evaluate({})
+            found.append(Message(name, size, part, is_sum))
     return found
 
 
@@ -202,9 +261,3 @@ def _reads(stage: Stage) -> tuple[str, ...]:
     if isinstance(stage, Slices):
         return stage.reads
     return tuple(argument.value.name for argument in stage.program.arguments)
-
-
-def _stage_us(stage: Stage, world: int, rates: Rates) -> float:
-    if isinstance(stage, Common):
-        return program_us(stage.program, {}, rates)
-    return slices_us(stage, world, rates)

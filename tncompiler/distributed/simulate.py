@@ -10,32 +10,24 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from tncompiler.binding import Call
 from tncompiler.compiler import Compilation
-from tncompiler.distributed.cuts import (
-    Setting,
-    choose_cuts,
-    sending_us,
-    sent_bytes,
-    slices_us,
-)
+from tncompiler.distributed.cuts import stage_us
 from tncompiler.distributed.link import Cluster, as_cluster
-from tncompiler.distributed.stages import Common, Slices, Stage, stages_of
+from tncompiler.distributed.options import Ranks
+from tncompiler.distributed.planning import RankPlanner, RankPrograms
+from tncompiler.distributed.shard_planner import ShardPlanner, parts_of
+from tncompiler.distributed.stages import Slices, stages_of
+from tncompiler.distributed.traffic import traffic_of
 from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import ITEM_BYTES, is_differentiable
 from tncompiler.ir.errors import ArgumentError, PlanError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.interchange.equations import from_einsum
 from tncompiler.ir.origin import call_site
-from tncompiler.ir.passes.partition import partition
-from tncompiler.ir.program import Program
 from tncompiler.ir.sizes import evaluate
-from tncompiler.planning.fit import UNLIMITED
-from tncompiler.planning.memory import held_bytes, peak_bytes
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.plan import ContractionPlan, NetworkOrder
-from tncompiler.planning.rates import Rates
-from tncompiler.planning.slicing import Cut, apply_cuts
-from tncompiler.planning.timing import program_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +35,10 @@ class Prediction:
     """What one rank would take, and what ranks would send. All of it is predicted.
 
     ``alone_us``: the same work on one rank; ``common_us``: steps that every rank carries out;
-    ``slices_us``: those of the rank that has most; ``sending_us``: sums between ranks.
+    ``slices_us``: those of the rank that has most; ``sending_us``: what ranks then send each other,
+    and before that to see whether all are at the same work.
     ``peak_bytes``: computed values of a rank, beside ``held_bytes`` of inputs and parameters;
-    ``sent_bytes``: what is summed between ranks. ``fits``: whether a rank has the memory; None
+    ``sent_bytes``: what the busiest rank sends. ``fits``: whether a rank has the memory; None
     where that of the machine is not known.
     """
 
@@ -82,7 +75,7 @@ class Prediction:
                 f"  one rank  {_time(self.alone_us)}, efficiency {self.efficiency:.2f}",
                 f"  memory    {_bytes(self.peak_bytes)} beside {_bytes(self.held_bytes)} of inputs "
                 f"and parameters{fits}",
-                f"  traffic   {_bytes(self.sent_bytes)} added up between ranks",
+                f"  traffic   {_bytes(self.sent_bytes)} sent by the busiest rank",
             ]
         )
 
@@ -96,16 +89,18 @@ def simulate(
     dtype: str = "float32",
     step: bool = False,
     memory_limit: int | str | None = None,
+    index: Any = None,
 ) -> Prediction:
     """Predicted time, memory and traffic of a contraction or a training step on `world` ranks.
 
     ``plan``: a ContractionPlan (its networks, in its orders and sizes), an expression, or what
     `tnc.compile` returned. ``machine``: "8xH100" (nodes of so many; also A100, B200, MI300X), a
-    `tnc.Machine`, or None for this computer. ``sizes``: of an expression; free ones count as 128.
-    ``step``: whether gradients of all parameters, or of all inputs where there are none, are
-    computed as well. ``memory_limit``: of computed values on a rank; by default what the machine
-    has beside inputs and parameters. Raises: PlanError for an unknown machine, or if the limit
-    cannot be kept.
+    `tnc.Machine`, what `calibrate_ranks` measured, or None for this computer. ``sizes``: of an
+    expression; free ones count as 128. ``step``: whether gradients of all parameters, or of all
+    inputs where there are none, are computed as well. ``memory_limit``: of computed values on a
+    rank; by default what the machine has beside inputs and parameters. ``index``: parameters are
+    cut along it, as `tnc.parallelize` does, instead of slices being shared out. Raises: PlanError
+    for an unknown machine, or if the limit cannot be kept.
     """
     if isinstance(world, bool) or not isinstance(world, int) or world < 1:
         raise ArgumentError(
@@ -114,8 +109,9 @@ def simulate(
     cluster = as_cluster(machine)
     limit = PlanOptions(memory_limit=memory_limit).memory_limit
     most = None if limit is None else int(limit)
+    cut = None if index is None else str(getattr(index, "name", index))
     found = [
-        _Simulated(compilation, dtype, cluster, world, step, most).prediction()
+        _Simulated(compilation, dtype, cluster, world, step, most, cut).prediction()
         for compilation in _compilations(plan, sizes)
     ]
     return _added(found)
@@ -161,7 +157,7 @@ def _bound(compilation: Compilation, sizes: Mapping[Any, Any]) -> Compilation:
 
 
 class _Simulated:
-    """One problem on one cluster."""
+    """One problem on one cluster; ``given``: the limit of memory that was asked for."""
 
     def __init__(
         self,
@@ -170,16 +166,19 @@ class _Simulated:
         cluster: Cluster,
         world: int,
         step: bool,
-        limit: int | None,
+        given: int | None,
+        index: str | None,
     ) -> None:
-        self.compilation, self.cluster, self.world, self.step = compilation, cluster, world, step
-        self.dtypes = compilation.default_dtypes(dtype)
+        self.compilation, self.cluster, self.world = compilation, cluster, world
+        dtypes = compilation.default_dtypes(dtype)
+        self.call = Call(dtypes, {}, {})
+        self.wrt = self._wrt() if step else ()
+        self.given, self.index = given, index
         self.link = cluster.link(world)
         self.held = self._held_bytes()
         room = cluster.node.memory_bytes
         self.room = None if room is None else room - self.held
-        self.given, self.limit = limit, limit if limit is not None else self.room
-        if self.limit is not None and self.limit < 1:
+        if given is None and self.room is not None and self.room < 1:
             raise PlanError(
                 f"inputs and parameters take {self.held:,} B, more than a rank has",
                 where=call_site(),
@@ -187,76 +186,59 @@ class _Simulated:
             )
 
     def prediction(self) -> Prediction:
-        programs = self._programs()
-        stages = [stage for program in programs for stage in stages_of(program)]
-        rates, turns = self.cluster.rates, self.cluster.turns(self.world)
-        common = sum(_common_us(stage, rates) for stage in stages)
+        cluster, world = self.cluster, self.world
+        planner, programs = self._planned()
+        stages = [stage for program in programs.passes for stage in stages_of(program)]
+        common = [stage for stage in stages if not isinstance(stage, Slices)]
         nests = [stage for stage in stages if isinstance(stage, Slices)]
-        one_rank = sum(slices_us(nest, 1, rates) for nest in nests)
-        peak = self._peak(programs)
-        if self.given is not None and peak > self.given:
-            raise PlanError(
-                f"memory_limit {self.given:,} B cannot be kept: the least that was found is "
-                f"{peak:,} B",
-                where=call_site(),
-                fix=f"give memory_limit={peak} or more",
-            )
+        if isinstance(planner, ShardPlanner):
+            sent = [message.traffic(world) for message in planner.messages(programs)]
+        else:
+            sent = [traffic_of(nest, world) for nest in nests]
         return Prediction(
-            machine=self.cluster.name,
-            world=self.world,
+            machine=cluster.name,
+            world=world,
             slices=max((nest.count for nest in nests), default=1),
-            alone_us=common + one_rank,
-            common_us=turns * common,
-            slices_us=turns * sum(slices_us(nest, self.world, rates) for nest in nests),
-            sending_us=sum(sending_us(nest, self.world, self.link) for nest in nests),
+            alone_us=sum(stage_us(stage, 1, cluster) for stage in stages),
+            common_us=sum(stage_us(stage, world, cluster) for stage in common),
+            slices_us=sum(stage_us(nest, world, cluster) for nest in nests),
+            sending_us=cluster.call_us(world) + sum(one.time_us(self.link) for one in sent),
             held_bytes=self.held,
-            peak_bytes=peak,
-            sent_bytes=sum(sent_bytes(nest) for nest in nests) if self.world > 1 else 0,
-            fits=None if self.room is None else peak <= self.room,
+            peak_bytes=programs.peak,
+            sent_bytes=sum(traffic.sent_bytes for traffic in sent),
+            fits=None if self.room is None else programs.peak <= self.room,
         )
+
+    def _planned(self) -> tuple[RankPlanner, RankPrograms]:
+        """What ranks run; where it does not go into the memory of a rank, without a limit."""
+        if self.given is not None or self.room is None:
+            return self._planned_in(self.given)
+        try:
+            return self._planned_in(self.room)
+        except PlanError:
+            return self._planned_in(None)
+
+    def _planned_in(self, limit: int | None) -> tuple[RankPlanner, RankPrograms]:
+        given = self.compilation, self.call, self.wrt, Ranks(machine=self.cluster), self.world
+        self.compilation.options = replace(self.compilation.options, memory_limit=limit)
+        planner = RankPlanner(*given) if self.index is None else ShardPlanner(self.index, *given)
+        return planner, planner.made(planner.planned())
 
     def _held_bytes(self) -> int:
-        leaves = zip(self.compilation.ordered, self.dtypes[1:], strict=True)
-        return sum(
-            ITEM_BYTES[dtype]
-            * prod(evaluate(size, self.compilation.binding) for size in leaf.shape)
-            for leaf, dtype in leaves
-        )
-
-    def _programs(self) -> tuple[Program, ...]:
-        """What a rank runs, with its loops."""
-        limit = UNLIMITED if self.limit is None else self.limit
-        setting = Setting(self.world, self.world, False, limit, self.cluster.rates, self.link)
-        if not self.step:
-            program, start = self._forward(limit)
-            return (apply_cuts(program, choose_cuts(program, setting, start)),)
-        joint, count = self.compilation.cheapest_joint(self.dtypes, {}, self._wrt())
-        cut = partition(joint, count)
-        forward = apply_cuts(cut.forward, choose_cuts(cut.forward, setting))
-        later = replace(setting, limit=max(limit - held_bytes(cut.forward, {}), 1))
-        return forward, apply_cuts(cut.backward, choose_cuts(cut.backward, later))
-
-    def _forward(self, limit: int) -> tuple[Program, tuple[Cut, ...]]:
-        """The forward program, and cuts that bring it into the limit."""
-        program, orders = self.compilation.scheduled(self.dtypes, {})
-        if peak_bytes(program, {}) <= limit:
-            return program, ()
-        found = self.compilation.sliced(self.dtypes, orders, limit)
-        return found or (program, ())
+        """Inputs and parameters of the rank that has most of them."""
+        leaves = zip(self.compilation.ordered, self.call.dtypes[1:], strict=True)
+        parts = {} if self.index is None else parts_of(self.compilation, self.index, self.world)
+        total = 0
+        for leaf, dtype in leaves:
+            shape = [evaluate(size, self.compilation.binding) for size in leaf.shape]
+            if leaf.name in parts:
+                shape[parts[leaf.name].axis] = parts[leaf.name].width
+            total += ITEM_BYTES[dtype] * prod(shape)
+        return total
 
     def _wrt(self) -> tuple[str, ...]:
         leaves = self.compilation.params or self.compilation.inputs
         return tuple(leaf.name for leaf in leaves if is_differentiable(leaf.dtype))
-
-    def _peak(self, programs: Sequence[Program]) -> int:
-        if len(programs) == 1:
-            return peak_bytes(programs[0], {})
-        forward, backward = programs
-        return max(peak_bytes(forward, {}), held_bytes(forward, {}) + peak_bytes(backward, {}))
-
-
-def _common_us(stage: Stage, rates: Rates) -> float:
-    return program_us(stage.program, {}, rates) if isinstance(stage, Common) else 0.0
 
 
 def _added(found: Sequence[Prediction]) -> Prediction:

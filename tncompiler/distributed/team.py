@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import blake2b
 from importlib import import_module
+from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tncompiler.distributed.heartbeat import Heartbeat, lost
+from tncompiler.distributed.options import DIGEST_BYTES
 from tncompiler.ir.errors import BackendError, GroupError, RankLost, RankMismatch
 from tncompiler.ir.origin import call_site
 
@@ -34,6 +36,7 @@ class Team:
 
     def __init__(self, group: Any, lost_after_s: float) -> None:
         self.rank, self.world, self.broken = 0, 1, ""
+        self.group: Any = None
         self.lost_after_s = lost_after_s
         self.device = torch.device("cpu")
         self.heartbeat: Heartbeat | None = None
@@ -53,14 +56,13 @@ class Team:
         if self.world == 1:
             return
         self.group = group
+        _JOINED[group] = _JOINED.get(group, 0) + 1
+        store = _store(f"tncompiler/{group.group_name}/{_JOINED[group]}")
         if dist.get_backend(group) == "nccl":
             self.device = torch.device("cuda", torch.cuda.current_device())
         else:  # one of our own, so that nobody else's operations come between
             join = timedelta(seconds=JOIN_S)
-            self.group = dist.new_group(
-                members, timeout=join, backend="gloo", use_local_synchronization=True
-            )
-        store = _store(f"tncompiler/{self.group.group_name}")
+            self.group = dist.ProcessGroupGloo(store, self.rank, self.world, join)
         self.heartbeat = Heartbeat(store, self.rank, members, lost_after_s)
         self.heartbeat.start()
 
@@ -84,6 +86,37 @@ class Team:
                 wires[k] = part.view(wires[k].shape)
         return [_off_wire(wire, like) for wire, like in zip(wires, tensors, strict=True)]
 
+    def exchange(
+        self, parts: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[Tensor]]:
+        """Give each rank its tensors, and get what each has for this one, in one operation.
+
+        ``parts``: for each rank as many tensors, of the same dtypes; ``shapes``: of what comes.
+        """
+        if self.world == 1:
+            return [list(own) for own in parts]
+        sent = [torch.cat([_content(tensor) for tensor in own]) for own in parts]
+        dtypes = [tensor.dtype for tensor in parts[0]]
+        lengths = [
+            sum(prod(s) * d.itemsize for s, d in zip(own, dtypes, strict=True)) for own in shapes
+        ]
+        packed = torch.cat(sent).to(self.device)
+        found = packed.new_empty(sum(lengths))
+        options = _options(_c10d.AllToAllOptions())
+        counts = [len(one) for one in sent]
+        self._wait(self.group.alltoall_base(found, packed, lengths, counts, options))
+        chunks = torch.split(found.to(parts[0][0].device), lengths)
+        return [_tensors(chunk, own, dtypes) for chunk, own in zip(chunks, shapes, strict=True)]
+
+    def gather(self, part: Tensor) -> Tensor:
+        """What all ranks have, of one shape and dtype, along a new first axis."""
+        if self.world == 1:
+            return part[None]
+        whole = part.new_empty((self.world, *part.shape), device=self.device)
+        sent, found = _content(part.to(self.device)), _content(whole)
+        self._wait(self.group._allgather_base(found, sent, _options(_c10d.AllgatherOptions())))
+        return whole.to(part.device)
+
     def share_text(self, text: str | None) -> str:
         """The text that the first rank has, on all of them, sent as bytes."""
         if self.world == 1:
@@ -105,7 +138,7 @@ class Team:
         """Raises: RankMismatch, on every rank, unless all have the same text."""
         if self.world == 1:
             return
-        digest = blake2b(text.encode(), digest_size=8).digest()
+        digest = blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
         digests = self._gather(_bytes(digest).to(self.device))
         if all(torch.equal(digests[0], other) for other in digests):
             return
@@ -192,6 +225,8 @@ class Team:
 
 
 _TEAMS: WeakKeyDictionary[Any, Team] = WeakKeyDictionary()
+# how many teams each group had: members of a group count alike, whatever groups they are in besides
+_JOINED: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 def team_of(group: Any, lost_after_s: float) -> Team:
@@ -220,6 +255,24 @@ def _bytes(content: bytes) -> Tensor:
 
 
 _NOTHING = torch.zeros(0, dtype=torch.uint8)
+
+
+def _content(tensor: Tensor) -> Tensor:
+    """The elements of a tensor as bytes."""
+    plain = tensor.resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8)
+
+
+def _tensors(
+    content: Tensor, shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]
+) -> list[Tensor]:
+    """Tensors of what `_content` made of them, one after the other."""
+    lengths = [prod(s) * d.itemsize for s, d in zip(shapes, dtypes, strict=True)]
+    chunks = torch.split(content, lengths)
+    return [
+        chunk.clone().view(dtype).view(*shape)  # a copy begins where its elements may
+        for chunk, dtype, shape in zip(chunks, dtypes, shapes, strict=True)
+    ]
 
 
 def _like(plain: Tensor, tensor: Tensor) -> Tensor:

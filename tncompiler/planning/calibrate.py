@@ -41,22 +41,26 @@ _PLAUSIBLE = (1e2, 1e9)
 DTYPES = ("float32", "float64")
 
 Run = Callable[[], object]
+Clock = Callable[[], float]
 Shape = tuple[int, int, int]
 Times = dict[Any, float]
 
 SHAPES: tuple[Shape, ...] = tuple(itertools.product(EXTENTS, EXTENTS, EXTENTS))
 
 
-def calibrate(*, default: bool = True, progress: bool = True) -> Machine:
+def calibrate(
+    *, default: bool = True, progress: bool = True, clock: Clock = time.perf_counter
+) -> Machine:
     """Measure this machine's NumPy and torch, with the threads they have now; ten seconds.
 
     The result becomes what plans are made for in this process, unless ``default`` is false; keep
     it with `Machine.to_json` and give it as ``PlanOptions(machine=…)``. Close other programs first.
+    ``clock``: seconds; the processor's counts less of what other programs do.
     Raises: PlanError if what it finds cannot be.
     """
     libraries = {
         name: replace(
-            library_of(measure_times(name, progress=progress), CALL_US[name]),
+            library_of(measure_times(name, progress=progress, clock=clock), CALL_US[name]),
             convolutions=CONVOLUTIONS[name],
         )
         for name in CALL_US
@@ -69,13 +73,19 @@ def calibrate(*, default: bool = True, progress: bool = True) -> Machine:
     return machine
 
 
-def measure_times(name: str, rounds: int = ROUNDS, *, progress: bool = True) -> Times:
+def measure_times(
+    name: str,
+    rounds: int = ROUNDS,
+    *,
+    progress: bool = True,
+    clock: Clock = time.perf_counter,
+) -> Times:
     """The least microseconds of each operation of a library, in so many rounds over all."""
     probes = dict(_probes(_LIBRARIES[name]()))
     with tqdm(total=rounds, desc=f"measuring {name}", disable=not progress, leave=False) as bar:
         for _ in range(rounds):
             for probe in probes.values():
-                probe.sample()
+                probe.sample(clock)
             bar.update()
     return {key: probe.best_us for key, probe in probes.items()}
 
@@ -142,24 +152,24 @@ class _Probe:
     calls: int = 0
     best_us: float = math.inf
 
-    def sample(self) -> None:
+    def sample(self, clock: Clock) -> None:
         if not self.calls:
-            self._warm_up()
-        seconds = _seconds(self.run, self.calls) / self.calls
+            self._warm_up(clock)
+        seconds = _seconds(self.run, self.calls, clock) / self.calls
         self.best_us = min(self.best_us, seconds * 1e6 / self.units)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, clock: Clock) -> None:
         """Find how many calls make a sample; the first is not counted."""
         self.run()
-        once = _seconds(self.run, 1)
+        once = _seconds(self.run, 1, clock)
         self.calls = max(1, math.ceil(_LEAST_S / max(once, 1e-7)))
 
 
-def _seconds(run: Run, calls: int) -> float:
-    start = time.perf_counter()
+def _seconds(run: Run, calls: int, clock: Clock) -> float:
+    start = clock()
     for _ in range(calls):
         run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:

@@ -1,0 +1,75 @@
+"""What ranks measure of themselves, and what is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import tncompiler as tnc
+from benchmarks import simulate as benchmark
+from tests.ranks import World
+from tncompiler.distributed import calibrate
+from tncompiler.distributed.calibrate import calibrate_ranks
+from tncompiler.distributed.link import Cluster, as_cluster
+from tncompiler.ir.errors import ArgumentError
+from tncompiler.planning.machine import load_machine
+
+
+def small() -> Any:
+    i, j, k = tnc.indices("i j k", size=64)
+    yield tnc.contract(tnc.input("A", i, j), tnc.input("B", j, k), out=(i, k))
+
+
+def measured() -> tuple[Cluster, float]:
+    """The cluster by quick measurements, and what is predicted of a network on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("ROUNDS", 2), ("_LARGE", 2**12), ("_TINY", 8), ("_networks", small)):
+            patch.setattr(calibrate, name, value)
+        cluster = calibrate_ranks(load_machine("reference"))
+    return cluster, tnc.simulate(next(small()), cluster, 4).time_us
+
+
+def test_all_ranks_have_one_cluster(four: World) -> None:
+    answers = four.call(measured)
+    assert all(answer == answers[0] for answer in answers)
+    cluster, time_us = answers[0]
+    assert [world for world, _ in cluster.slowdown] == [1, 2, 4]
+    assert [world for world, _ in cluster.calls] == [1, 2, 4]
+    assert all(figure > 0 for _, figure in (*cluster.slowdown, *cluster.calls))
+    assert cluster.node.within.latency_us > 0 and cluster.node.between.bytes_per_us > 0
+    assert cluster.rates == as_cluster("reference").rates
+    assert time_us > dict(cluster.calls)[4]
+
+
+def test_there_must_be_ranks() -> None:
+    with pytest.raises(ArgumentError, match="no ranks to measure"):
+        calibrate_ranks()
+
+
+def test_what_was_measured_is_predicted_by() -> None:
+    """Between numbers of ranks figures are interpolated, beyond them ranks take turns."""
+    base = as_cluster("reference")
+    cluster = replace(base, slowdown=((1, 1.1), (2, 1.3), (4, 2.5)), calls=((1, 20.0), (4, 320.0)))
+    assert [cluster.turns(world) for world in (1, 2, 4)] == [1.1, 1.3, 2.5]
+    assert cluster.turns(3) == pytest.approx(1.9)
+    assert cluster.turns(8) == pytest.approx(5.0)
+    assert [cluster.call_us(world) for world in (1, 4)] == [20.0, 320.0]
+    assert cluster.call_us(16) == pytest.approx(640.0)
+    network = next(small())
+    found, plain = (tnc.simulate(network, one, 1) for one in (cluster, base))
+    assert found.time_us == pytest.approx(1.1 * plain.time_us + 20.0)
+
+
+def test_the_benchmark_says_which_pairs_hold() -> None:
+    rows = [benchmark.Row("a", 2, 4, predicted, 10.0) for predicted in (7.4, 7.6, 12.4, 12.6)]
+    assert [row.holds for row in rows] == [False, True, True, False]
+    assert benchmark.summary(rows).startswith("2 of 4 held-out pairs within 25%")
+
+
+def test_the_benchmark_measures_what_calibration_does_not_know() -> None:
+    problems = list(benchmark.problems())
+    assert len({problem.name for problem in problems}) == len(problems) >= 12
+    known = {network.to_json() for network in calibrate._networks()}
+    assert known.isdisjoint(problem.network.to_json() for problem in problems)
