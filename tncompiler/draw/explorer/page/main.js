@@ -9,6 +9,11 @@ async function readData() {
   return JSON.parse(await new Response(stream).text());
 }
 
+/** Give an element a class unless it has it: of thousands, a step changes a few. */
+function setClass(element, name) {
+  if (element.getAttribute("class") !== name) element.setAttribute("class", name);
+}
+
 class Explorer {
   constructor(data) {
     this.data = data;
@@ -262,7 +267,7 @@ class Explorer {
     }
     for (const [k, { group, base }] of (this.drawnTree?.nodes ?? []).entries()) {
       const done = this.whenMade[k] >= 0 && this.whenMade[k] <= this.step;
-      group.setAttribute("class", `${base} ${roles.get(k) ?? ""} ${done ? "done" : ""}`);
+      setClass(group, `${base} ${roles.get(k) ?? ""} ${done ? "done" : ""}`);
     }
     const [now] = roles.keys();
     if (now !== undefined) this.pictures.tree.follow(this.tree.nodes[now]);
@@ -284,7 +289,7 @@ class Explorer {
     if (now !== undefined) this.pictures.network.follow(this.drawn.tensors[now].tensor);
     this.drawn.tensors.forEach(({ group, base, tensor }, k) => {
       const role = names.has(tensor.name) ? "gradient" : (ofTensor.get(k) ?? "");
-      group.setAttribute("class", `${base} ${role}`);
+      setClass(group, `${base} ${role}`);
     });
   }
 

@@ -18,12 +18,14 @@ function fillSource(list, source) {
   return lines;
 }
 
+const LONGEST = 300; // letters of a step in the table; all of it stands above, when it is chosen
+
 /** Rows for all steps; `choose` is called with the number of the one that is clicked. */
 function fillSteps(table, view, steps, choose) {
   const rows = steps.map((step, number) => {
     const cells = Array.from({ length: 7 }, () => html("td"));
     cells[0].textContent = number + 1;
-    cells[1].textContent = `${"  ".repeat(step.depth)}${step.text}`;
+    cells[1].textContent = `${"  ".repeat(step.depth)}${cut(step.text, LONGEST)}`;
     cells[6].textContent = [step.mark, step.copies ? `copies ${step.copies}` : ""].filter(Boolean).join(", ");
     const row = html("tr", {}, ...cells);
     if (number && step.part !== steps[number - 1].part) row.classList.add("other-part");
