@@ -101,15 +101,19 @@ class Built:
         return self._kept.get([*layer.parameters(), *layer.buffers()], "weights", once)
 
     def wins(
-        self, key: Hashable, whole_us: Callable[[], float], cores_us: Callable[[], float]
+        self,
+        key: Hashable,
+        whole_us: Callable[[], float],
+        cores_us: Callable[[], float],
+        doubt: float = _DOUBT,
     ) -> bool:
         """Whether built weights are faster than cores, or not much slower than these are predicted
-        to be; asked once for each key."""
+        to be; asked once for each key. ``doubt``: how many times as long cores may take."""
         if key not in self._ways:
             if len(self._ways) >= _REMEMBERED:
                 self._ways.clear()
             whole = whole_us()
-            self._ways[key] = whole <= _CALL_US or whole <= _DOUBT * cores_us() + _CALL_US
+            self._ways[key] = whole <= _CALL_US or whole <= doubt * cores_us() + _CALL_US
         return self._ways[key]
 
 
