@@ -143,9 +143,9 @@ def allows_whole(layer: Any) -> bool:
 def keeps(layer: nn.Module, held: Sequence[Tensor]) -> bool:
     """Whether a call now may keep what a layer makes of the tensors that it holds: in evaluation,
     where nobody asks for gradients, and changes of all of them show."""
-    if layer.training or any(map(is_gathered, layer.modules())):
+    if layer.training or (torch.is_grad_enabled() and any(t.requires_grad for t in held)):
         return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held):
+    if any(map(is_gathered, layer.modules())):
         return False
     return can_keep(held, [*layer.buffers()]) and not watched(held)
 
