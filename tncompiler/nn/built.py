@@ -101,15 +101,19 @@ class Built:
         return self._kept.get([*layer.parameters(), *layer.buffers()], "weights", once)
 
     def wins(
-        self, key: Hashable, whole_us: Callable[[], float], cores_us: Callable[[], float]
+        self,
+        key: Hashable,
+        whole_us: Callable[[], float],
+        cores_us: Callable[[], float],
+        doubt: float = _DOUBT,
     ) -> bool:
         """Whether built weights are faster than cores, or not much slower than these are predicted
-        to be; asked once for each key."""
+        to be; asked once for each key. ``doubt``: how many times as long cores may take."""
         if key not in self._ways:
             if len(self._ways) >= _REMEMBERED:
                 self._ways.clear()
             whole = whole_us()
-            self._ways[key] = whole <= _CALL_US or whole <= _DOUBT * cores_us() + _CALL_US
+            self._ways[key] = whole <= _CALL_US or whole <= doubt * cores_us() + _CALL_US
         return self._ways[key]
 
 
@@ -139,9 +143,9 @@ def allows_whole(layer: Any) -> bool:
 def keeps(layer: nn.Module, held: Sequence[Tensor]) -> bool:
     """Whether a call now may keep what a layer makes of the tensors that it holds: in evaluation,
     where nobody asks for gradients, and changes of all of them show."""
-    if layer.training or any(map(is_gathered, layer.modules())):
+    if layer.training or (torch.is_grad_enabled() and any(t.requires_grad for t in held)):
         return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in held):
+    if any(map(is_gathered, layer.modules())):
         return False
     return can_keep(held, [*layer.buffers()]) and not watched(held)
 

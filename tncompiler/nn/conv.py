@@ -30,6 +30,7 @@ from tncompiler.nn.initialize import PROBES, gain_of, typical_scale
 from tncompiler.nn.kernels import Kernel
 from tncompiler.nn.tensorized import Tensorized, decompose_weight
 
+_DOUBT = 2.3  # how many times as long as predicted programs on small images may take
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 Conv_ = TypeVar("Conv_", bound="Conv")
@@ -197,6 +198,7 @@ class Conv(Tensorized):
             tuple(shape),
             lambda: self.whole_us(shape),
             lambda: self.cores.predicted_us(self.sizes_of(shape), keeps=True),
+            _DOUBT,
         )
 
     def whole_us(self, shape: Sequence[int]) -> float:
