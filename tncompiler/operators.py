@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tncompiler.autograd import Specialisation, enter, leave
-from tncompiler.backends.torch.exporting import is_exporting
+from tncompiler.backends.torch.tracing import is_exporting, transforms
 from tncompiler.binding import read_call
 from tncompiler.compiler import Compilation
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differentiable
@@ -41,8 +41,7 @@ def is_traced() -> bool:
     an operator has no other. An export must run where this package is not."""
     if not torch.compiler.is_compiling() or is_exporting():
         return False
-    transforms = torch._C._functorch.get_dynamic_layer_stack_depth()
-    return transforms == 0 and forward_ad._current_level < 0
+    return transforms() == 0 and forward_ad._current_level < 0
 
 
 def operator_of(

@@ -140,12 +140,13 @@ def _attribute(run: Any, key: object, make: Callable[[], Flat]) -> str:
 
 
 def _region(executable: Executable) -> Flat:
-    """The program as a region, if it is to be one, and torch knows them, as it does since 2.8."""
-    mark = getattr(torch.compiler, "nested_compile_region", None)
+    """The program as a region, if it is to be one and torch takes it in any number of ways."""
+    mark = getattr(torch.compiler, "nested_compile_region", None)  # since torch 2.8
     if mark is None or not is_region(executable.program):
         return executable.run
-    limited = "max_reuse_entries" in inspect.signature(mark).parameters
-    region: Flat = mark(executable.run, **({"max_reuse_entries": NO_LIMIT} if limited else {}))
+    if "max_reuse_entries" not in inspect.signature(mark).parameters:
+        return executable.run
+    region: Flat = mark(executable.run, max_reuse_entries=NO_LIMIT)
     return region
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import scaled_dot_product_attention
 
+from tncompiler.backends.torch.tracing import transforms
 from tncompiler.ir.attention import LOW
 
 
@@ -54,7 +55,7 @@ def _bias(
 def _looks_inside(*tensors: Tensor) -> bool:
     """Whether torch differentiates or maps what is done: its kernel knows one derivative only."""
     if torch.compiler.is_compiling():
-        return torch._C._functorch.get_dynamic_layer_stack_depth() > 1
+        return transforms() > 1
     functorch = torch._C._functorch.peek_interpreter_stack() is not None
     recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     return functorch or recorded or forward_ad._current_level >= 0

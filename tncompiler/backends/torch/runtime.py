@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tncompiler.backends.torch.emit import LONG_SUM, NARROW
-from tncompiler.backends.torch.exporting import is_exporting
+from tncompiler.backends.torch.tracing import is_exporting
 from tncompiler.ir.functions.random import scramble as scramble  # for generated code
 
 _MOST_AXES = 12  # that the library behind some of torch's functions takes
