@@ -184,6 +184,32 @@ def test_20_steps_on_dtensors(
         assert any("Shard" in placement or "S(" in placement for placement in placements)
 
 
+def gradients_of_one_output() -> list[float]:
+    """Of two outputs one is used: the errors of gradients of parameters and input."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    y = layer()
+    whole = tnc.compile((y, y.sum(O1)), dtype="float64", seed=0)
+    parts, mesh = tnc.compile((y, y.sum(O1)), dtype="float64", seed=0), mesh_of_all()
+    for name, parameter in list(parts.named_parameters()):
+        axis = {"G1": 1}.get(name)
+        placement = Replicate() if axis is None else Shard(axis)
+        cut = distribute_tensor(parameter.detach(), mesh, [placement])
+        parts._parameters[name] = nn.Parameter(cut)
+    x = batches(1)[0][0]
+    mine = x.clone().requires_grad_()
+    whole(mine)[1].square().sum().backward()
+    theirs = distribute_tensor(x, mesh, [Replicate()]).requires_grad_()
+    parts(theirs)[1].full_tensor().square().sum().backward()
+    pairs = [(mine, theirs), *zip(whole.parameters(), parts.parameters(), strict=True)]
+    return [float((a.grad - b.grad.full_tensor()).abs().max()) for a, b in pairs]
+
+
+def test_outputs_may_be_left_alone(two: World) -> None:
+    for errors in two.call(gradients_of_one_output):
+        assert max(errors) < 1e-12
+
+
 def placements_of_a_call() -> list[str]:
     module = Cut("torch", {"G1": 2, "G2": 0})
     x = batches(1)[0][0]

@@ -41,7 +41,7 @@ from tncompiler.ir.program import Program
 from tncompiler.ir.serialize import from_data, to_data
 from tncompiler.kept import KeptValues
 from tncompiler.measure import fitting_factors
-from tncompiler.operators import is_traced, operator_of
+from tncompiler.operators import MOST_LEAVES, is_traced, operator_of
 from tncompiler.parametrized import copy_onto
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_US, program_us
@@ -286,6 +286,8 @@ class CompiledModule(Inspection, nn.Module):
         """Whether parameters, all DTensors, are cut over a mesh: rules for the whole network then
         know more than those for single aten operations."""
         held = tensors[len(self.compilation.inputs) :]
+        if self.compilation.stabilized or len(tensors) > MOST_LEAVES:
+            return False
         return any(p.is_shard() for tensor in held for p in tensor.placements)
 
     def _specialise(

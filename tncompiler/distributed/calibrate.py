@@ -127,7 +127,7 @@ class _Measuring:
     def __init__(self, machine: Machine, watch: Stopwatch) -> None:
         self.watch = watch
         self.base = replace(as_cluster(machine), slice_us=0.0, slowdown=())
-        self.options = PlanOptions(machine=machine)
+        self.options = PlanOptions()  # as `simulate` plans
 
     def cluster(self) -> Cluster:
         cores = self.base.node.ranks

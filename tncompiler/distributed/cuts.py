@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tncompiler.distributed.dealing import deal, work_before
 from tncompiler.distributed.link import Cluster
+from tncompiler.distributed.owners import owners_of_results
 from tncompiler.distributed.stages import Level, Result, Slices, Stage, stages_of
 from tncompiler.distributed.traffic import traffic_of
 from tncompiler.ir.passes.slicing import Axis, linked_axes
@@ -19,6 +20,7 @@ from tncompiler.ir.passes.uses import part_uses
 from tncompiler.ir.program import Program, Value
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.memory import nbytes, peak_bytes, within
+from tncompiler.planning.rates import Rates
 from tncompiler.planning.slicing import Cut, apply_cuts, fit_program
 from tncompiler.planning.timing import program_us, step_us
 
@@ -126,10 +128,24 @@ def ranks_us(program: Program, world: int, cluster: Cluster) -> float:
 def stage_us(stage: Stage, world: int, cluster: Cluster) -> float:
     """What the rank that has most to do takes for a stage, while others are at it too."""
     if isinstance(stage, Slices):
-        alone = slices_us(stage, world, cluster)
+        alone = slices_us(stage, world, cluster) + _results_us(stage, world, cluster.rates)
     else:
         alone = program_us(stage.program, {}, cluster.rates)
     return cluster.turns(world) * alone
+
+
+def _results_us(slices: Slices, world: int, rates: Rates) -> float:
+    """Memory for what a rank adds up, and for the whole of what is gathered."""
+    owners = owners_of_results(slices, world) if world > 1 else {}
+    total = 0.0
+    for result in slices.results:
+        size = float(nbytes(result.value).evaluate({}))
+        own = owners.get(result.value.name)
+        part = size if own is None else size * max(map(len, own.made)) / max(own.size, 1)
+        total += rates.fresh_us(part) + rates.pass_us(part)
+        if own is not None:
+            total += rates.fresh_us(size) + (rates.pass_us(2.0 * size) if own.axis else 0.0)
+    return total
 
 
 def slices_us(slices: Slices, world: int, cluster: Cluster) -> float:

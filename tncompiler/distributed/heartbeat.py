@@ -5,6 +5,7 @@ Only the thread speaks to the store, so that the caller never waits for one that
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from tncompiler.ir.errors import GroupError, RankLost
 
 BEAT_S = 0.5
+LEAVE_S = 2.0  # how long a process that ends waits for its thread
 POST_S = 5.0  # how long a rank that fails waits for its last words to be written
 
 
@@ -38,12 +40,19 @@ class Heartbeat:
         """Begin to count, and to listen."""
         self._answered = time.monotonic()
         self._heard = {rank: self._answered for rank in range(len(self.ranks))}
-        threading.Thread(target=self._run, name="tncompiler heartbeat", daemon=True).start()
+        thread = threading.Thread(target=self._run, name="tncompiler heartbeat", daemon=True)
+        thread.start()
+        atexit.register(self._leave, thread)
 
     def stop(self) -> None:
         """Let the thread end."""
         self._stopped = True
         self._wake.set()
+
+    def _leave(self, thread: threading.Thread) -> None:
+        """End the thread before Python ends, which would end it inside of torch's own code."""
+        self.stop()
+        thread.join(LEAVE_S)
 
     def check(self) -> None:
         """Raises: RankLost if one is silent, GroupError if one has failed."""

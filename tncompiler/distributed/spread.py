@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 from torch.distributed.tensor.placement_types import Placement
 
@@ -169,7 +169,8 @@ class SpreadNetwork:
                 for k, (tensor, wanted) in enumerate(needed)
                 if wanted and is_differentiable(dtype_name(tensor.dtype))
             )
-            made = self._gradient_operator(positions)(*tensors, *cotangents)
+            given = [_on_mesh(cotangent, tensors[0]) for cotangent in cotangents]
+            made = self._gradient_operator(positions)(*tensors, *given)
             found = dict(zip(positions, [made] if len(positions) == 1 else made, strict=True))
             return tuple(found.get(k) for k in range(len(tensors)))
 
@@ -218,6 +219,14 @@ class SpreadNetwork:
 def _overload(name: str) -> Operator:
     overload: Operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     return overload
+
+
+def _on_mesh(cotangent: Tensor, like: Any) -> Tensor:
+    """The cotangent as a DTensor; torch makes plain zeros for outputs that nobody used."""
+    if isinstance(cotangent, DTensor) or not isinstance(like, DTensor):
+        return cotangent
+    whole = [Replicate()] * like.device_mesh.ndim
+    return DTensor.from_local(cotangent, like.device_mesh, whole, run_check=False)
 
 
 def _placed(axis: int | None, partial: bool) -> Placement:

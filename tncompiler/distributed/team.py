@@ -6,6 +6,7 @@ a rank that is gone, or that has failed, is an error on all of them.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,8 +62,7 @@ class Team:
         if dist.get_backend(group) == "nccl":
             self.device = torch.device("cuda", torch.cuda.current_device())
         else:  # one of our own, so that nobody else's operations come between
-            join = timedelta(seconds=JOIN_S)
-            self.group = dist.ProcessGroupGloo(store, self.rank, self.world, join)
+            self.group = _gloo_group(store, self.rank, self.world)
         self.heartbeat = Heartbeat(store, self.rank, members, lost_after_s)
         self.heartbeat.start()
 
@@ -243,6 +243,14 @@ def team_of(group: Any, lost_after_s: float) -> Team:
 def _store(prefix: str) -> Any:
     """The store that the processes of the job share, for keys that begin with a prefix."""
     return _c10d.PrefixStore(prefix, _c10d._get_default_store())
+
+
+def _gloo_group(store: Any, rank: int, world: int) -> Any:
+    """A gloo group that is never taken down: that would wait for its operations, which a rank that
+    is stopped, and not gone, never ends. A process that leaves takes it along."""
+    made = dist.ProcessGroupGloo(store, rank, world, timedelta(seconds=JOIN_S))
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+    return made
 
 
 def _options(options: Any) -> Any:
