@@ -113,7 +113,7 @@ def product(k: int, **options: Any) -> Any:
 
 
 def run_product(k: int, **options: Any) -> tuple[int, float, list[Any]]:
-    """How many slices there are, the error, and the bits of two calls."""
+    """How many slices there are, the errors of all elements added up, and the bits of two calls."""
     rng = np.random.default_rng(k)
     a, b = (torch.tensor(rng.standard_normal(shape)) for shape in ((3, k), (k, 4)))
     a.requires_grad_()
@@ -134,7 +134,7 @@ def test_more_ranks_than_slices_and_none_at_all(k: int, four: World) -> None:
     """Every size of the summed index, on more ranks than it has positions; twice the same bits."""
     answers = four.call(run_product, k)
     for count, error, (first, second) in answers:
-        assert error < 1e-12
+        assert error < 1e-11
         assert count <= max(3 * 4 * max(k, 1), 1)
         assert first == second
     assert len({answer[2][0] for answer in answers}) == 1
