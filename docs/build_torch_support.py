@@ -39,6 +39,22 @@ REFUSALS = """
 |---|---|---|---|---|
 {rows}
 """
+VERSIONS = """
+## Versions
+
+`make matrix-torch ARGS=--any-build` runs the tests of this page that are not slow under other versions.
+Seen on 2026-11-26, with what was mended afterwards and run again:
+
+| torch | Python | passed | failed | what failed |
+|---|---|--:|--:|---|
+| 2.14.1 | 3.12 | 1164 | 1 | a convolution compiled once for four batches; alone it passes |
+| 2.10.0 | 3.11 | 935 | 230 | 226 cells of Triton 3.6, whose interpreter does not run with NumPy 2.4; the other 4 pass now |
+| 2.8.0 | 3.11 | 779 | 21 | 10 of FSDP2's mixed precision, 5 of DTensors, attention compiled once for four batches; 4 were mended |
+| 2.6.0 | 3.11 | 752 | 48 | 30 of FSDP2 or DTensors, which torch 2.6 does not bring to CPUs; attention compiled for four batches or exported |
+
+The last two without Triton, which is too old there. Regions for equal layers need torch 2.13, sizes of a
+call in a trace 2.7. torch 2.15 was not to be had.
+"""
 TRAINING = """
 ## A training run
 
@@ -96,6 +112,7 @@ def page(record: Mapping[str, Any] | None) -> str:
     if known:
         rows = "\n".join(f"| {number} | {key} |" for key, number in known.items())
         text += REFUSALS.format(rows=rows)
+    text += VERSIONS
     return text + (training_section(record) if record else "")
 
 
