@@ -57,8 +57,8 @@ whose interpreter does not run with NumPy 2.4; the other four pass since. 2.8: t
 precision, five of DTensors, attention compiled for free sizes; four were mended and not run again.
 2.6: 40 of FSDP2 and DTensors (torch's FSDP2 asks a CPU for streams of a GPU, its DTensors
 cannot select), attention compiled or exported at free sizes, and compiled training has one plan
-for all sizes, as a trace cannot say which are fixed. Triton is too old there for our kernels. Equal layers
-are compiled once from 2.13 on. torch 2.15 was not to be had.
+for all sizes, as a trace cannot say which are fixed. Triton is too old there for our kernels.
+Equal layers are compiled once from 2.13 on. torch 2.15 was not to be had.
 """
 TRAINING = """
 ## A training run
