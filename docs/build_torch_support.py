@@ -52,13 +52,13 @@ versions. Runs of 2026-11-26, before the last changes:
 | 2.8.0, without Triton | 3.11 | 779 | 21 |
 | 2.6.0, without Triton | 3.11 | 752 | 48 |
 
-2.14.1: a convolution compiled once for four batches; alone it passes. 2.10: 226 cells of Triton 3.6,
+2.14.1: a convolution compiled once for four batches; alone it passes. 2.10: 226 of Triton 3.6,
 whose interpreter does not run with NumPy 2.4; the other four pass since. 2.8: ten of FSDP2's mixed
 precision, five of DTensors, attention compiled for free sizes; four were mended and not run again.
-2.6: 40 of FSDP2 and DTensors (torch's FSDP2 asks a CPU for streams of a GPU, and its DTensors cannot
-select), attention compiled or exported at free sizes, and compiled training has one plan for all
-sizes, as a trace cannot say which are fixed. Triton is too old there for our kernels. Equal layers
-are compiled once from 2.13 on. torch 2.15 was not to be had.
+2.6: 40 of FSDP2 and DTensors (torch's FSDP2 asks a CPU for streams of a GPU, its DTensors
+cannot select), attention compiled or exported at free sizes, and compiled training has one plan
+for all sizes, as a trace cannot say which are fixed. Triton is too old there for our kernels.
+Equal layers are compiled once from 2.13 on. torch 2.15 was not to be had.
 """
 TRAINING = """
 ## A training run
