@@ -276,8 +276,8 @@ def test_tied_tables() -> None:
 
 def test_repr() -> None:
     assert repr(embedding(padding_idx=-1)) == (
-        "Embedding(19, 6, padding_idx=18, format=TTMatrix(rank=3), 4x5 → 2x3, 69 parameters, "
-        "compression 1.65x)"
+        "Embedding(19, 6, padding_idx=18, format=TTMatrix(rank=3), 4x5 (padded from 19) → 2x3, "
+        "69 parameters in cores, compression 1.65x)"
     )
     assert "mode='mean'" in repr(bag())
 

@@ -389,8 +389,8 @@ def test_a_head_tied_to_an_embedding(name: str) -> None:
 
 def test_repr_is_one_line_with_ranks_shapes_and_compression() -> None:
     assert repr(layer(format=formats.TTMatrix(99, clamp=True))) == (
-        "Linear(12, 10, bias=True, format=TTMatrix(rank=6), 3x4 → 2x5, 156 parameters, "
-        "compression 0.769x)"
+        "Linear(12, 10, bias=True, format=TTMatrix(rank=6), 3x4 → 2x5, 156 parameters in "
+        "cores, compression 0.769x)"
     )
     assert "Custom()" in repr(shaped("Custom", 12, 10, 3))
 

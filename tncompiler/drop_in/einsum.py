@@ -7,7 +7,6 @@ bounded size.
 from __future__ import annotations
 
 import string
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -94,7 +93,7 @@ def compute(
     plain = as_is and out is None and dtype is None and backend in ("auto", "numpy")
     if plain and kinds == {np.ndarray}:
         return _run_numpy(form, arrays, options, None)
-    if (torch := sys.modules.get("torch")) is not None and _all_of(torch.Tensor, kinds):
+    if _are_tensors(kinds):
         check_backend(backend, BACKENDS, "torch tensors")
         from tncompiler.drop_in import torch_tensors
 
@@ -114,6 +113,15 @@ def compute(
     if out is not None:
         return _written(result, out, casting)
     return result if np.ndim(result) == 0 else _laid_out(result, arrays, order)
+
+
+def _are_tensors(kinds: set[type]) -> bool:
+    """Whether the operands are torch's, which is imported then already; a mixture is refused."""
+    if not any(hasattr(kind, "__torch_function__") for kind in kinds):
+        return False
+    import torch
+
+    return _all_of(torch.Tensor, kinds)
 
 
 def _all_of(kind: type, kinds: set[type]) -> bool:

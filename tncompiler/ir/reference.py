@@ -19,6 +19,7 @@ import sympy
 from tncompiler.ir import expressions as ex
 from tncompiler.ir import sizes as sz
 from tncompiler.ir.arange import Arange
+from tncompiler.ir.dtypes import DEFAULT
 from tncompiler.ir.errors import ShapeError, SizeEquationError, TncError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.functions import function
@@ -280,6 +281,10 @@ def _moved(source: _Tensor, move: Callable[[np.ndarray], np.ndarray]) -> _Tensor
 
 def _cast(run: _Interpreter, node: ex.Cast, source: _Tensor) -> _Tensor:
     """Rounded once; what is truncated may end on the other side of a whole number."""
+    if node.dtype == DEFAULT:  # what the run computes in
+        is_complex = np.iscomplexobj(source.value)
+        value = source.value.astype(run.complex if is_complex else run.real)
+        return _Tensor(value, source.errors + run.eps * np.abs(value))
     target = np.dtype("float32" if node.dtype == "bfloat16" else node.dtype)
     if target.kind in "fc":
         value = source.value.real if target.kind == "f" else source.value

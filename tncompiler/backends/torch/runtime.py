@@ -141,14 +141,14 @@ def _cut(length: int) -> tuple[int, int, int]:
 
 def power_of_two(x: Tensor) -> Tensor:
     """The largest power of two up to each size; 1 for zero, subnormal, infinite and NaN ones."""
-    integer, digits, _ = _FLOATS[x.dtype]
+    integer, digits, _ = _layout_of(x)
     power = (x.view(integer) >> digits << digits).view(x.dtype)  # the sign bit is 0
     return torch.where((power > 0) & (power < math.inf), power, 1.0)
 
 
 def exponent(power: Tensor) -> Tensor:
     """log2 of powers of two (normal numbers), exactly, as whole numbers in their dtype."""
-    integer, digits, bias = _FLOATS[power.dtype]
+    integer, digits, bias = _layout_of(power)
     return ((power.view(integer) >> digits) - bias).to(power.dtype)
 
 
@@ -159,7 +159,7 @@ def shift_exponent(e: Tensor, x: Tensor) -> Tensor:
     """
     if x.is_complex():  # part by part: an infinite complex number times a real one is NaN
         return torch.complex(shift_exponent(e, x.real), shift_exponent(e, x.imag))
-    integer, digits, bias = _FLOATS[x.dtype]
+    integer, digits, bias = _layout_of(x)
     left = e.clamp(-3 * bias + 3, 3 * bias - 3).to(integer)
     for _ in range(3):
         step = left.clamp(1 - bias, bias - 1)
@@ -168,7 +168,9 @@ def shift_exponent(e: Tensor, x: Tensor) -> Tensor:
     return x
 
 
-_FLOATS = {  # an integer of that size, digits of the fraction, bias of the exponent
-    torch.float32: (torch.int32, 23, 127),
-    torch.float64: (torch.int64, 52, 1023),
-}
+def _layout_of(x: Tensor) -> tuple[torch.dtype, int, int]:
+    """An integer of a number's size, digits of its fraction, bias of its exponent.
+
+    No table, as regions that torch.compile traces once cannot tell whether it is still the same.
+    """
+    return (torch.int64, 52, 1023) if x.dtype == torch.float64 else (torch.int32, 23, 127)
