@@ -1,0 +1,366 @@
+"""The table of instructions that do more than compute: memory, control, and what lanes share.
+
+Each is made once, before a kernel runs, into an action on a warp and those lanes that take part;
+an action returns where to go on, if not at the next instruction.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.ptx import matrices
+from tests.ptx.arithmetic import COMPUTATIONS
+from tests.ptx.memory import Memory
+from tests.ptx.registers import (
+    KINDS,
+    LANES,
+    UNSIGNED,
+    Array,
+    Mask,
+    Read,
+    Registers,
+    reader,
+    writer,
+)
+from tests.ptx.text import Instruction, Kernel, PtxError
+
+Copy = tuple[Array, list[Array], Mask]  # addresses in shared memory, words, lanes
+
+
+@dataclass(slots=True)
+class Warp:
+    """Registers, memories, and copies under way: of each group, and of the one not committed."""
+
+    registers: Registers
+    spaces: dict[str, Memory]
+    parameters: dict[str, int]
+    groups: list[list[Copy]] = field(default_factory=list)
+    open_group: list[Copy] = field(default_factory=list)
+
+
+class Barrier:
+    """Go on when all warps are here."""
+
+
+Next = Array | type[Barrier] | None  # positions of the lanes that jump
+Action = Callable[[Warp, Mask], Next]
+Maker = Callable[[Kernel, Instruction, "re.Match[str]"], Action]
+
+
+def make_action(kernel: Kernel, instruction: Instruction) -> Action:
+    """Raises PtxError, which names it, for an instruction that is in no table."""
+    if "{" not in "".join(instruction.operands) and instruction.opcode in COMPUTATIONS:
+        return _compute(kernel, instruction)
+    known = _find_effect(instruction.opcode)
+    if known is None:
+        raise PtxError(f"unknown instruction: {instruction}")
+    maker, found = known
+    return maker(kernel, instruction, found)
+
+
+@functools.cache
+def _find_effect(opcode: str) -> tuple[Maker, re.Match[str]] | None:
+    for pattern, maker in EFFECTS:
+        if found := re.fullmatch(pattern, opcode):
+            return maker, found
+    return None
+
+
+def _compute(kernel: Kernel, instruction: Instruction) -> Action:
+    made = COMPUTATIONS[instruction.opcode]
+    function = made.function
+    target, *sources = instruction.operands
+    reads = [reader(kernel, o, kind) for o, kind in zip(sources, made.sources, strict=True)]
+    write = writer(kernel, target)
+
+    def act(warp: Warp, lanes: Mask) -> None:
+        registers = warp.registers
+        write(registers, function(*[read(registers) for read in reads]), lanes)
+
+    return act
+
+
+# ---------------------------------------------------------------------------- moves
+
+
+def _listed(operand: str) -> list[str]:
+    """The names in braces, or the one name."""
+    return [name.strip() for name in operand.strip("{} ").split(",")]
+
+
+def _move_parts(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    """mov with braces: a register from its parts, or parts from a register; the low part first."""
+    bits = int(found[1])
+    target, source = instruction.operands
+    names = _listed(source if source.startswith("{") else target)
+    part = f"b{bits // len(names)}"
+    if source.startswith("{"):
+        write, reads = writer(kernel, target), [reader(kernel, n, part) for n in names]
+
+        def pack(warp: Warp, lanes: Mask) -> None:
+            stacked = np.stack([read(warp.registers) for read in reads], axis=-1)
+            write(warp.registers, stacked.reshape(-1).view(UNSIGNED[bits]), lanes)
+
+        return pack
+    read, writes = reader(kernel, source, f"b{bits}"), [writer(kernel, n) for n in names]
+
+    def unpack(warp: Warp, lanes: Mask) -> None:
+        parts = read(warp.registers).view(UNSIGNED[bits // len(names)]).reshape(LANES, -1)
+        for k, write in enumerate(writes):
+            write(warp.registers, np.ascontiguousarray(parts[:, k]), lanes)
+
+    return unpack
+
+
+def _load_parameter(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    write = writer(kernel, instruction.operands[0])
+    name, dtype = instruction.operands[1].strip("[] "), KINDS[found[1]].dtype
+
+    def act(warp: Warp, lanes: Mask) -> None:
+        bits = warp.parameters[name] & (2 ** (8 * dtype.itemsize) - 1)
+        write(warp.registers, np.full(LANES, bits, np.uint64).astype(dtype), lanes)
+
+    return act
+
+
+# ---------------------------------------------------------------------------- memory
+
+_ADDRESS = re.compile(r"\[\s*([^\s+\]]+)\s*(?:\+\s*(-?\w+))?\s*\]")
+
+
+def _address(kernel: Kernel, operand: str) -> Read:
+    """The 64-bit address of each lane."""
+    found = _ADDRESS.fullmatch(operand)
+    if found is None:
+        raise PtxError(f"{operand!r} is no address")
+    offset = np.uint64(int(found[2] or "0", 0) & (2**64 - 1))
+    bits = 32 if found[1].startswith(("%r", "global_smem")) and found[1][2:3] != "d" else 64
+    read = reader(kernel, found[1], f"u{bits}")
+    return lambda registers: read(registers).astype(np.uint64) + offset
+
+
+def _load(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    space, kind = found[1], KINDS[found[3]]
+    target, source = instruction.operands
+    writes = [writer(kernel, name) for name in _listed(target)]
+    address = _address(kernel, source)
+    step = kind.dtype.itemsize
+
+    def act(warp: Warp, lanes: Mask) -> None:
+        first, memory = address(warp.registers), warp.spaces[space]
+        _check_vector(first, step * len(writes), lanes)
+        for k, write in enumerate(writes):
+            values = memory.load(first + np.uint64(k * step), UNSIGNED[kind.bits], lanes)
+            write(warp.registers, values.view(kind.dtype), lanes)
+
+    return act
+
+
+def _store(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    space, kind = found[1], KINDS[found[3]]
+    target, source = instruction.operands
+    reads = [reader(kernel, name, f"b{kind.bits}") for name in _listed(source)]
+    address = _address(kernel, target)
+    step = kind.dtype.itemsize
+
+    def act(warp: Warp, lanes: Mask) -> None:
+        first, memory = address(warp.registers), warp.spaces[space]
+        _check_vector(first, step * len(reads), lanes)
+        for k, read in enumerate(reads):
+            memory.store(first + np.uint64(k * step), read(warp.registers), lanes)
+
+    return act
+
+
+def _check_vector(addresses: Array, size: int, lanes: Mask) -> None:
+    """The whole of a vector is aligned, not only its parts."""
+    wrong = addresses % np.uint64(size) != 0
+    if (wrong if lanes is None else wrong & lanes).any():
+        raise PtxError(f"an address is no multiple of the {size} bytes that are accessed")
+
+
+def _copy(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    """cp.async: what it writes is not there before it is waited for."""
+    target, source, size, *given = instruction.operands
+    to, start = _address(kernel, target), _address(kernel, source)
+    words = int(size, 0) // 4
+    count = reader(kernel, given[0], "u32") if given else None
+
+    def act(warp: Warp, lanes: Mask) -> None:
+        first = start(warp.registers)
+        have = np.full(LANES, 4 * words) if count is None else count(warp.registers)
+        taken = have > 0 if lanes is None else lanes & (have > 0)
+        _check_vector(first, 4 * words, taken)
+        read = []
+        for k in range(words):
+            there = taken & (have >= 4 * k + 4)
+            read.append(warp.spaces["global"].load(first + np.uint64(4 * k), UNSIGNED[32], there))
+        warp.open_group.append((to(warp.registers), read, lanes))
+
+    return act
+
+
+def _commit(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    def act(warp: Warp, lanes: Mask) -> None:
+        warp.groups.append(warp.open_group)
+        warp.open_group = []
+
+    return act
+
+
+def _wait(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    """Until no more than so many groups are under way."""
+    left = int(instruction.operands[0], 0) if instruction.operands else 0
+
+    def act(warp: Warp, lanes: Mask) -> None:
+        if not instruction.operands:
+            warp.groups.append(warp.open_group)
+            warp.open_group = []
+        while len(warp.groups) > left:
+            for addresses, words, taken in warp.groups.pop(0):
+                for k, values in enumerate(words):
+                    warp.spaces["shared"].store(addresses + np.uint64(4 * k), values, taken)
+
+    return act
+
+
+# ---------------------------------------------------------------------------- what lanes share
+
+
+def _together(lanes: Mask, instruction: Instruction) -> None:
+    if lanes is not None:
+        raise PtxError(f"only lanes {np.flatnonzero(lanes).tolist()} are at {instruction}")
+
+
+def _shuffle(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    target, source, b, c, _ = instruction.operands
+    value, inside = (*target.split("|"), "_")[:2]
+    reads = [reader(kernel, source, "b32"), reader(kernel, b, "b32"), reader(kernel, c, "b32")]
+    writes = [writer(kernel, value), writer(kernel, inside)]
+
+    def act(warp: Warp, lanes: Mask) -> None:
+        _together(lanes, instruction)
+        given = [read(warp.registers) for read in reads]
+        for write, values in zip(writes, matrices.shuffled(found[1], *given), strict=True):
+            write(warp.registers, values, lanes)
+
+    return act
+
+
+def _multiply(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    if instruction.opcode not in matrices.PRODUCTS:
+        raise PtxError(f"unknown instruction: {instruction}")
+    shape = matrices.PRODUCTS[instruction.opcode]
+    target, *sources = map(_listed, instruction.operands)
+    kinds = (shape.operand, shape.operand, shape.total)
+    if tuple(map(len, sources)) != shape.registers:
+        raise PtxError(f"the registers of {instruction} are not {shape.registers}")
+    reads = [[reader(kernel, n, k) for n in s] for s, k in zip(sources, kinds, strict=True)]
+    writes = [writer(kernel, name) for name in target]
+
+    def act(warp: Warp, lanes: Mask) -> None:
+        _together(lanes, instruction)
+        a, b, c = ([read(warp.registers) for read in side] for side in reads)
+        for write, values in zip(writes, matrices.multiply(shape, a, b, c), strict=True):
+            write(warp.registers, values, lanes)
+
+    return act
+
+
+def _load_matrices(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    target, source = instruction.operands
+    address = _address(kernel, source)
+    writes = [writer(kernel, name) for name in _listed(target)]
+
+    def act(warp: Warp, lanes: Mask) -> None:
+        _together(lanes, instruction)
+        rows, memory = address(warp.registers), warp.spaces["shared"]
+        _check_vector(rows[: 8 * len(writes)], 16, None)
+        for k, write in enumerate(writes):
+            places = rows[matrices.lane_of_row(k)] + (4 * matrices.PLACE).astype(np.uint64)
+            values = memory.load(places, UNSIGNED[32], None)
+            write(warp.registers, matrices.transposed(values) if found[2] else values, lanes)
+
+    return act
+
+
+def _store_matrices(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    target, source = instruction.operands
+    address = _address(kernel, target)
+    reads = [reader(kernel, name, "b32") for name in _listed(source)]
+
+    def act(warp: Warp, lanes: Mask) -> None:
+        _together(lanes, instruction)
+        rows, memory = address(warp.registers), warp.spaces["shared"]
+        _check_vector(rows[: 8 * len(reads)], 16, None)
+        for k, read in enumerate(reads):
+            places = rows[matrices.lane_of_row(k)] + (4 * matrices.PLACE).astype(np.uint64)
+            values = read(warp.registers)
+            memory.store(places, matrices.transposed(values) if found[2] else values, None)
+
+    return act
+
+
+# ---------------------------------------------------------------------------- control
+
+
+def _jump(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    targets = np.full(LANES, kernel.labels[instruction.operands[0]])
+    return lambda warp, lanes: targets
+
+
+def _jump_by_table(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    number, table = instruction.operands
+    read = reader(kernel, number, "u32")
+    places = np.array([kernel.labels[label] for label in kernel.tables[table]])
+    return lambda warp, lanes: places[np.minimum(read(warp.registers), len(places) - 1)]
+
+
+def _return(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    end = np.full(LANES, len(kernel.code))
+    return lambda warp, lanes: end
+
+
+def _barrier(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    if instruction.operands != ("0",):
+        raise PtxError(f"unknown instruction: {instruction} (barrier 0 of all threads is known)")
+
+    def act(warp: Warp, lanes: Mask) -> Next:
+        _together(lanes, instruction)
+        return Barrier
+
+    return act
+
+
+def _nothing(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    """The lanes of a warp go together anyway."""
+    return lambda warp, lanes: None
+
+
+_CACHED = r"((?:\.(?:nc|ca|cg|cs|cv|wb|wt|volatile|L1::\w+|L2::\w+))*)"
+_VECTOR = r"(?:\.v[24])?"
+_KIND = r"\.([busf]\d+)"
+
+EFFECTS: tuple[tuple[str, Maker], ...] = (
+    (r"mov\.[busf](32|64)", _move_parts),
+    (rf"ld\.param{_KIND}", _load_parameter),
+    (rf"ld\.(global|shared){_CACHED}{_VECTOR}{_KIND}", _load),
+    (rf"st\.(global|shared){_CACHED}{_VECTOR}{_KIND}", _store),
+    (r"cp\.async\.c[ag]\.shared\.global(?:\.L2::\w+)?", _copy),
+    (r"cp\.async\.commit_group", _commit),
+    (r"cp\.async\.(wait_group|wait_all)", _wait),
+    (r"shfl\.sync\.(bfly|idx|up|down)\.b32", _shuffle),
+    (r"mma\.sync\..*", _multiply),
+    (r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", _load_matrices),
+    (r"stmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", _store_matrices),
+    (r"bra(\.uni)?", _jump),
+    (r"brx\.idx(\.uni)?", _jump_by_table),
+    (r"ret|exit", _return),
+    (r"(?:bar|barrier)\.sync(?:\.aligned)?", _barrier),
+    (r"bar\.warp\.sync", _nothing),
+)
