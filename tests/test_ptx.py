@@ -374,6 +374,36 @@ def test_a_barrier_that_some_lanes_do_not_reach_is_an_error() -> None:
         run("setp.lt.s32 %p1, %r1, 7;\n@%p1 bra $END;\nbar.sync 0;\n$END: mov.b32 %r9, 0;")
 
 
+def test_what_no_lane_reaches_need_not_be_known() -> None:
+    body = f"""
+    mov.b32 %r9, 1;
+    bra.uni $END;
+    call.uni (retval0), slow, (param0);
+    $END: mov.b64 %rd2, %rd1;
+    {STORE}"""
+    assert (run(body) == 1).all()
+
+
+def test_arrays_of_a_thread_and_arrays_in_the_text() -> None:
+    body = f"""
+    .local .align 4 .b8 \t__local_depot0[8];
+    mov.b64 %rd20, __local_depot0;
+    st.local.b32 [%rd20+4], %r1;
+    mov.b64 %rd21, TABLE;
+    ld.global.nc.u8 %rs1, [%rd21+2];
+    {{ .reg .b32 tmp; mov.b64 {{%r20, tmp}}, 0x500000007; }}
+    ld.local.b32 %r9, [%rd20+4];
+    cvt.u32.u16 %r21, %rs1;
+    mad.lo.u32 %r9, %r9, %r20, %r21;
+    mov.b64 %rd2, %rd1;
+    {STORE}"""
+    ptx = kernel(body, parameters=1)
+    ptx = ptx.replace(".visible", ".global .align 8 .b8 TABLE[3] = {8, 93, 141};\n.visible")
+    out = np.zeros(32, np.uint32)
+    run_grid(ptx, [out], (1,))
+    assert (out == 7 * np.arange(32) + 141).all()
+
+
 @pytest.mark.parametrize("opcode", ["frobnicate.b32", "mma.sync.aligned.m7", "setp.lt.and.s32"])
 def test_an_unknown_instruction_is_an_error(opcode: str) -> None:
     with pytest.raises(PtxError, match=f"unknown instruction: {opcode} %r9, %r1, %r2"):

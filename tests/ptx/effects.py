@@ -29,6 +29,7 @@ from tests.ptx.registers import (
 )
 from tests.ptx.text import Instruction, Kernel, PtxError
 
+LOCAL_BYTES = 1024  # of a lane
 Copy = tuple[Array, list[Array], Mask]  # addresses in shared memory, words, lanes
 
 
@@ -53,7 +54,19 @@ Maker = Callable[[Kernel, Instruction, "re.Match[str]"], Action]
 
 
 def make_action(kernel: Kernel, instruction: Instruction) -> Action:
-    """Raises PtxError, which names it, for an instruction that is in no table."""
+    """What is not known, or not well formed, is an error that names it once a lane gets there."""
+    try:
+        return _make_action(kernel, instruction)
+    except PtxError as error:
+        message = str(error)
+
+    def fail(warp: Warp, lanes: Mask) -> Next:
+        raise PtxError(message)
+
+    return fail
+
+
+def _make_action(kernel: Kernel, instruction: Instruction) -> Action:
     if "{" not in "".join(instruction.operands) and instruction.opcode in COMPUTATIONS:
         return _compute(kernel, instruction)
     known = _find_effect(instruction.opcode)
@@ -144,11 +157,20 @@ def _address(kernel: Kernel, operand: str) -> Read:
     return lambda registers: read(registers).astype(np.uint64) + offset
 
 
+def _in_space(kernel: Kernel, operand: str, space: str) -> Read:
+    """Each lane has local memory of its own, one after another."""
+    address = _address(kernel, operand)
+    if space != "local":
+        return address
+    start = np.arange(LANES, dtype=np.uint64) * np.uint64(LOCAL_BYTES)
+    return lambda registers: address(registers) + start
+
+
 def _load(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
     space, kind = found[1], KINDS[found[3]]
     target, source = instruction.operands
     writes = [writer(kernel, name) for name in _listed(target)]
-    address = _address(kernel, source)
+    address = _in_space(kernel, source, space)
     step = kind.dtype.itemsize
 
     def act(warp: Warp, lanes: Mask) -> None:
@@ -165,7 +187,7 @@ def _store(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Ac
     space, kind = found[1], KINDS[found[3]]
     target, source = instruction.operands
     reads = [reader(kernel, name, f"b{kind.bits}") for name in _listed(source)]
-    address = _address(kernel, target)
+    address = _in_space(kernel, target, space)
     step = kind.dtype.itemsize
 
     def act(warp: Warp, lanes: Mask) -> None:
@@ -349,8 +371,8 @@ _KIND = r"\.([busf]\d+)"
 EFFECTS: tuple[tuple[str, Maker], ...] = (
     (r"mov\.[busf](32|64)", _move_parts),
     (rf"ld\.param{_KIND}", _load_parameter),
-    (rf"ld\.(global|shared){_CACHED}{_VECTOR}{_KIND}", _load),
-    (rf"st\.(global|shared){_CACHED}{_VECTOR}{_KIND}", _store),
+    (rf"ld\.(global|shared|local){_CACHED}{_VECTOR}{_KIND}", _load),
+    (rf"st\.(global|shared|local){_CACHED}{_VECTOR}{_KIND}", _store),
     (r"cp\.async\.c[ag]\.shared\.global(?:\.L2::\w+)?", _copy),
     (r"cp\.async\.commit_group", _commit),
     (r"cp\.async\.(wait_group|wait_all)", _wait),

@@ -11,11 +11,12 @@ import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tests.ptx.effects import Action, Barrier, Warp, make_action
+from tests.ptx.effects import LOCAL_BYTES, Action, Barrier, Warp, make_action
 from tests.ptx.memory import Memory
 from tests.ptx.registers import LANES, Array, Mask, Registers
 from tests.ptx.text import Instruction, Kernel, PtxError, read_kernel
@@ -23,6 +24,18 @@ from tests.ptx.text import Instruction, Kernel, PtxError, read_kernel
 SHARED_BYTES = 166_912  # what a block may have on sm_80
 Order = Callable[[list[int]], list[int]]
 Program = tuple[tuple[Instruction, Action], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """``parameters`` and ``constants``: values and addresses by name; ``sizes`` of the grid."""
+
+    kernel: Kernel
+    program: Program
+    memory: Memory
+    parameters: dict[str, int]
+    constants: dict[str, int]
+    sizes: Sequence[int]
 
 
 def forward(warps: list[int]) -> list[int]:
@@ -56,10 +69,13 @@ def run_grid(
     ]
     given += [0] * (len(kernel.parameters) - len(given))
     named = dict(zip((name for name, _ in kernel.parameters), given, strict=True))
+    arrays = {n: np.frombuffer(data, np.uint8) for n, data in kernel.constants.items()}
+    constants = {name: memory.add(name, array) for name, array in arrays.items()}
     sizes = (*grid, 1, 1)[:3]
+    launch = Launch(kernel, program, memory, named, constants, sizes)
     with np.errstate(all="ignore"):
         for place in itertools.product(*map(range, reversed(sizes))):
-            _run_block(kernel, program, memory, named, place[::-1], sizes, order)
+            _run_block(launch, place[::-1], order)
 
 
 @functools.lru_cache(maxsize=64)
@@ -68,22 +84,15 @@ def _prepared(ptx: str) -> tuple[Kernel, Program]:
     return kernel, tuple((i, make_action(kernel, i)) for i in kernel.code)
 
 
-def _run_block(
-    kernel: Kernel,
-    program: Program,
-    memory: Memory,
-    named: dict[str, int],
-    place: Sequence[int],
-    sizes: Sequence[int],
-    order: Order,
-) -> None:
-    shared = Memory()
-    shared.add("shared memory", np.full(SHARED_BYTES, 255, np.uint8), base=0)
-    spaces = {"global": memory, "shared": shared}
+def _run_block(launch: Launch, place: Sequence[int], order: Order) -> None:
+    kernel = launch.kernel
+    shared = _unwritten("shared memory", SHARED_BYTES)
     running: dict[int, Iterator[None]] = {}
     for number in range(kernel.threads // LANES):
-        registers = _special(kernel, number, place, sizes)
-        running[number] = _run_warp(program, Warp(registers, spaces, named))
+        local = _unwritten("local memory", LANES * LOCAL_BYTES)
+        spaces = {"global": launch.memory, "shared": shared, "local": local}
+        warp = Warp(_special(launch, number, place), spaces, launch.parameters)
+        running[number] = _run_warp(launch.program, warp)
     while running:
         for number in order(list(running)):
             try:
@@ -95,15 +104,23 @@ def _run_block(
                 raise PtxError(f"{error}\n  in {where}") from error
 
 
-def _special(kernel: Kernel, number: int, place: Sequence[int], sizes: Sequence[int]) -> Registers:
-    """Registers that say which thread this is."""
+def _unwritten(name: str, size: int) -> Memory:
+    memory = Memory()
+    memory.add(name, np.full(size, 255, np.uint8), base=0)
+    return memory
+
+
+def _special(launch: Launch, number: int, place: Sequence[int]) -> Registers:
+    """Registers that say which thread this is, and where the arrays in the text are."""
+    kernel, lane = launch.kernel, np.arange(LANES, dtype=np.uint32)
     registers = Registers(kernel)
-    lane = np.arange(LANES, dtype=np.uint32)
     registers["%laneid"] = lane
     named: dict[str, Any] = {"tid": (lane + LANES * number, 0, 0), "ntid": (kernel.threads, 1, 1)}
-    for name, values in {**named, "ctaid": place, "nctaid": sizes}.items():
+    for name, values in {**named, "ctaid": place, "nctaid": launch.sizes}.items():
         for axis, value in zip("xyz", values, strict=True):
             registers[f"%{name}.{axis}"] = np.zeros(LANES, np.uint32) + np.asarray(value, np.uint32)
+    for name, address in launch.constants.items():
+        registers[name] = np.full(LANES, address, np.uint64)
     return registers
 
 

@@ -68,6 +68,8 @@ def width(kernel: Kernel, name: str) -> int:
     """The bits of a register."""
     if name.startswith(("%tid", "%ntid", "%ctaid", "%nctaid", "%laneid")):
         return 32
+    if name in kernel.constants:
+        return 64
     kind = kernel.registers.get(name) or kernel.registers.get(name.rstrip("0123456789"))
     if kind is None:
         raise PtxError(f"{name!r} is no register that kernel {kernel.name} declares")
@@ -77,8 +79,10 @@ def width(kernel: Kernel, name: str) -> int:
 def reader(kernel: Kernel, operand: str, kind: str) -> Read:
     """How to read a register or a number as this type; of a wider register the low bits."""
     bits, dtype = KINDS[kind].bits, KINDS[kind].dtype
-    if operand == "global_smem":
+    if operand in ("global_smem", *kernel.local):
         return lambda registers: np.zeros(LANES, dtype)
+    if operand in kernel.constants:
+        return lambda registers: registers[operand]
     if operand[0] != "%" and (number := _NUMBER.fullmatch(operand)):
         constant = _constant(number, bits).view(dtype)
         return lambda registers: constant

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_KERNEL = re.compile(r"\.entry (\w+)\((.*?)\)(.*?)\n\{(.*)\n\}", re.DOTALL)
+_KERNEL = re.compile(r"\.entry (\w+)\((.*?)\)(.*?)\n\{(.*?)\n\}", re.DOTALL)
 _PARAMETER = re.compile(r"\.param \.(\w+)[^,]*? (\w+)\s*(?:,|$)")
 _TABLE = re.compile(r"(\$?\w+):\s*\.branchtargets(.*?);", re.DOTALL)
 _DECLARED = re.compile(r"\.reg \.(\w+)\s+([^;]*);")
 _LABEL = re.compile(r"(\$?\w+):")
 _GUARD = re.compile(r"@(!?)(%?\w+)\s+(.*)", re.DOTALL)
+_SCOPE = re.compile(r"\{\s*(\.reg.*?)\}?")
+_CONSTANT = re.compile(r"\.(?:global|const) \.align \d+ \.b8 (\S+)\[\d+\] = \{([^}]*)\};")
+_LOCAL = re.compile(r"\.local \.align \d+ \.b8\s+(\w+)\[(\d+)\];")
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s{\[][^,]*")
 
 
@@ -35,7 +38,10 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """``registers``: the type of each prefix (or name) of registers; ``tables``: of jumps."""
+    """``registers``: the type of each prefix (or name) of registers; ``tables``: of jumps.
+
+    ``constants``: bytes of each array in the text; ``local``: names of arrays of a thread.
+    """
 
     name: str
     parameters: tuple[tuple[str, str], ...]  # name and type
@@ -44,6 +50,8 @@ class Kernel:
     code: tuple[Instruction, ...]
     labels: dict[str, int]  # the position of an instruction in code
     tables: dict[str, tuple[str, ...]]
+    constants: dict[str, bytes]
+    local: dict[str, int]
 
 
 def read_kernel(ptx: str) -> Kernel:
@@ -66,6 +74,8 @@ def read_kernel(ptx: str) -> Kernel:
         code,
         labels,
         tables,
+        {name: bytes(map(int, row.split(","))) for name, row in _CONSTANT.findall(text)},
+        {name: int(size) for name, size in _LOCAL.findall(body)},
     )
 
 
@@ -85,9 +95,11 @@ def _read_code(body: str) -> tuple[tuple[Instruction, ...], dict[str, int]]:
         while label := _LABEL.match(rest):
             labels[label[1]] = len(code)
             rest = rest[label.end() :].strip()
-        if rest.startswith(".") or rest in ("{", "}"):  # of the debugger, or a scope
-            continue
-        code += [_read_instruction(s.strip(), number) for s in rest.split(";") if s.strip()]
+        if scope := _SCOPE.fullmatch(rest):
+            rest = scope[1]
+        for statement in filter(None, map(str.strip, rest.split(";"))):
+            if statement[0] != "." and statement not in ("{", "}"):  # for the debugger; scopes
+                code.append(_read_instruction(statement, number))
     return tuple(code), labels
 
 
