@@ -54,11 +54,16 @@ STORE = "cvt.u64.u32 %rd9, %r2; add.s64 %rd11, %rd2, %rd9; st.global.b32 [%rd11]
 
 
 def run(
-    body: str, *given: np.ndarray, threads: int = 32, order: Order = forward, out: Any = np.uint32
+    body: str,
+    *given: np.ndarray,
+    threads: int = 32,
+    order: Order = forward,
+    out: Any = np.uint32,
+    races: bool = False,
 ) -> np.ndarray:
     """What a kernel writes through its last pointer."""
     result = np.zeros(threads, out)
-    run_grid(kernel(body, threads, len(given) + 1), [*given, result], (1,), order)
+    run_grid(kernel(body, threads, len(given) + 1), [*given, result], (1,), order, races=races)
     return result
 
 
@@ -301,9 +306,9 @@ EXCHANGE = """
     {store}"""
 
 
-def exchanged(barrier: str, order: Order) -> list[int]:
+def exchanged(barrier: str, order: Order, *, races: bool = False) -> list[int]:
     body = EXCHANGE.format(barrier=barrier, store=STORE)
-    return run(body, threads=128, order=order)[::32].tolist()
+    return run(body, threads=128, order=order, races=races)[::32].tolist()
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -313,17 +318,41 @@ def test_a_barrier_makes_every_order_right(order: Order) -> None:
 
 def test_a_missing_barrier_shows_in_some_order() -> None:
     unset = 2**32 - 1
-    assert exchanged("", forward) == [unset, unset, unset, 0]
-    assert exchanged("", reverse) == [1, 2, 3, unset]
+    assert exchanged("", forward, races=True) == [unset, unset, unset, 0]
+    assert exchanged("", reverse, races=True) == [1, 2, 3, unset]
 
 
 def test_a_missing_barrier_that_only_one_order_shows() -> None:
     """a warp reads what the one before it has written"""
     body = EXCHANGE.format(barrier="", store=STORE).replace(", 128;", ", 384;")
-    run_forward = run(f"{body}", threads=128)[::32].tolist()
-    assert run_forward[1:] == [0, 1, 2]
-    backward = run(body, threads=128, order=reverse)[::32].tolist()
-    assert backward[1:] == [2**32 - 1] * 3
+    in_order = run(body, threads=128, races=True)[::32].tolist()
+    assert in_order[1:] == [0, 1, 2]
+    backwards = run(body, threads=128, order=reverse, races=True)[::32].tolist()
+    assert backwards[1:] == [2**32 - 1] * 3
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_missing_barrier_is_an_error_in_every_order(order: Order) -> None:
+    with pytest.raises(PtxError, match=r"no barrier between them\n  at (ld|st)\.shared"):
+        exchanged("", order)
+
+
+@pytest.mark.parametrize(("value", "races"), [("%r10", True), ("7", False)])
+def test_warps_may_write_only_one_value_to_one_place(value: str, races: bool) -> None:
+    """%r10 is the number of the warp"""
+    body = f"""
+    shr.u32 %r10, %r1, 5;
+    mov.b32 %r11, global_smem;
+    mov.b32 %r12, {value};
+    st.shared.b32 [%r11], %r12;
+    ld.shared.b32 %r9, [%r11];
+    mov.b64 %rd2, %rd1;
+    {STORE}"""
+    if not races:
+        assert (run(body, threads=64) == 7).all()
+        return
+    with pytest.raises(PtxError, match="warp 1 writes byte 0 of shared memory, which warp 0"):
+        run(body, threads=64)
 
 
 def test_a_seed_gives_the_same_order_again() -> None:

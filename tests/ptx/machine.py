@@ -1,7 +1,8 @@
 """Runs a kernel's grid: block after block, and in a block warp after warp from barrier to barrier.
 
 Between two barriers warps may run in any order on a GPU. Here the order is chosen, and each warp
-runs alone as far as it can: a barrier that is missing gives wrong numbers in one order or another.
+runs alone as far as it can: a barrier that is missing gives wrong numbers in one order or another,
+and is an error in any (`sharing`).
 Lanes that part at a branch go on in order of position, those furthest behind first.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 from tests.ptx.effects import LOCAL_BYTES, Action, Barrier, Warp, make_action
 from tests.ptx.memory import Memory
 from tests.ptx.registers import LANES, Array, Mask, Registers
+from tests.ptx.sharing import Block, SharedMemory
 from tests.ptx.text import Instruction, Kernel, PtxError, read_kernel
 
 SHARED_BYTES = 166_912  # what a block may have on sm_80
@@ -28,7 +30,10 @@ Program = tuple[tuple[Instruction, Action], ...]
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """``parameters`` and ``constants``: values and addresses by name; ``sizes`` of the grid."""
+    """``parameters`` and ``constants``: values and addresses by name; ``sizes`` of the grid.
+
+    ``races``: whether they are allowed, so that they show in the numbers only.
+    """
 
     kernel: Kernel
     program: Program
@@ -36,6 +41,7 @@ class Launch:
     parameters: dict[str, int]
     constants: dict[str, int]
     sizes: Sequence[int]
+    races: bool
 
 
 def forward(warps: list[int]) -> list[int]:
@@ -53,13 +59,19 @@ def shuffled(seed: int) -> Order:
 
 
 def run_grid(
-    ptx: str, arguments: Sequence[Array | int], grid: Sequence[int], order: Order = forward
+    ptx: str,
+    arguments: Sequence[Array | int],
+    grid: Sequence[int],
+    order: Order = forward,
+    *,
+    races: bool = False,
 ) -> None:
     """Run a kernel on arrays, which it changes in place, and integers.
 
     Parameters beyond the arguments (triton's own scratch memory) are 0.
     Raises: PtxError for an unknown instruction, an access outside every array, a misaligned one,
-    a barrier or a shuffle that some lanes do not reach.
+    a barrier or a shuffle that some lanes do not reach; unless ``races`` are allowed,
+    accesses to shared memory that no barrier is between.
     """
     kernel, program = _prepared(ptx)
     memory = Memory()
@@ -72,7 +84,7 @@ def run_grid(
     arrays = {n: np.frombuffer(data, np.uint8) for n, data in kernel.constants.items()}
     constants = {name: memory.add(name, array) for name, array in arrays.items()}
     sizes = (*grid, 1, 1)[:3]
-    launch = Launch(kernel, program, memory, named, constants, sizes)
+    launch = Launch(kernel, program, memory, named, constants, sizes, races)
     with np.errstate(all="ignore"):
         for place in itertools.product(*map(range, reversed(sizes))):
             _run_block(launch, place[::-1], order)
@@ -86,10 +98,12 @@ def _prepared(ptx: str) -> tuple[Kernel, Program]:
 
 def _run_block(launch: Launch, place: Sequence[int], order: Order) -> None:
     kernel = launch.kernel
-    shared = _unwritten("shared memory", SHARED_BYTES)
+    block = Block(SHARED_BYTES)
     running: dict[int, Iterator[None]] = {}
     for number in range(kernel.threads // LANES):
-        local = _unwritten("local memory", LANES * LOCAL_BYTES)
+        local = Memory()
+        local.add("local memory", np.full(LANES * LOCAL_BYTES, 255, np.uint8), base=0)
+        shared = SharedMemory(block, number, forbids=not launch.races)
         spaces = {"global": launch.memory, "shared": shared, "local": local}
         warp = Warp(_special(launch, number, place), spaces, launch.parameters)
         running[number] = _run_warp(launch.program, warp)
@@ -102,12 +116,7 @@ def _run_block(launch: Launch, place: Sequence[int], order: Order) -> None:
             except PtxError as error:
                 where = f"kernel {kernel.name}, block {tuple(place)}, warp {number}"
                 raise PtxError(f"{error}\n  in {where}") from error
-
-
-def _unwritten(name: str, size: int) -> Memory:
-    memory = Memory()
-    memory.add(name, np.full(size, 255, np.uint8), base=0)
-    return memory
+        block.pass_barrier()
 
 
 def _special(launch: Launch, number: int, place: Sequence[int]) -> Registers:
