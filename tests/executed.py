@@ -33,6 +33,7 @@ from tests.oracle import Runner, compare, compare_named, epsilon, expected_gradi
 from tests.ptx.machine import Order, forward, reverse, run_grid, shuffled
 from tests.ptx.text import PtxError
 from tncompiler.backends.triton import child, fitting, runtime
+from tncompiler.backends.triton.kernels import SHARED_LIMIT
 from tncompiler.backends.triton.lanes import sums_rightly
 from tncompiler.ir.reference import evaluate_all
 
@@ -68,7 +69,7 @@ class Found:
 
 
 class Refused(Exception):
-    """A configuration that does not compile, or adds up wrong lanes."""
+    """A configuration that a GPU would not run, or that the package does not run."""
 
 
 class Device:
@@ -91,7 +92,7 @@ class Device:
         ]
         order = ORDERS[self.found.launches % len(ORDERS)]
         self.launched.append(f"{kernel.__name__} {given} {options}")
-        run_grid(made.asm["ptx"], passed, grid, order)
+        run_grid(made.asm["ptx"], passed, grid, order, shared_bytes=made.metadata.shared)
         self.instructions |= set(_OPCODE.findall(made.asm["ptx"]))
         self.found.instructions = sorted(self.instructions)
 
@@ -108,6 +109,8 @@ class Device:
                 raise Refused(f"{type(error).__name__}: {error}") from error
             if self.checked and not sums_rightly(made.asm["ttgir"], triton.__version__):
                 raise Refused("adds up wrong lanes")
+            if made.metadata.shared > SHARED_LIMIT["sm_80"]:
+                raise Refused(f"takes {made.metadata.shared} bytes of shared memory")
             self.compiled[key] = made
             self.found.kernels = len(self.compiled)
         return self.compiled[key]
@@ -151,8 +154,8 @@ def as_device(found: Found, *, checked: bool = True) -> Iterator[Device]:
 
     kept = JITFunction.run, runtime.check_device, fitting.fitting, fitting.sharing
     JITFunction.run = lambda *args, **given: device.run(*args, **given)
-    fitting.fitting, fitting.sharing = device.fitting, device.sharing
-    runtime.check_device = lambda where: None
+    fitting.fitting, fitting.sharing = device.fitting, device.sharing  # type: ignore[assignment]
+    runtime.check_device = lambda device: None
     torch.empty = unwritten
     try:
         yield device
@@ -162,7 +165,11 @@ def as_device(found: Found, *, checked: bool = True) -> Iterator[Device]:
 
 
 def _memory(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    """The bytes of a tensor. Raises PtxError where they are not in the order of its axes."""
+    if not tensor.is_contiguous():
+        raise PtxError(f"an array of shape {tuple(tensor.shape)} has strides {tensor.stride()}")
+    flat = torch.as_strided(tensor.detach(), (tensor.numel(),), (1,))
+    return flat.view(torch.uint8).numpy()
 
 
 def run_case(name: str, turns: int | None = None) -> Found:
@@ -171,14 +178,14 @@ def run_case(name: str, turns: int | None = None) -> Found:
     `wrong` says which failed, and how.
     """
     found, start = Found(name), time.monotonic()
-    case = fuzzed_network(int(name)) if name.isdigit() else layer_case(*name.rsplit(" ", 1))
+    case = fuzzed_network(int(name)) if name.isdigit() else layer_case(name)
     with as_device(found) as device:
         check = _checks(case)
         while device.turn < (turns or found.candidates):
             device.launched.clear()
             try:
                 found.worst = max(found.worst, check())
-            except (AssertionError, PtxError) as error:
+            except (AssertionError, PtxError, Refused) as error:
                 ran = "\n    ".join(device.launched)
                 found.wrong.append(f"turn {device.turn}: {error}\n  launched\n    {ran}")
             device.turn += 1
@@ -207,9 +214,10 @@ def _checks(case: Case) -> Callable[[], float]:
     return check
 
 
-def layer_case(name: str, dtype: str, batch: int = 5) -> Case:
+def layer_case(name: str, batch: int = 5) -> Case:
     """A tiny linear layer as a network, with random numbers."""
-    make, rank, ins, outs = FORMATS[name]
+    kind, dtype = name.rsplit(" ", 1)
+    make, rank, ins, outs = FORMATS[kind]
     features = int(np.prod(ins)), int(np.prod(outs))
     layer = tnc.nn.Linear(
         *features,

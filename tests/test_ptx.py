@@ -469,6 +469,26 @@ def test_shuffles(mode: str, b: int, c: int, source: Any) -> None:
     assert run(body).tolist() == [source(n) for n in range(32)]
 
 
+@pytest.mark.parametrize(
+    ("opcode", "total"),
+    [
+        ("add.s32", 15 * 32 - 32 * 31 // 2),
+        ("min.s32", 15 - 31),
+        ("max.u32", 2**32 - 1),
+        ("xor.b32", 0),
+    ],
+)
+def test_reductions(opcode: str, total: int) -> None:
+    """of 15, 14, …, -16"""
+    body = f"""
+    mov.b32 %r20, 15;
+    sub.s32 %r20, %r20, %r1;
+    redux.sync.{opcode} %r9, %r20, -1;
+    mov.b64 %rd2, %rd1;
+    {STORE}"""
+    assert (run(body, out=np.int32) == np.int64(total).astype(np.int32)).all()
+
+
 def places(m: int, k: int, packed: int, lane: int) -> dict[str, list[tuple[int, int]]]:
     """Where the elements of a lane stand, by the tables of the PTX manual: A, B and C."""
     group, place = divmod(lane, 4)

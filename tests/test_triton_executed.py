@@ -19,7 +19,6 @@ from tests.conftest import ROOT
 from tests.networks import fuzzed_network
 from tests.test_triton_lanes import FIXED
 
-FEW = ("TT float32",)
 PRODUCTS = ("2", "wide LowRank float16", "wide LowRank float32")
 LAYERS = ("TT", "TTMatrix", "Tucker", "CP", "TensorRing", "wide TTMatrix", "wide LowRank")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -42,29 +41,35 @@ def python(*arguments: str) -> str:
     return done.stdout
 
 
-def executed(cases: Sequence[str]) -> dict[str, dict[str, Any]]:
+Found = dict[str, dict[str, Any]]
+
+
+def executed(cases: Sequence[str]) -> Found:
     """What running each case gave, as `tests.executed` says."""
-    lines = python("-m", "tests.executed", *cases).splitlines()
+    return read(python("-m", "tests.executed", *cases).splitlines())
+
+
+def read(lines: Sequence[str]) -> Found:
     found = [json.loads(line) for line in lines]
     return {one["case"]: one for one in found}
 
 
-def check(found: dict[str, dict[str, Any]]) -> None:
+def check(found: Found) -> None:
     wrong = [f"{case}\n{text}" for case, one in found.items() for text in one["wrong"]]
     assert not wrong, "\n".join(wrong)
     assert all(one["launches"] and one["worst"] <= 1 for one in found.values())
 
 
-def instructions(found: dict[str, dict[str, Any]]) -> set[str]:
+def instructions(found: Found) -> set[str]:
     """The first two words of everything that ran."""
     return {name for one in found.values() for name in one["instructions"]}
 
 
-# ---------------------------------------------------------------------------- what triton breaks
+# ---------------------------------------------------------------------------- in every run
 
-MERGED = """
+FAST = """
 import torch
-from tests.executed import Found, as_device
+from tests.executed import Found, as_device, main
 from tests.test_triton_lanes import MERGED
 from tncompiler.backends.source import Source, load
 
@@ -73,25 +78,31 @@ out = torch.full((2,), float("nan"), dtype=torch.float64)
 with as_device(Found("merged"), checked=False):
     load(Source(MERGED, "run")).run(a, out)
 print(out.tolist())
+main(["TT float32"])
 """
 
 
-def test_sums_over_merged_axes_are_wrong_before_triton_3_9() -> None:
+@pytest.fixture(scope="module")
+def fast() -> list[str]:
+    """One process for both: to load torch takes longer than to run a kernel."""
+    return python("-c", FAST).splitlines()
+
+
+def test_sums_over_merged_axes_are_wrong_before_triton_3_9(fast: list[str]) -> None:
     """what `sums_rightly` refuses is wrong, and what it lets pass is right"""
-    made = json.loads(python("-c", MERGED))
     expected = (np.arange(32.0) ** 2).reshape(4, 2, 4).sum(axis=(0, 2))
-    assert (made == expected).all() == FIXED
+    assert (json.loads(fast[0]) == expected).all() == FIXED
 
 
-# ---------------------------------------------------------------------------- our kernels
-
-
-def test_every_configuration_agrees_with_the_oracle() -> None:
+def test_every_configuration_agrees_with_the_oracle(fast: list[str]) -> None:
     """forward and backward"""
-    found = executed(FEW)
+    found = read(fast[1:])
     check(found)
     assert all(one["kernels"] > one["candidates"] > 1 for one in found.values())
     assert {"shfl.sync", "bar.sync"} <= instructions(found)
+
+
+# ---------------------------------------------------------------------------- and now and then
 
 
 @pytest.mark.slow

@@ -62,8 +62,8 @@ def _conversions() -> Iterator[tuple[str, Function, tuple[str, ...]]]:
         for how in ("", ".rn", ".ftz", ".rn.ftz"):
             yield f"cvt{how}.{to}.{source}", _convert(to), (source,)
     for to, source in itertools.product((*_INTEGERS, *_FLOATS), _FLOATS):
-        for (name, how), ftz in itertools.product(_TO_INTEGER.items(), ("", ".ftz")):
-            yield f"cvt.{name}{ftz}.{to}.{source}", _round(to, how), (source,)
+        for (name, whole), ftz in itertools.product(_TO_INTEGER.items(), ("", ".ftz")):
+            yield f"cvt.{name}{ftz}.{to}.{source}", _round(to, whole), (source,)
     for to in ("f16x2", "bf16x2"):
         yield f"cvt.rn.{to}.f32", _pair(to), ("f32", "f32")
     yield "cvt.rna.tf32.f32", _as_tf32, ("f32",)

@@ -274,6 +274,33 @@ def _shuffle(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> 
     return act
 
 
+_REDUCTIONS: dict[str, np.ufunc] = {
+    "add": np.add,
+    "min": np.minimum,
+    "max": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+
+
+def _reduce(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
+    """redux: one number of all lanes."""
+    target, source, members = instruction.operands
+    reduction, dtype = _REDUCTIONS[found[1]], KINDS[found[2]].dtype
+    read, who = reader(kernel, source, found[2]), reader(kernel, members, "u32")
+    write = writer(kernel, target)
+
+    def act(warp: Warp, lanes: Mask) -> None:
+        _together(lanes, instruction)
+        if (who(warp.registers) != 2**LANES - 1).any():
+            raise PtxError("only all lanes together are known to reduce")
+        total = reduction.reduce(read(warp.registers), dtype=dtype)
+        write(warp.registers, np.full(LANES, total, dtype), lanes)
+
+    return act
+
+
 def _multiply(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
     if instruction.opcode not in matrices.PRODUCTS:
         raise PtxError(f"unknown instruction: {instruction}")
@@ -377,6 +404,7 @@ EFFECTS: tuple[tuple[str, Maker], ...] = (
     (r"cp\.async\.commit_group", _commit),
     (r"cp\.async\.(wait_group|wait_all)", _wait),
     (r"shfl\.sync\.(bfly|idx|up|down)\.b32", _shuffle),
+    (r"redux\.sync\.(add|min|max|and|or|xor)\.([bsu]32)", _reduce),
     (r"mma\.sync\..*", _multiply),
     (r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", _load_matrices),
     (r"stmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", _store_matrices),

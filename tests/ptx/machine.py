@@ -23,7 +23,7 @@ from tests.ptx.registers import LANES, Array, Mask, Registers
 from tests.ptx.sharing import Block, SharedMemory
 from tests.ptx.text import Instruction, Kernel, PtxError, read_kernel
 
-SHARED_BYTES = 166_912  # what a block may have on sm_80
+SHARED_BYTES = 49_152  # what a block may have if it does not ask for more
 Order = Callable[[list[int]], list[int]]
 Program = tuple[tuple[Instruction, Action], ...]
 
@@ -41,6 +41,7 @@ class Launch:
     parameters: dict[str, int]
     constants: dict[str, int]
     sizes: Sequence[int]
+    shared_bytes: int
     races: bool
 
 
@@ -64,6 +65,7 @@ def run_grid(
     grid: Sequence[int],
     order: Order = forward,
     *,
+    shared_bytes: int = SHARED_BYTES,
     races: bool = False,
 ) -> None:
     """Run a kernel on arrays, which it changes in place, and integers.
@@ -84,7 +86,7 @@ def run_grid(
     arrays = {n: np.frombuffer(data, np.uint8) for n, data in kernel.constants.items()}
     constants = {name: memory.add(name, array) for name, array in arrays.items()}
     sizes = (*grid, 1, 1)[:3]
-    launch = Launch(kernel, program, memory, named, constants, sizes, races)
+    launch = Launch(kernel, program, memory, named, constants, sizes, shared_bytes, races)
     with np.errstate(all="ignore"):
         for place in itertools.product(*map(range, reversed(sizes))):
             _run_block(launch, place[::-1], order)
@@ -98,7 +100,7 @@ def _prepared(ptx: str) -> tuple[Kernel, Program]:
 
 def _run_block(launch: Launch, place: Sequence[int], order: Order) -> None:
     kernel = launch.kernel
-    block = Block(SHARED_BYTES)
+    block = Block(launch.shared_bytes)
     running: dict[int, Iterator[None]] = {}
     for number in range(kernel.threads // LANES):
         local = Memory()
@@ -162,10 +164,10 @@ def _run_warp(program: Program, warp: Warp) -> Iterator[None]:
         except PtxError as error:
             raise PtxError(f"{error}\n  at {instruction} (line {instruction.line})") from error
         at += 1
-        if target is Barrier:
-            yield
-        elif target is not None:
+        if isinstance(target, np.ndarray):
             at, lanes = _part(waiting, at, lanes, taken, target)
+        elif target is Barrier:
+            yield
 
 
 def _none() -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Memory:
         self.regions.append(Region(name, base, array.reshape(-1).view(np.uint8)))
         return base
 
-    def load(self, addresses: Array, dtype: np.dtype, lanes: Mask) -> Array:  # type: ignore[type-arg]
+    def load(self, addresses: Array, dtype: np.dtype[Any], lanes: Mask) -> Array:
         """Numbers of an unsigned type; zeros in lanes that take no part."""
         values = np.zeros(LANES, dtype)
         for region, where, places in self._found(addresses, dtype.itemsize, lanes):
@@ -86,5 +87,5 @@ class Memory:
         )
 
 
-def _view(region: Region, dtype: np.dtype) -> Array:  # type: ignore[type-arg]
+def _view(region: Region, dtype: np.dtype[Any]) -> Array:
     return region.data[: region.data.size // dtype.itemsize * dtype.itemsize].view(dtype)

@@ -6,6 +6,8 @@ value that a place already has does no harm, and kernels do so.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tests.ptx.memory import Memory
@@ -36,7 +38,7 @@ class SharedMemory(Memory):
         self.block, self.warp, self.forbids = block, warp, forbids
         self.own = np.uint32(1 << warp)
 
-    def load(self, addresses: Array, dtype: np.dtype, lanes: Mask) -> Array:  # type: ignore[type-arg]
+    def load(self, addresses: Array, dtype: np.dtype[Any], lanes: Mask) -> Array:
         values = super().load(addresses, dtype, lanes)
         places = _bytes_of(addresses, dtype.itemsize, lanes)
         writers = self.block.writers[places]
