@@ -57,7 +57,7 @@ def read(lines: Sequence[str]) -> Found:
 def check(found: Found) -> None:
     wrong = [f"{case}\n{text}" for case, one in found.items() for text in one["wrong"]]
     assert not wrong, "\n".join(wrong)
-    assert all(one["launches"] and one["worst"] <= 1 for one in found.values())
+    assert sum(one["launches"] for one in found.values()) > len(found)
 
 
 def instructions(found: Found) -> set[str]:

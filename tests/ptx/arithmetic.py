@@ -45,11 +45,13 @@ def _quotient(a: Array, b: Array) -> Array:
     """Of integers, towards zero."""
     safe = np.where(b == 0, b.dtype.type(1), b)
     down = a // safe
-    return np.where((down < 0) & (down * safe != a), down + 1, down).astype(a.dtype)
+    up: Array = np.where((down < 0) & (down * safe != a), down + 1, down)
+    return up.astype(a.dtype)
 
 
 def _remainder(a: Array, b: Array) -> Array:
-    return (a - _quotient(a, b) * b).astype(a.dtype)
+    left: Array = a - _quotient(a, b) * b
+    return left.astype(a.dtype)
 
 
 def _double(a: Array) -> np.dtype[Any]:
@@ -57,7 +59,8 @@ def _double(a: Array) -> np.dtype[Any]:
 
 
 def _wide_product(a: Array, b: Array) -> Array:
-    return a.astype(_double(a)) * b.astype(_double(b))
+    product: Array = a.astype(_double(a)) * b.astype(_double(b))
+    return product
 
 
 def _high_product(a: Array, b: Array) -> Array:
@@ -65,19 +68,23 @@ def _high_product(a: Array, b: Array) -> Array:
     if bits == 64:
         products = [int(x) * int(y) >> 64 for x, y in zip(a, b, strict=True)]
         return np.array(products, a.dtype)
-    return (_wide_product(a, b) >> _double(a).type(bits)).astype(a.dtype)
+    high: Array = _wide_product(a, b) >> _double(a).type(bits)
+    return high.astype(a.dtype)
 
 
 def _shift_left(a: Array, by: Array) -> Array:
     bits = 8 * a.dtype.itemsize
-    return np.where(by < bits, a << np.minimum(by, bits - 1).astype(a.dtype), a.dtype.type(0))
+    shifted: Array = a << np.minimum(by, bits - 1).astype(a.dtype)
+    return np.where(by < bits, shifted, a.dtype.type(0))
 
 
 def _shift_right(a: Array, by: Array) -> Array:
     """Signed numbers are filled with their sign."""
     bits = 8 * a.dtype.itemsize
-    shifted = a >> np.minimum(by, bits - 1).astype(a.dtype)
-    return shifted if a.dtype.kind == "i" else np.where(by < bits, shifted, a.dtype.type(0))
+    shifted: Array = a >> np.minimum(by, bits - 1).astype(a.dtype)
+    if a.dtype.kind == "u":
+        shifted = np.where(by < bits, shifted, a.dtype.type(0))
+    return shifted
 
 
 def _funnel_left(low: Array, high: Array, by: Array) -> Array:

@@ -8,49 +8,25 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.ptx import matrices
-from tests.ptx.arithmetic import COMPUTATIONS
-from tests.ptx.memory import Memory
-from tests.ptx.registers import (
-    KINDS,
-    LANES,
-    UNSIGNED,
-    Array,
-    Mask,
-    Read,
-    Registers,
-    reader,
-    writer,
+from tests.ptx import together
+from tests.ptx.actions import (
+    LOCAL_BYTES,
+    Action,
+    Barrier,
+    Maker,
+    Next,
+    Warp,
+    address_of,
+    check_together,
+    check_vector,
+    listed,
 )
+from tests.ptx.arithmetic import COMPUTATIONS
+from tests.ptx.registers import KINDS, LANES, UNSIGNED, Mask, Read, reader, writer
 from tests.ptx.text import Instruction, Kernel, PtxError
-
-LOCAL_BYTES = 1024  # of a lane
-Copy = tuple[Array, list[Array], Mask]  # addresses in shared memory, words, lanes
-
-
-@dataclass(slots=True)
-class Warp:
-    """Registers, memories, and copies under way: of each group, and of the one not committed."""
-
-    registers: Registers
-    spaces: dict[str, Memory]
-    parameters: dict[str, int]
-    groups: list[list[Copy]] = field(default_factory=list)
-    open_group: list[Copy] = field(default_factory=list)
-
-
-class Barrier:
-    """Go on when all warps are here."""
-
-
-Next = Array | type[Barrier] | None  # positions of the lanes that jump
-Action = Callable[[Warp, Mask], Next]
-Maker = Callable[[Kernel, Instruction, "re.Match[str]"], Action]
 
 
 def make_action(kernel: Kernel, instruction: Instruction) -> Action:
@@ -59,6 +35,8 @@ def make_action(kernel: Kernel, instruction: Instruction) -> Action:
         return _make_action(kernel, instruction)
     except PtxError as error:
         message = str(error)
+    except (KeyError, ValueError) as error:
+        message = f"{instruction} is not as it should be: {error}"
 
     def fail(warp: Warp, lanes: Mask) -> Next:
         raise PtxError(message)
@@ -101,16 +79,11 @@ def _compute(kernel: Kernel, instruction: Instruction) -> Action:
 # ---------------------------------------------------------------------------- moves
 
 
-def _listed(operand: str) -> list[str]:
-    """The names in braces, or the one name."""
-    return [name.strip() for name in operand.strip("{} ").split(",")]
-
-
 def _move_parts(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
     """mov with braces: a register from its parts, or parts from a register; the low part first."""
     bits = int(found[1])
     target, source = instruction.operands
-    names = _listed(source if source.startswith("{") else target)
+    names = listed(source if source.startswith("{") else target)
     part = f"b{bits // len(names)}"
     if source.startswith("{"):
         write, reads = writer(kernel, target), [reader(kernel, n, part) for n in names]
@@ -143,23 +116,10 @@ def _load_parameter(kernel: Kernel, instruction: Instruction, found: re.Match[st
 
 # ---------------------------------------------------------------------------- memory
 
-_ADDRESS = re.compile(r"\[\s*([^\s+\]]+)\s*(?:\+\s*(-?\w+))?\s*\]")
-
-
-def _address(kernel: Kernel, operand: str) -> Read:
-    """The 64-bit address of each lane."""
-    found = _ADDRESS.fullmatch(operand)
-    if found is None:
-        raise PtxError(f"{operand!r} is no address")
-    offset = np.uint64(int(found[2] or "0", 0) & (2**64 - 1))
-    bits = 32 if found[1].startswith(("%r", "global_smem")) and found[1][2:3] != "d" else 64
-    read = reader(kernel, found[1], f"u{bits}")
-    return lambda registers: read(registers).astype(np.uint64) + offset
-
 
 def _in_space(kernel: Kernel, operand: str, space: str) -> Read:
     """Each lane has local memory of its own, one after another."""
-    address = _address(kernel, operand)
+    address = address_of(kernel, operand)
     if space != "local":
         return address
     start = np.arange(LANES, dtype=np.uint64) * np.uint64(LOCAL_BYTES)
@@ -169,13 +129,13 @@ def _in_space(kernel: Kernel, operand: str, space: str) -> Read:
 def _load(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
     space, kind = found[1], KINDS[found[3]]
     target, source = instruction.operands
-    writes = [writer(kernel, name) for name in _listed(target)]
+    writes = [writer(kernel, name) for name in listed(target)]
     address = _in_space(kernel, source, space)
     step = kind.dtype.itemsize
 
     def act(warp: Warp, lanes: Mask) -> None:
         first, memory = address(warp.registers), warp.spaces[space]
-        _check_vector(first, step * len(writes), lanes)
+        check_vector(first, step * len(writes), lanes)
         for k, write in enumerate(writes):
             values = memory.load(first + np.uint64(k * step), UNSIGNED[kind.bits], lanes)
             write(warp.registers, values.view(kind.dtype), lanes)
@@ -186,30 +146,23 @@ def _load(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Act
 def _store(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
     space, kind = found[1], KINDS[found[3]]
     target, source = instruction.operands
-    reads = [reader(kernel, name, f"b{kind.bits}") for name in _listed(source)]
+    reads = [reader(kernel, name, f"b{kind.bits}") for name in listed(source)]
     address = _in_space(kernel, target, space)
     step = kind.dtype.itemsize
 
     def act(warp: Warp, lanes: Mask) -> None:
         first, memory = address(warp.registers), warp.spaces[space]
-        _check_vector(first, step * len(reads), lanes)
+        check_vector(first, step * len(reads), lanes)
         for k, read in enumerate(reads):
             memory.store(first + np.uint64(k * step), read(warp.registers), lanes)
 
     return act
 
 
-def _check_vector(addresses: Array, size: int, lanes: Mask) -> None:
-    """The whole of a vector is aligned, not only its parts."""
-    wrong = addresses % np.uint64(size) != 0
-    if (wrong if lanes is None else wrong & lanes).any():
-        raise PtxError(f"an address is no multiple of the {size} bytes that are accessed")
-
-
 def _copy(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
     """cp.async: what it writes is not there before it is waited for."""
     target, source, size, *given = instruction.operands
-    to, start = _address(kernel, target), _address(kernel, source)
+    to, start = address_of(kernel, target), address_of(kernel, source)
     words = int(size, 0) // 4
     count = reader(kernel, given[0], "u32") if given else None
 
@@ -217,7 +170,7 @@ def _copy(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Act
         first = start(warp.registers)
         have = np.full(LANES, 4 * words) if count is None else count(warp.registers)
         taken = have > 0 if lanes is None else lanes & (have > 0)
-        _check_vector(first, 4 * words, taken)
+        check_vector(first, 4 * words, taken)
         read = []
         for k in range(words):
             there = taken & (have >= 4 * k + 4)
@@ -251,110 +204,6 @@ def _wait(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Act
     return act
 
 
-# ---------------------------------------------------------------------------- what lanes share
-
-
-def _together(lanes: Mask, instruction: Instruction) -> None:
-    if lanes is not None:
-        raise PtxError(f"only lanes {np.flatnonzero(lanes).tolist()} are at {instruction}")
-
-
-def _shuffle(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
-    target, source, b, c, _ = instruction.operands
-    value, inside = (*target.split("|"), "_")[:2]
-    reads = [reader(kernel, source, "b32"), reader(kernel, b, "b32"), reader(kernel, c, "b32")]
-    writes = [writer(kernel, value), writer(kernel, inside)]
-
-    def act(warp: Warp, lanes: Mask) -> None:
-        _together(lanes, instruction)
-        given = [read(warp.registers) for read in reads]
-        for write, values in zip(writes, matrices.shuffled(found[1], *given), strict=True):
-            write(warp.registers, values, lanes)
-
-    return act
-
-
-_REDUCTIONS: dict[str, np.ufunc] = {
-    "add": np.add,
-    "min": np.minimum,
-    "max": np.maximum,
-    "and": np.bitwise_and,
-    "or": np.bitwise_or,
-    "xor": np.bitwise_xor,
-}
-
-
-def _reduce(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
-    """redux: one number of all lanes."""
-    target, source, members = instruction.operands
-    reduction, dtype = _REDUCTIONS[found[1]], KINDS[found[2]].dtype
-    read, who = reader(kernel, source, found[2]), reader(kernel, members, "u32")
-    write = writer(kernel, target)
-
-    def act(warp: Warp, lanes: Mask) -> None:
-        _together(lanes, instruction)
-        if (who(warp.registers) != 2**LANES - 1).any():
-            raise PtxError("only all lanes together are known to reduce")
-        total = reduction.reduce(read(warp.registers), dtype=dtype)
-        write(warp.registers, np.full(LANES, total, dtype), lanes)
-
-    return act
-
-
-def _multiply(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
-    if instruction.opcode not in matrices.PRODUCTS:
-        raise PtxError(f"unknown instruction: {instruction}")
-    shape = matrices.PRODUCTS[instruction.opcode]
-    target, *sources = map(_listed, instruction.operands)
-    kinds = (shape.operand, shape.operand, shape.total)
-    if tuple(map(len, sources)) != shape.registers:
-        raise PtxError(f"the registers of {instruction} are not {shape.registers}")
-    reads = [[reader(kernel, n, k) for n in s] for s, k in zip(sources, kinds, strict=True)]
-    writes = [writer(kernel, name) for name in target]
-
-    def act(warp: Warp, lanes: Mask) -> None:
-        _together(lanes, instruction)
-        a, b, c = ([read(warp.registers) for read in side] for side in reads)
-        for write, values in zip(writes, matrices.multiply(shape, a, b, c), strict=True):
-            write(warp.registers, values, lanes)
-
-    return act
-
-
-def _load_matrices(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
-    target, source = instruction.operands
-    address = _address(kernel, source)
-    writes = [writer(kernel, name) for name in _listed(target)]
-
-    def act(warp: Warp, lanes: Mask) -> None:
-        _together(lanes, instruction)
-        rows, memory = address(warp.registers), warp.spaces["shared"]
-        _check_vector(rows[: 8 * len(writes)], 16, None)
-        for k, write in enumerate(writes):
-            places = rows[matrices.lane_of_row(k)] + (4 * matrices.PLACE).astype(np.uint64)
-            values = memory.load(places, UNSIGNED[32], None)
-            write(warp.registers, matrices.transposed(values) if found[2] else values, lanes)
-
-    return act
-
-
-def _store_matrices(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> Action:
-    target, source = instruction.operands
-    address = _address(kernel, target)
-    reads = [reader(kernel, name, "b32") for name in _listed(source)]
-
-    def act(warp: Warp, lanes: Mask) -> None:
-        _together(lanes, instruction)
-        rows, memory = address(warp.registers), warp.spaces["shared"]
-        _check_vector(rows[: 8 * len(reads)], 16, None)
-        for k, read in enumerate(reads):
-            places = rows[matrices.lane_of_row(k)] + (4 * matrices.PLACE).astype(np.uint64)
-            values = read(warp.registers)
-            memory.store(places, matrices.transposed(values) if found[2] else values, None)
-
-    return act
-
-
 # ---------------------------------------------------------------------------- control
 
 
@@ -380,7 +229,7 @@ def _barrier(kernel: Kernel, instruction: Instruction, found: re.Match[str]) -> 
         raise PtxError(f"unknown instruction: {instruction} (barrier 0 of all threads is known)")
 
     def act(warp: Warp, lanes: Mask) -> Next:
-        _together(lanes, instruction)
+        check_together(lanes, instruction)
         return Barrier
 
     return act
@@ -403,11 +252,11 @@ EFFECTS: tuple[tuple[str, Maker], ...] = (
     (r"cp\.async\.c[ag]\.shared\.global(?:\.L2::\w+)?", _copy),
     (r"cp\.async\.commit_group", _commit),
     (r"cp\.async\.(wait_group|wait_all)", _wait),
-    (r"shfl\.sync\.(bfly|idx|up|down)\.b32", _shuffle),
-    (r"redux\.sync\.(add|min|max|and|or|xor)\.([bsu]32)", _reduce),
-    (r"mma\.sync\..*", _multiply),
-    (r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", _load_matrices),
-    (r"stmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", _store_matrices),
+    (r"shfl\.sync\.(bfly|idx|up|down)\.b32", together.shuffle),
+    (r"redux\.sync\.(add|min|max|and|or|xor)\.([bsu]32)", together.reduce),
+    (r"mma\.sync\..*", together.multiply),
+    (r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", together.load_matrices),
+    (r"stmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", together.store_matrices),
     (r"bra(\.uni)?", _jump),
     (r"brx\.idx(\.uni)?", _jump_by_table),
     (r"ret|exit", _return),

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.ptx.effects import LOCAL_BYTES, Action, Barrier, Warp, make_action
+from tests.ptx.actions import LOCAL_BYTES, Action, Barrier, Warp
+from tests.ptx.effects import make_action
 from tests.ptx.memory import Memory
 from tests.ptx.registers import LANES, Array, Mask, Registers
 from tests.ptx.sharing import Block, SharedMemory
