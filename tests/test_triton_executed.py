@@ -116,7 +116,7 @@ BROKEN = """
 import json
 import tests.executed as executed
 
-CHANGES = (("mul.f32", "add.f32"), ("bar.sync \\\\t0;", ""), ("setp.lt.s32", "setp.ne.s32"))
+CHANGES = (("mul.f32", "add.f32"), ("bar.sync \\t0;", ""), ("setp.lt.s32", "setp.ne.s32"))
 compiled = executed.Device.compile
 found = []
 for old, new in CHANGES:
@@ -126,7 +126,7 @@ for old, new in CHANGES:
         return made
 
     executed.Device.compile = broken
-    found.append(executed.run_case("TT float32", turns=1).wrong)
+    found.append(executed.run_case("TT float32", turns=2).wrong)
 print(json.dumps(found))
 """
 
@@ -136,7 +136,7 @@ def test_a_broken_kernel_is_found() -> None:
     """a wrong product, no barriers, and rows beyond the last"""
     product, barrier, outside = json.loads(python("-c", BROKEN))
     assert "error / bound" in product[0] and "launched" in product[0]
-    assert "error / bound" in barrier[0]
+    assert "no barrier between them" in barrier[0]
     assert "outside every array" in outside[0]
 
 

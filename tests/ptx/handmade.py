@@ -65,6 +65,6 @@ def bits(kind: str, value: float) -> int:
     if kind == "bf16":
         return bits("f32", value) >> 16
     if kind[0] in "bsu":
-        return int(value) & 2 ** int(kind[1:]) - 1
+        return int(value) & ((1 << int(kind[1:])) - 1)
     code = {"f16": "e", "f32": "f", "f64": "d"}[kind]
     return int.from_bytes(struct.pack(f"<{code}", value), "little")
