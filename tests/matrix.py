@@ -19,7 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 FOLDER = Path("build/matrix")
-TESTS = ("test_triton.py", "test_triton_compiled.py", "test_triton_plans.py", "test_triton_ways.py")
+TESTS = (
+    "test_triton.py",
+    "test_triton_compiled.py",
+    "test_triton_executed.py",
+    "test_triton_plans.py",
+    "test_triton_ways.py",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,20 @@ def compile_launch(
     grid: tuple[int, ...],
 ) -> dict[str, Any]:
     """One kernel, specialised as a launch with these arguments would have it."""
+    source = specialise(kernel, args, constants)
+    try:
+        compiled = triton.compile(source, target=target, options=dict(options))
+    except Exception as error:
+        return {"name": kernel.__name__, "grid": grid, "error": f"{type(error).__name__}: {error}"}
+    if not sums_rightly(compiled.asm["ttgir"], triton.__version__):
+        wrong = f"triton {triton.__version__} adds up wrong lanes of it; 3.9 does not"
+        return {"name": kernel.__name__, "grid": grid, "error": wrong}
+    said = {"name": kernel.__name__, "grid": grid, "constants": dict(constants), **options}
+    return {**said, **resources(compiled, target)}
+
+
+def specialise(kernel: JITFunction, args: Sequence[Any], constants: Mapping[str, Any]) -> ASTSource:
+    """What triton compiles for a launch: types, constants (and integers 1), what divides by 16."""
     signature: dict[str, str] = {}
     constexprs: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
@@ -120,21 +134,13 @@ def compile_launch(
             constexprs[position,] = value
         elif isinstance(value, torch.Tensor):
             signature[name] = _POINTERS[value.dtype]
-            attributes[position,] = [["tt.divisibility", 16]]
+            if value.data_ptr() % 16 == 0:  # as of tensors without data
+                attributes[position,] = [["tt.divisibility", 16]]
         else:
             signature[name] = "i64" if value >= 2**31 else "i32"
             if value % 16 == 0:
                 attributes[position,] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constexprs, attributes)
-    try:
-        compiled = triton.compile(source, target=target, options=dict(options))
-    except Exception as error:
-        return {"name": kernel.__name__, "grid": grid, "error": f"{type(error).__name__}: {error}"}
-    if not sums_rightly(compiled.asm["ttgir"], triton.__version__):
-        wrong = f"triton {triton.__version__} adds up wrong lanes of it; 3.9 does not"
-        return {"name": kernel.__name__, "grid": grid, "error": wrong}
-    said = {"name": kernel.__name__, "grid": grid, "constants": dict(constants), **options}
-    return {**said, **resources(compiled, target)}
+    return ASTSource(kernel, signature, constexprs, attributes)
 
 
 def resources(compiled: CompiledKernel, target: GPUTarget) -> dict[str, Any]:
