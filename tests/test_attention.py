@@ -169,6 +169,15 @@ def test_a_query_that_sees_nothing(runner: str) -> None:
     assert np.array_equal(found["q"][2], np.zeros(4))
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_comes_later_is_hidden_no_more_than_all_else(recorded: bool) -> None:
+    """as `where(seen, where(causal, scores, low), low)` has it: all keys weigh the same"""
+    query, key, value = (torch.randn(1, 1, 3, 4) for _ in range(3))
+    seen = torch.tensor([[False] * 3, [True] * 3, [False] * 3])
+    found = kernel.attend(query.requires_grad_(recorded), key, value, where=seen, causal=True)
+    torch.testing.assert_close(found[0, 0, ::2], value[0, 0].mean(0).expand(2, 4))
+
+
 @pytest.mark.parametrize("runner", oracle.RUNNERS)
 def test_groups_of_queries_share_keys(runner: str) -> None:
     """heads of keys are fewer than those of queries; more queries than keys; values of own size"""

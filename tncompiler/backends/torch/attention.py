@@ -48,8 +48,10 @@ def _bias(
         return bias
     at = torch.arange(query.shape[-2], device=query.device)
     to = torch.arange(key.shape[-2], device=query.device)
-    seen = torch.where(to <= at[:, None], 0.0, LOW).to(query.dtype)
-    return seen if bias is None else seen + bias
+    later = to > at[:, None]
+    hidden = torch.where(later, LOW, 0.0).to(query.dtype)
+    # not added: a query that sees nothing weighs what comes later like all else
+    return hidden if bias is None else torch.where(later, hidden, bias)
 
 
 def _looks_inside(*tensors: Tensor) -> bool:
