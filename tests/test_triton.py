@@ -341,3 +341,13 @@ def test_functions_are_right_to_a_few_roundings_everywhere(name: str) -> None:
 def exact_gelu(x: torch.Tensor) -> torch.Tensor:
     """In double precision, and without the cancellation of 1 + erf."""
     return 0.5 * x * torch.special.erfc(-x / 2**0.5)
+
+
+def test_cotangents_in_bfloat16_add_up() -> None:
+    """one parameter, two outputs: the interpreter would add bit patterns"""
+    A = tnc.param("A", tnc.Index("i", 3))
+    module = tnc.compile((A, A), backend="triton", dtype="bfloat16", seed=0)
+    given = [torch.tensor([-0.6, 1.5, 2.0]), torch.tensor([-1.5, 0.25, 3.0])]
+    given = [tensor.to(torch.bfloat16) for tensor in given]
+    (found,) = torch.autograd.grad(module(), [module.A], given)
+    torch.testing.assert_close(found, given[0] + given[1])

@@ -76,7 +76,12 @@ class Tile:
                     return self._complex(function, parts, dtype)
                 if function in ("conj", "real", "project", "stop"):
                     return parts[0]
-                text = FUNCTIONS[function].format(*(part.re for part in parts))
+                texts = [
+                    _widened(part.re, argument.dtype)
+                    for part, argument in zip(parts, arguments, strict=True)
+                ]
+                text = FUNCTIONS[function].format(*texts)
+                text = f"({text}).to(tl.bfloat16)" if dtype == "bfloat16" else text
                 return Parts(self.write(function, text))
         raise TypeError(type(tree).__name__)
 
@@ -174,3 +179,8 @@ def is_zero_outside(tree: Tree, labels: tuple[int, ...]) -> bool:
     if isinstance(tree, Apply) and tree.function in ("mul", "cast", "neg", "conj"):
         return all(is_zero_outside(argument, labels) for argument in tree.arguments)
     return False
+
+
+def _widened(text: str, dtype: str) -> str:
+    """A bfloat16 number in float32, as GPUs compute it: Triton's interpreter adds bit patterns."""
+    return f"{text}.to(tl.float32)" if dtype == "bfloat16" else text
