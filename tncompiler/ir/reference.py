@@ -390,11 +390,22 @@ def _joined(a: _Factor, b: _Factor, kept: tuple[Index, ...]) -> _Factor:
 def _einsum(
     arrays: Sequence[np.ndarray], wires: Sequence[tuple[Index, ...]], out: tuple[Index, ...]
 ) -> np.ndarray:
-    """numpy.einsum on integer sublists."""
-    numbers: dict[Index, int] = {}
+    """numpy.einsum on integer sublists.
+
+    Not where there is nothing to add: NumPy (2.4) writes one element into an empty result, and one
+    of two long doubles is larger than what malloc rounds up to.
+    """
+    extents = {
+        index: extent
+        for array, indices in zip(arrays, wires, strict=True)
+        for index, extent in zip(indices, array.shape, strict=True)
+    }
+    if 0 in extents.values():
+        return np.zeros([extents[index] for index in out], np.result_type(*arrays))
+    numbers = {index: number for number, index in enumerate(extents)}
     arguments: list[Any] = []
     for array, indices in zip(arrays, wires, strict=True):
-        arguments += [array, [numbers.setdefault(index, len(numbers)) for index in indices]]
+        arguments += [array, [numbers[index] for index in indices]]
     return np.asarray(np.einsum(*arguments, [numbers[index] for index in out]))
 
 
