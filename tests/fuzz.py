@@ -94,7 +94,7 @@ def runners_for(case: Case) -> tuple[str, ...]:
 def _check_numbers(case: Case, runners: Sequence[Runner]) -> dict[str, float]:
     eps, seed = epsilon(case.dtype), case.seed
     outputs, arrays, cts, wrt = case.outputs, case.arrays, case.cotangents, case.wrt
-    extended = case.dtype in ("float64", "complex128")  # the oracle must be better than what it judges
+    extended = case.dtype in ("float64", "complex128")  # the judge must be better
     forward = evaluate_all(outputs, arrays, case.sizes, eps, extended=extended)
     backward = expected_gradients(
         outputs, arrays, cts, wrt, case.sizes, eps, seed, extended=extended
