@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 import cotengra
+import networkx
 import numpy as np
 import pytest
 
 from tests.test_rates import library
+from tncompiler.planning import reconfigure
 from tncompiler.planning import tree_cost as tree_costs
 from tncompiler.planning.candidates import (
     Network,
@@ -24,6 +26,7 @@ from tncompiler.planning.candidates import (
     tree_multiplications,
 )
 from tncompiler.planning.exchange import neighbours, shape_of
+from tncompiler.planning.hyper import greedy_order
 from tncompiler.planning.order import Pair, letter
 from tncompiler.planning.reconfigure import Search, reconfigured
 from tncompiler.planning.tree_cost import TreeCosts, tree_cost
@@ -219,13 +222,16 @@ def exact_for(network: Network) -> Search:
 
 
 def multiplied(network: Network, pairs: Order) -> float:
-    tree = cotengra.ContractionTree.from_path(
+    return float(cotengra_tree(network, pairs).total_flops())
+
+
+def cotengra_tree(network: Network, pairs: Order) -> Any:
+    return cotengra.ContractionTree.from_path(
         [[letter(k) for k in sorted(term)] for term in network.terms],
         [letter(k) for k in sorted(network.output)],
         {letter(k): n for k, n in network.sizes.items()},
         ssa_path=pairs,
     )
-    return float(tree.total_flops())
 
 
 def test_a_part_as_large_as_the_network_gives_the_best_tree() -> None:
@@ -242,6 +248,35 @@ def test_parts_bring_a_lattice_close_to_the_best() -> None:
     before = left_to_right(20)
     found = reconfigured(network.terms, network.output, network.sizes, before, exact_for(network))
     assert multiplied(network, found) < 0.9 * multiplied(network, before)
+
+
+def test_more_ways_to_choose_parts_improve_what_the_largest_first_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Random cubic graphs of 80 tensors, from greedy trees."""
+    ways = reconfigure._ways
+    gains = []
+    for seed in range(3):
+        network = cubic(80, seed)
+        before, costs = greedy_order(network, seed), []
+        for count in (1, 4):
+            monkeypatch.setattr(reconfigure, "_ways", lambda tree, n=count: ways(tree)[:n])
+            found = reconfigured(
+                network.terms, network.output, network.sizes, before, exact_for(network)
+            )
+            costs.append(multiplied(network, found))
+        gains.append(costs[1] / costs[0])
+    assert max(gains) <= 1.0
+    assert math.prod(gains) < 0.5
+
+
+def cubic(count: int, seed: int) -> Network:
+    graph = networkx.random_regular_graph(3, count, seed=seed)
+    wires: list[list[int]] = [[] for _ in range(count)]
+    for label, edge in enumerate(graph.edges):
+        for node in edge:
+            wires[node].append(label)
+    return Network.of(wires, (), dict.fromkeys(range(graph.number_of_edges()), 2))
 
 
 # ---------------------------------------------------------------------------- exchanges
@@ -308,7 +343,7 @@ def test_costs_of_trees_are_the_same_remembered_or_not(
 # ---------------------------------------------------------------------------- more starts
 
 
-@pytest.mark.parametrize(("size", "starts"), [(2, 1), (8, 8)])
+@pytest.mark.parametrize(("size", "starts"), [(2, 1), (8, 4)])
 def test_what_runs_long_is_searched_from_more_starts(
     size: int, starts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,8 +352,8 @@ def test_what_runs_long_is_searched_from_more_starts(
     search = _Reconfigured.__call__
 
     def noted(method: _Reconfigured, *given: Any) -> Any:
-        assert isinstance(method.first, _RandomGreedy)
-        seeds.append(method.first.seed)
+        if isinstance(method.first, _RandomGreedy):
+            seeds.append(method.first.seed)
         return search(method, *given)
 
     monkeypatch.setattr(_Reconfigured, "__call__", noted)
@@ -327,6 +362,19 @@ def test_what_runs_long_is_searched_from_more_starts(
     assert seeds == list(range(3, 3 + starts))
     assert all(contracts_everything(pairs, 25) for pairs in orders)
     assert (tree_multiplications(network, orders[0]) >= 1e7) == (starts > 1)
+
+
+def test_what_runs_long_is_also_ordered_to_write_less() -> None:
+    """A lattice of 5 x 5 with bonds of 8: the last orders are the best ones, improved again."""
+    network = grid(5, 5, 8)
+    *others, last = candidate_orders(network, 4, seed=3)
+    assert written(network, last) <= min(written(network, pairs) for pairs in others)
+
+
+def written(network: Network, pairs: Order) -> float:
+    """Multiplications, and 32 for each element that a step makes."""
+    tree = cotengra_tree(network, pairs)
+    return float(tree.total_flops() + 32 * tree.total_write())
 
 
 def test_multiplications_by_hand() -> None:

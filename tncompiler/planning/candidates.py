@@ -36,9 +36,12 @@ _FEW_OBJECTIVES = ("flops", "combo-32")
 # done sooner with all at once, in less than half the time where everything touches everything
 _NO_CAP = 1e300
 _COST_MODIFIERS = (0.5, 1.0, 4.0)
-# multiplications of an order from which on more starts are made, and how many: a tenth of a second
+# multiplications of an order from which on more starts are made, and how many: a third of a second
 # each for 150 tensors, once, where every call takes milliseconds, or tens of them
-_LONG_RUNS = ((1e9, 15), (1e7, 7))
+_LONG_RUNS = ((1e9, 7), (1e7, 3))
+# the best of these are improved once more with writing an element counted as so many
+# multiplications: what is never written beats what is never computed where products are narrow
+_LESS_WRITTEN, _WRITTEN = 3, 32
 
 
 @dataclass(frozen=True)
@@ -175,10 +178,16 @@ def _all_candidates(network: Network, trials: int, seed: int) -> Iterator[tuple[
     if not is_exact(network.terms):
         least = min(tree_multiplications(network, pairs) for pairs in whole)
         count = next((count for long, count in _LONG_RUNS if least >= long), 0)
+        found = whole[:1]
         for further in range(seed + 1, seed + 1 + count):
             # what reconfiguring leads to depends on its start: on circuits by a factor of ten
             start = _RandomGreedy(trials, further)
-            yield _Tree(network).contract(everything, _Reconfigured(start))
+            found.append(_Tree(network).contract(everything, _Reconfigured(start)))
+            yield found[-1]
+        found.sort(key=partial(tree_multiplications, network))
+        for pairs in found[: _LESS_WRITTEN if count else 0]:
+            method = _Reconfigured(_Known(pairs), _WRITTEN)
+            yield _Tree(network).contract(everything, method)
 
 
 def tree_multiplications(network: Network, pairs: Sequence[Pair]) -> float:
@@ -292,17 +301,34 @@ class _Exact(_Finder):
 
 @dataclass(frozen=True)
 class _Reconfigured(_Method):
-    """What another method finds, improved part by part."""
+    """What another method finds, improved part by part.
+
+    ``written``: how many multiplications writing one element counts as, 0 or _WRITTEN.
+    """
 
     first: _Method
+    written: int = 0
 
     def __call__(
         self, network: Network, terms: Sequence[Terms], out: Terms
     ) -> Sequence[Sequence[int]]:
         pairs = split_path(self.first(network, terms, out), len(terms))
-        exact = partial(_Exact("flops"), network)
+        objective = f"combo-{self.written}" if self.written else "flops"
+        exact = partial(_Exact(objective), network)
         leaves = _CROWDED_PART if _is_crowded(terms) else _PART
-        return reconfigured(terms, out, network.sizes, pairs, exact, leaves)
+        return reconfigured(terms, out, network.sizes, pairs, exact, leaves, self.written)
+
+
+@dataclass(frozen=True)
+class _Known(_Method):
+    """An order of all tensors that was found before."""
+
+    pairs: tuple[Pair, ...]
+
+    def __call__(
+        self, network: Network, terms: Sequence[Terms], out: Terms
+    ) -> Sequence[Sequence[int]]:
+        return self.pairs
 
 
 @dataclass(frozen=True)

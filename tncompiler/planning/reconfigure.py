@@ -1,21 +1,25 @@
 """Better trees for networks too large for exact search: parts of a tree are searched exactly.
 
-In: labels of the operands, sizes, SSA pairs. Out: SSA pairs whose multiplications are fewer, or the
-same ones. The idea is cotengra's subtree reconfiguration, on its Rust half alone.
+In: labels of the operands, sizes, SSA pairs. Out: SSA pairs that cost less, or the same ones. What
+counts are multiplications, and elements written if they are given a weight. The idea is cotengra's
+subtree reconfiguration, on its Rust half alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from random import Random
 
 from tncompiler.planning.order import Pair, split_path
 
 Terms = frozenset[int]
 # SSA steps over positions for terms and the labels that must survive
 Search = Callable[[Sequence[Terms], Terms], Sequence[Sequence[int]]]
+Choice = Callable[[list[int]], int]  # of the node that is opened next
 
-_PASSES = 6
+_PASSES = 6  # through the tree, at most, for each way to choose parts
+_SEED = 0
 
 
 def reconfigured(
@@ -25,14 +29,34 @@ def reconfigured(
     pairs: Sequence[Pair],
     search: Search,
     leaves: int = 8,
+    written: float = 0.0,
 ) -> tuple[Pair, ...]:
-    """The tree once no part of so many leaves can be contracted with fewer multiplications."""
-    tree = _Tree(terms, output, sizes, pairs, leaves)
-    for _ in range(_PASSES):
-        gained = [tree.improve(node, search) for node in tree.nodes()]
-        if True not in gained:
-            break
+    """The tree once no part of so many leaves, chosen in any of WAYS, can be contracted for less.
+
+    ``written``: how many multiplications writing one element counts as; `search` should agree.
+    """
+    tree = _Tree(terms, output, sizes, pairs, leaves, written)
+    for opened in _ways(tree):
+        for _ in range(_PASSES):
+            gained = [tree.improve(node, opened, search) for node in tree.nodes()]
+            if True not in gained:
+                break
     return tree.pairs()
+
+
+def _ways(tree: _Tree) -> tuple[Choice, ...]:
+    """How a part grows from a node, in turn: what one way leaves the next improves.
+
+    The largest first finds most; the others see parts that it never looks at: all around a node,
+    along one branch, anywhere.
+    """
+    draw = Random(_SEED)
+    return (
+        lambda nodes: max(nodes, key=tree.size),
+        lambda nodes: nodes[0],
+        lambda nodes: nodes[-1],
+        draw.choice,
+    )
 
 
 class _Tree:
@@ -43,8 +67,9 @@ class _Tree:
         sizes: Mapping[int, int],
         pairs: Sequence[Pair],
         leaves: int,
+        written: float,
     ) -> None:
-        self.count, self.sizes, self.leaves = len(terms), sizes, leaves
+        self.count, self.sizes, self.leaves, self.written = len(terms), sizes, leaves, written
         self.searched: set[frozenset[int]] = set()
         self.labels: dict[int, Terms] = dict(enumerate(terms))
         self.children: dict[int, Pair] = dict(enumerate(pairs, self.count))
@@ -75,17 +100,17 @@ class _Tree:
                 stack += self.children[node]
         return found[::-1]
 
-    def improve(self, node: int, search: Search) -> bool:
-        """Search the part below a node exactly; whether that saved anything."""
+    def improve(self, node: int, opened: Choice, search: Search) -> bool:
+        """Search a part below a node exactly; whether that saved anything."""
         if node not in self.children:  # it went with a part that was replaced
             return False
-        leaves, inner = self._part(node)
+        leaves, inner = self._part(node, opened)
         if len(leaves) < 3 or frozenset(leaves) in self.searched:
             return False
         self.searched.add(frozenset(leaves))
-        before = sum(self._cost(*self.children[k]) for k in inner)
+        before = sum(self._cost(k, self.children[k]) for k in inner)
         made = self._searched(node, leaves, search)
-        after = sum(self._cost(*pair) for pair in made.values())
+        after = sum(self._cost(k, pair) for k, pair in made.items())
         if after >= before * (1 - 1e-9):
             for k in made:
                 if k != node:
@@ -96,17 +121,17 @@ class _Tree:
         self.children.update(made)
         return True
 
-    def _part(self, node: int) -> tuple[list[int], list[int]]:
-        """Some nodes below a node, the largest opened first, and those that join them."""
+    def _part(self, node: int, opened: Choice) -> tuple[list[int], list[int]]:
+        """Some nodes below a node, and those that join them."""
         leaves, inner = [node], []
         while len(leaves) < self.leaves:
-            opened = [k for k in leaves if k in self.children]
-            if not opened:
+            closed = [k for k in leaves if k in self.children]
+            if not closed:
                 break
-            largest = max(opened, key=lambda k: self._count(self.labels[k]))
-            leaves.remove(largest)
-            leaves += self.children[largest]
-            inner.append(largest)
+            chosen = opened(closed)
+            leaves.remove(chosen)
+            leaves += self.children[chosen]
+            inner.append(chosen)
         return leaves, inner
 
     def _searched(self, node: int, leaves: Sequence[int], search: Search) -> dict[int, Pair]:
@@ -128,8 +153,13 @@ class _Tree:
             names.append(new)
         return made
 
-    def _cost(self, a: int, b: int) -> float:
-        return self._count(self.labels[a] | self.labels[b])
+    def _cost(self, node: int, pair: Pair) -> float:
+        cost = self._count(self.labels[pair[0]] | self.labels[pair[1]])
+        return cost + self.written * self.size(node) if self.written else cost
+
+    def size(self, node: int) -> float:
+        """The elements of a tensor or a result."""
+        return self._count(self.labels[node])
 
     def _count(self, labels: Collection[int]) -> float:
         return math.prod([float(self.sizes[label]) for label in labels])
