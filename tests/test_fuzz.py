@@ -514,6 +514,15 @@ def test_reference_widens_an_undecided_choice() -> None:
     assert chosen.bound[2, 1] < 1e-3
 
 
+def test_reference_bounds_a_users_function_by_what_it_computes() -> None:
+    """x²/2 whose derivative is said to be tanh x: an error of x is passed on times x."""
+    big = {**ARRAYS, "A": 1e4 * np.abs(ARRAYS["A"]) + 1e4}
+    inner = evaluate(A * 1.1, big)
+    result = evaluate(halved_square(A * 1.1), big)
+    assert np.all(result.bound > inner.value * inner.bound)
+    assert np.all(result.bound < 4 * inner.value * inner.bound)
+
+
 def test_reference_in_long_double() -> None:
     value = evaluate(EXPR, ARRAYS, extended=True).value
     assert value.dtype == np.longdouble

@@ -27,17 +27,11 @@ from tncompiler.ir.gather_nodes import Gather, Scatter
 from tncompiler.ir.index import Index
 from tncompiler.ir.pairs import Leading, LeadingAdjoint
 from tncompiler.ir.pairs_numbers import Spectrum
+from tncompiler.ir.reference_errors import SLACK, UNDECIDED, Rounding, Tensor, map_error
 from tncompiler.ir.reference_moves import move_gather, move_scatter
 from tncompiler.ir.scans.make import SLOT
 
 SINGLE = float(np.finfo(np.float32).eps)
-_SLACK = 1.01  # pays for the terms of second order
-_UNDECIDED = 1.0  # what a comparison may be off by where its operands may be equal
-# piecewise linear with slopes of at most 1: an error passes, wherever the corners are
-_PASSING = (
-    *("relu", "abs", "conj", "real", "imag", "project", "stop", "maximum", "minimum"),
-    *("floordiv", "mod", "scramble"),  # of whole numbers, which are exact
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +40,6 @@ class Bounded:
 
     value: np.ndarray
     bound: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """A value and its error by axis; `error` None means exact."""
-
-    value: np.ndarray
-    error: np.ndarray | None = None
-
-    @property
-    def errors(self) -> np.ndarray:
-        return np.zeros(self.value.shape) if self.error is None else self.error
 
 
 def evaluate(
@@ -106,18 +88,19 @@ class _Interpreter:
         extended: bool,
     ) -> None:
         self.arrays, self.eps, self.tiny = arrays, eps, _tiny(eps)
+        self.rounding = Rounding(eps, self.tiny)
         self.real = np.longdouble if extended else np.float64
         self.complex = np.clongdouble if extended else np.complex128
         self.binding = bind_sizes(exprs, arrays, sizes)
-        self.done: dict[int, _Tensor] = {}
-        self.given: Mapping[str, _Tensor] = {}  # leaves of the cell that is evaluated
-        self.scans: dict[int, tuple[_Tensor, ...]] = {}  # results by the id of a scan's node
+        self.done: dict[int, Tensor] = {}
+        self.given: Mapping[str, Tensor] = {}  # leaves of the cell that is evaluated
+        self.scans: dict[int, tuple[Tensor, ...]] = {}  # results by the id of a scan's node
 
     def node(self, node: Expr) -> None:
         operands = [self.done[id(operand)] for operand in node.operands]
         self.done[id(node)] = _RULES[type(node)](self, node, *operands)
 
-    def within(self, given: Mapping[str, _Tensor]) -> _Interpreter:
+    def within(self, given: Mapping[str, Tensor]) -> _Interpreter:
         """An interpreter for the cell of a scan, whose leaves are worth what is given."""
         inner = copy(self)
         inner.given, inner.done, inner.scans = given, {}, {}
@@ -182,117 +165,117 @@ def _bind_leaf(leaf: ex.Leaf, shape: tuple[int, ...], binding: dict[sympy.Symbol
 # ---------------------------------------------------------------------------- tensors as they are
 
 
-def _leaf(run: _Interpreter, node: ex.Leaf) -> _Tensor:
+def _leaf(run: _Interpreter, node: ex.Leaf) -> Tensor:
     if node.name in run.given:
         return run.given[node.name]
-    return _Tensor(run.precise(node.value if node.value is not None else run.arrays[node.name]))
+    return Tensor(run.precise(node.value if node.value is not None else run.arrays[node.name]))
 
 
-def _literal(run: _Interpreter, node: ex.Literal) -> _Tensor:
+def _literal(run: _Interpreter, node: ex.Literal) -> Tensor:
     number = node.value if isinstance(node.value, int | float | complex) else run.size(node.value)
     value = run.precise(number if isinstance(number, complex) else float(number))
     exact = complex(number) == complex(np.complex64(number)) or not np.isfinite(number)
-    return _Tensor(value, None if exact else np.asarray(run.eps * np.abs(value)))
+    return Tensor(value, None if exact else np.asarray(run.eps * np.abs(value)))
 
 
-def _delta(run: _Interpreter, node: ex.Delta) -> _Tensor:
+def _delta(run: _Interpreter, node: ex.Delta) -> Tensor:
     value = np.zeros(run.shape(node), run.real)
     value[(np.arange(value.shape[0]),) * value.ndim] = 1.0
-    return _Tensor(value)
+    return Tensor(value)
 
 
-def _ones(run: _Interpreter, node: ex.Ones) -> _Tensor:
-    return _Tensor(np.ones(run.shape(node), run.real))
+def _ones(run: _Interpreter, node: ex.Ones) -> Tensor:
+    return Tensor(np.ones(run.shape(node), run.real))
 
 
-def _window(run: _Interpreter, node: ex.Window) -> _Tensor:
+def _window(run: _Interpreter, node: ex.Window) -> Tensor:
     value = np.zeros(run.shape(node), run.real)
     before = run.size(node.geometry.before)
     for out, tap in np.ndindex(value.shape[1:]):
         source = out * node.geometry.stride + tap * node.geometry.dilation - before
         if 0 <= source < value.shape[0]:
             value[source, out, tap] = 1.0
-    return _Tensor(value)
+    return Tensor(value)
 
 
-def _arange(run: _Interpreter, node: Arange) -> _Tensor:
-    return _Tensor(np.arange(run.size(node.indices[0].size)))
+def _arange(run: _Interpreter, node: Arange) -> Tensor:
+    return Tensor(np.arange(run.size(node.indices[0].size)))
 
 
-def _reindex(run: _Interpreter, node: ex.Reindex, source: _Tensor) -> _Tensor:
+def _reindex(run: _Interpreter, node: ex.Reindex, source: Tensor) -> Tensor:
     return _moved(source, lambda array: array.transpose(node.axes))
 
 
-def _reshaped(run: _Interpreter, node: ex.Split | ex.Merge, source: _Tensor) -> _Tensor:
+def _reshaped(run: _Interpreter, node: ex.Split | ex.Merge, source: Tensor) -> Tensor:
     shape = run.shape(node)
     return _moved(source, lambda array: array.reshape(shape))
 
 
-def _slice(run: _Interpreter, node: ex.Slice, source: _Tensor) -> _Tensor:
+def _slice(run: _Interpreter, node: ex.Slice, source: Tensor) -> Tensor:
     part = (slice(None),) * node.axis + (slice(run.size(node.start), run.size(node.stop)),)
     return _moved(source, lambda array: array[part])
 
 
-def _pad(run: _Interpreter, node: ex.Pad, source: _Tensor) -> _Tensor:
+def _pad(run: _Interpreter, node: ex.Pad, source: Tensor) -> Tensor:
     widths = [(0, 0)] * node.ndim
     widths[node.axis] = (run.size(node.before), run.size(node.after))
     return _moved(source, lambda array: np.pad(array, widths))
 
 
-def _concat(run: _Interpreter, node: ex.Concat, *parts: _Tensor) -> _Tensor:
+def _concat(run: _Interpreter, node: ex.Concat, *parts: Tensor) -> Tensor:
     value = np.concatenate([part.value for part in parts], node.axis)
-    return _Tensor(value, np.concatenate([part.errors for part in parts], node.axis))
+    return Tensor(value, np.concatenate([part.errors for part in parts], node.axis))
 
 
-def _gather(run: _Interpreter, node: Gather, source: _Tensor, ids: _Tensor) -> _Tensor:
+def _gather(run: _Interpreter, node: Gather, source: Tensor, ids: Tensor) -> Tensor:
     return _moved(source, move_gather(node, ids.value.astype(np.int64), run.shape(node)))
 
 
-def _scatter(run: _Interpreter, node: Scatter, source: _Tensor, ids: _Tensor) -> _Tensor:
+def _scatter(run: _Interpreter, node: Scatter, source: Tensor, ids: Tensor) -> Tensor:
     """A sum, of at most so many terms as there are ids; the largest is no further off than one."""
     add = move_scatter(node, ids.value.astype(np.int64), run.shape(node))
     if node.function == "max":
         return _moved(source, add)
     length = math.prod(ids.value.shape[axis] for axis in node.summed)
     own = (8.0 + math.sqrt(length) / 16) * run.eps * add(np.abs(source.value)) + run.tiny
-    return _Tensor(add(source.value), own + _SLACK * add(source.errors))
+    return Tensor(add(source.value), own + SLACK * add(source.errors))
 
 
-def _leading(run: _Interpreter, node: Leading, left: _Tensor, right: _Tensor) -> _Tensor:
+def _leading(run: _Interpreter, node: Leading, left: Tensor, right: Tensor) -> Tensor:
     """Without a bound: directions of nearly equal singular values turn freely."""
     count = run.size(node.indices[-1].size)
     value = Spectrum(np, left.value, right.value, count, node.cutoff).value
-    return _Tensor(value, np.full(value.shape, np.inf))
+    return Tensor(value, np.full(value.shape, np.inf))
 
 
 def _leading_adjoint(
-    run: _Interpreter, node: LeadingAdjoint, left: _Tensor, right: _Tensor, cotangent: _Tensor
-) -> _Tensor:
+    run: _Interpreter, node: LeadingAdjoint, left: Tensor, right: Tensor, cotangent: Tensor
+) -> Tensor:
     count = cotangent.value.shape[-1]
     spectrum = Spectrum(np, left.value, right.value, count, node.cutoff)
     value = np.stack(spectrum.gradients(np, cotangent.value), -3)
-    return _Tensor(value, np.full(value.shape, np.inf))
+    return Tensor(value, np.full(value.shape, np.inf))
 
 
-def _moved(source: _Tensor, move: Callable[[np.ndarray], np.ndarray]) -> _Tensor:
+def _moved(source: Tensor, move: Callable[[np.ndarray], np.ndarray]) -> Tensor:
     error = None if source.error is None else move(source.error)
-    return _Tensor(move(source.value), error)
+    return Tensor(move(source.value), error)
 
 
-def _cast(run: _Interpreter, node: ex.Cast, source: _Tensor) -> _Tensor:
+def _cast(run: _Interpreter, node: ex.Cast, source: Tensor) -> Tensor:
     """Rounded once; what is truncated may end on the other side of a whole number."""
     if node.dtype == DEFAULT:  # what the run computes in
         is_complex = np.iscomplexobj(source.value)
         value = source.value.astype(run.complex if is_complex else run.real)
-        return _Tensor(value, source.errors + run.eps * np.abs(value))
+        return Tensor(value, source.errors + run.eps * np.abs(value))
     target = np.dtype("float32" if node.dtype == "bfloat16" else node.dtype)
     if target.kind in "fc":
         value = source.value.real if target.kind == "f" else source.value
         value = value.astype(run.real if target.kind == "f" else run.complex)
         eps = max(run.eps, 2.0**-7 if node.dtype == "bfloat16" else float(np.finfo(target).eps))
-        return _Tensor(value, source.errors + eps * np.abs(value))
-    error = None if source.error is None else np.where(source.error > 0, _UNDECIDED, 0.0)
-    return _Tensor(source.value.astype(target), error)
+        return Tensor(value, source.errors + eps * np.abs(value))
+    error = None if source.error is None else np.where(source.error > 0, UNDECIDED, 0.0)
+    return Tensor(source.value.astype(target), error)
 
 
 # ---------------------------------------------------------------------------- contractions
@@ -308,7 +291,7 @@ class _Factor:
     error: np.ndarray | None
 
 
-def _contract(run: _Interpreter, node: ex.Contract, *terms: _Tensor) -> _Tensor:
+def _contract(run: _Interpreter, node: ex.Contract, *terms: Tensor) -> Tensor:
     factors = [
         _Factor(term.indices, tensor.value, np.abs(tensor.value), tensor.error)
         for term, tensor in zip(node.terms, terms, strict=True)
@@ -317,14 +300,14 @@ def _contract(run: _Interpreter, node: ex.Contract, *terms: _Tensor) -> _Tensor:
     summed = {i for term in node.terms for i in term.indices} - set(node.indices)
     exact = len(terms) == 1 and all(run.size(index.size) <= 1 for index in summed)
     if exact:
-        return _Tensor(total.value, total.error)
+        return Tensor(total.value, total.error)
     length = math.prod(run.size(index.size) for index in summed - _following(node, summed))
     count = sum(1 for term in node.terms if not isinstance(term, ex.Window))
     factor = 8.0 * math.sqrt(max(1.0, count / 12)) + math.sqrt(length) / 16
     own = factor * run.eps * total.magnitude + run.tiny
     if _may_overflow(run, terms, length):
         own = np.full_like(own, np.inf)
-    return _Tensor(total.value, own if total.error is None else own + _SLACK * total.error)
+    return Tensor(total.value, own if total.error is None else own + SLACK * total.error)
 
 
 def _following(node: ex.Contract, summed: set[Index]) -> set[Index]:
@@ -337,7 +320,7 @@ def _following(node: ex.Contract, summed: set[Index]) -> set[Index]:
     return found
 
 
-def _may_overflow(run: _Interpreter, terms: Sequence[_Tensor], length: int) -> bool:
+def _may_overflow(run: _Interpreter, terms: Sequence[Tensor], length: int) -> bool:
     """Whether some order of the contraction can leave the range of the numbers it is done in."""
     largest = [float(np.abs(term.value).max(initial=0.0)) for term in terms]
     exponent = math.fsum(math.log2(value) for value in largest if value > 1) + math.log2(
@@ -412,11 +395,7 @@ def _einsum(
 # ---------------------------------------------------------------------------- maps and reductions
 
 
-def _call(name: str, *arguments: Any) -> Any:
-    return function(name).reference(*arguments)
-
-
-def _map(run: _Interpreter, node: ex.Map, *arguments: _Tensor) -> _Tensor:
+def _map(run: _Interpreter, node: ex.Map, *arguments: Tensor) -> Tensor:
     aligned = [
         _moved(tensor, lambda array, arg=arg: _aligned(array, arg, node))  # type: ignore[misc]
         for tensor, arg in zip(arguments, node.arguments, strict=True)
@@ -424,8 +403,8 @@ def _map(run: _Interpreter, node: ex.Map, *arguments: _Tensor) -> _Tensor:
     shape = run.shape(node)
     values = [tensor.value for tensor in aligned]
     value = np.broadcast_to(function(node.function).reference(*values), shape)
-    error = _map_error(run, node.function, aligned, value)
-    return _Tensor(value, None if error is None else np.broadcast_to(error, shape))
+    error = map_error(run.rounding, node.function, aligned, value)
+    return Tensor(value, None if error is None else np.broadcast_to(error, shape))
 
 
 def _aligned(array: np.ndarray, argument: Expr, node: ex.Map) -> np.ndarray:
@@ -435,98 +414,19 @@ def _aligned(array: np.ndarray, argument: Expr, node: ex.Map) -> np.ndarray:
     return np.expand_dims(array.transpose(order), absent)
 
 
-def _map_error(
-    run: _Interpreter, name: str, arguments: Sequence[_Tensor], out: np.ndarray
-) -> np.ndarray | None:
-    """Propagated error plus the function's own rounding."""
-    rule = function(name)
-    if name == "relu_gate":  # chooses as `where` does, between the cotangent and zero
-        cotangent, gate = arguments
-        condition = _Tensor(gate.value > 0, _jump_error((gate,), out))
-        return _where_error(condition, cotangent, _Tensor(np.zeros(())))
-    if rule.jumps:
-        return _jump_error(arguments, out)
-    if name == "where":
-        return _where_error(*arguments)
-    errors = [a.error for a in arguments]
-    if name in _PASSING:
-        return _passing_error(run, name, errors, out)
-    own: np.ndarray = 4 * run.eps * _rounded_magnitude(name, arguments, out) + run.tiny
-    if rule.partials is None:
-        own = own + _tangent_error(rule.tangent, arguments, out)
-    values = [a.value for a in arguments]
-    for partial, error in zip(rule.partials or (None,) * len(errors), errors, strict=True):
-        if partial is not None and error is not None:
-            own = own + _SLACK * np.abs(partial(_call, *values, out)) * error
-    return own
-
-
-def _rounded_magnitude(name: str, arguments: Sequence[_Tensor], out: np.ndarray) -> np.ndarray:
-    """What the rounding of a function is relative to: its value, unless its formula cancels."""
-    magnitude: np.ndarray = np.abs(arguments[0].value if name in ("gelu", "gelu_gate") else out)
-    return magnitude
-
-
-def _passing_error(
-    run: _Interpreter, name: str, errors: Sequence[np.ndarray | None], out: np.ndarray
-) -> np.ndarray | None:
-    known = [error for error in errors[: 1 if name == "project" else None] if error is not None]
-    own = 4 * run.eps * np.abs(out) if name == "abs" else None  # of a complex number
-    total = known[0] if known else None
-    for error in known[1:]:
-        total = np.maximum(total, error)  # type: ignore[arg-type]
-    return total if own is None else own if total is None else own + total
-
-
-def _jump_error(arguments: Sequence[_Tensor], out: np.ndarray) -> np.ndarray | None:
-    """Undecided where the operands (or operand and zero) may be equal."""
-    known = [a.error for a in arguments if a.error is not None]
-    if not known:
-        return None
-    error = sum(known[1:], start=known[0])
-    values = [np.asarray(a.value) for a in arguments]
-    values = [v.astype(np.int8) if v.dtype.kind == "b" else v for v in values]
-    distance = np.abs(values[0] - values[1] if len(values) == 2 else values[0])
-    undecided = (distance <= error) & (error > 0)
-    return np.where(undecided, _UNDECIDED * (2 if len(values) == 1 else 1), 0.0)
-
-
-def _where_error(condition: _Tensor, a: _Tensor, b: _Tensor) -> np.ndarray | None:
-    """The chosen operand's; both and their distance where the condition is undecided."""
-    if condition.error is None and a.error is None and b.error is None:
-        return None
-    chosen = np.where(np.asarray(condition.value) != 0, a.errors, b.errors)
-    if condition.error is None:
-        return chosen
-    either = np.abs(a.value - b.value) + np.maximum(a.errors, b.errors)
-    return np.where(condition.error > 0, either, chosen)
-
-
-def _tangent_error(tangent: Any, arguments: Sequence[_Tensor], out: np.ndarray) -> np.ndarray:
-    """The largest move along real and imaginary errors of each operand."""
-    values = [a.value for a in arguments]
-    total = np.zeros(out.shape)
-    for position, argument in enumerate(arguments):
-        for phase in (1.0, 1j) if np.iscomplexobj(argument.value) else (1.0,):
-            moved: list[Any] = [0.0] * len(arguments)
-            moved[position] = phase * argument.errors
-            total = total + _SLACK * np.abs(tangent(_call, moved, *values, out))
-    return total
-
-
-def _reduce(run: _Interpreter, node: ex.Reduce, source: _Tensor) -> _Tensor:
+def _reduce(run: _Interpreter, node: ex.Reduce, source: Tensor) -> Tensor:
     axes = tuple(node.source.indices.index(index) for index in node.over)
     value = {"max": np.max, "min": np.min}[node.function](source.value, axis=axes)
-    return _Tensor(value, None if source.error is None else np.max(source.error, axis=axes))
+    return Tensor(value, None if source.error is None else np.max(source.error, axis=axes))
 
 
 # ---------------------------------------------------------------------------- scans
 
 
-def _scan(run: _Interpreter, node: ex.Scan, *arguments: _Tensor) -> _Tensor:
+def _scan(run: _Interpreter, node: ex.Scan, *arguments: Tensor) -> Tensor:
     """Position by position, in order; what is kept are the results."""
     states, rest = list(arguments[: node.carried]), arguments[node.carried :]
-    made: list[list[_Tensor]] = [[] for _ in node.body[node.carried :]]
+    made: list[list[Tensor]] = [[] for _ in node.body[node.carried :]]
     positions = range(run.size(node.over.size))
     for position in reversed(positions) if node.reverse else positions:
         read = [
@@ -543,28 +443,28 @@ def _scan(run: _Interpreter, node: ex.Scan, *arguments: _Tensor) -> _Tensor:
     results = zip(node.body[node.carried :], node.joined[node.carried :], made, strict=True)
     joined = [_together(run, node, expr, axis, parts) for expr, axis, parts in results]
     run.scans[id(node)] = (*states, *joined)
-    return _Tensor(np.zeros(()))
+    return Tensor(np.zeros(()))
 
 
 def _together(
-    run: _Interpreter, node: ex.Scan, result: Expr, axis: int | None, parts: list[_Tensor]
-) -> _Tensor:
+    run: _Interpreter, node: ex.Scan, result: Expr, axis: int | None, parts: list[Tensor]
+) -> Tensor:
     """The positions of a result side by side, or added."""
     parts = parts[::-1] if node.reverse else parts
     shape = (len(parts), *run.shape(result))
     value = np.stack([p.value for p in parts]) if parts else np.zeros(shape, run.real)
     errors = np.stack([p.errors for p in parts]) if parts else np.zeros(shape)
     if axis is not None:
-        return _Tensor(value, errors)
+        return Tensor(value, errors)
     own = len(parts) * run.eps * np.abs(value).sum(0) + run.tiny
-    return _Tensor(value.sum(0), errors.sum(0) + own)
+    return Tensor(value.sum(0), errors.sum(0) + own)
 
 
-def _scan_result(run: _Interpreter, node: ex.ScanResult, source: _Tensor) -> _Tensor:
+def _scan_result(run: _Interpreter, node: ex.ScanResult, source: Tensor) -> Tensor:
     return run.scans[id(node.source)][node.position]
 
 
-_RULES: dict[type[Expr], Callable[..., _Tensor]] = {
+_RULES: dict[type[Expr], Callable[..., Tensor]] = {
     ex.Leaf: _leaf,
     ex.Literal: _literal,
     ex.Delta: _delta,
