@@ -20,6 +20,7 @@ import torch
 
 import tncompiler as tnc
 from tests import fuzz, oracle
+from tests.block_networks import halved_square
 from tests.conftest import fuzz_seed
 from tests.networks import (
     INTEGERS,
