@@ -74,10 +74,16 @@ def long_bmm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def gelu_gate(ct: Tensor, x: Tensor) -> Tensor:
-    """The cotangent times gelu's slope at x; the library wants equal shapes of at most 12 axes."""
+    """The cotangent times gelu's slope at x.
+
+    The library wants equal shapes of at most 12 axes, and refuses cotangents with gaps (a diagonal,
+    every second column), whatever x looks like.
+    """
     if ct.shape != x.shape:
         shape = torch.broadcast_shapes(ct.shape, x.shape)  # type: ignore[no-untyped-call]
         ct, x = ct.expand(shape), x.expand(shape)
+    if ct.stride() != x.stride():
+        ct = ct.contiguous()
     if x.ndim <= _MOST_AXES:
         return torch.ops.aten.gelu_backward(ct, x)  # type: ignore[no-any-return]
     flat = torch.ops.aten.gelu_backward(ct.reshape(-1), x.reshape(-1))
