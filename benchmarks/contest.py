@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.agree import Wrong, check
 from benchmarks.cases import Cell
 from benchmarks.floor import Floor, Rates, floor_of
-from benchmarks.measure import SLOW_S, Timing, time_in_turn
+from benchmarks.measure import PAUSE_S, SLOW_S, Timing, time_in_turn
 from benchmarks.peers import HEADLINE, OURS, PEERS, load_peer
 from benchmarks.peers.base import Contestant, Declined
 from benchmarks.problems import Arrays, Problem, build_problem, draw_arrays
@@ -145,7 +145,8 @@ def run_cell(
         if contestant is not None:
             runs[name] = contestant
     left = budget_s - (time.perf_counter() - start)
-    timings = time_in_turn({name: c.run for name, c in runs.items()}, left, slow_s)
+    calls = {name: contestant.run for name, contestant in runs.items()}
+    timings = time_in_turn(calls, left, slow_s, pause_s=PAUSE_S)
     for name, timing in timings.items():
         old = entries[name]
         entries[name] = Entry("timed", "", timing, old.off, old.prepare_ms, old.reference)

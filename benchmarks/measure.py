@@ -22,7 +22,10 @@ SLOW_ROUNDS = 3
 FAR, FAR_S = 8.0, 0.05  # so many times as slow as the fastest, and so many seconds, is slow too
 SLOW_SHARE = 0.3  # of the budget that the rounds of one slow call may take
 SAMPLE_S = 2e-3  # shorter calls are repeated within a sample until it lasts this long
-SETTLE_S = 6e-3  # of calls before each sample: caches, and threads that look for work of another
+SETTLE_S = 6e-3  # of calls before each sample, for the caches
+# OpenBLAS's threads look for work for some 25 ms after each product, and take a core from the next
+# contestant, which takes up to three times as long
+PAUSE_S = 0.03
 MOST_CALLS = 1000
 
 Runs = Mapping[str, Callable[[], object]]
@@ -53,20 +56,25 @@ class Timing:
 
 
 def time_in_turn(
-    runs: Runs, budget_s: float, slow_s: float = SLOW_S, clock: Clock | None = None
+    runs: Runs,
+    budget_s: float,
+    slow_s: float = SLOW_S,
+    clock: Clock | None = None,
+    pause_s: float = 0.0,
 ) -> dict[str, Timing]:
     """Time all calls in rounds: 7 of them, or as many up to 31 as fit into the budget.
 
     Every call is warmed up, and again before each sample; each round has an order of its own, so
     that none always follows the same neighbour. ``clock``: process_time leaves out the turns of
-    other programs, for one thread.
+    other programs, for one thread. ``pause_s``: of rest before each turn; PAUSE_S where calls come
+    from libraries with threads of their own.
     """
     estimates = {name: _warm_up(run, slow_s) for name, run in runs.items()}
     far = max(FAR * min(estimates.values(), default=0.0), FAR_S)
     slow = {name for name, seconds in estimates.items() if seconds > min(slow_s, far)}
     calls = {name: 1 if name in slow else _calls(estimates[name]) for name in runs}
     few = {name: _slow_rounds(estimates[name], budget_s) for name in slow}
-    rounds = _rounds(estimates, calls, few, budget_s)
+    rounds = _rounds(estimates, calls, few, budget_s, pause_s)
     samples: dict[str, list[float]] = {name: [] for name in runs}
     settling = {name: 0 if name in slow else _settling(estimates[name]) for name in runs}
     shuffle = random.Random(0).shuffle
@@ -78,6 +86,7 @@ def time_in_turn(
             shuffle(names)
             for name in names:
                 if number < few.get(name, rounds):
+                    time.sleep(pause_s)
                     _seconds(runs[name], settling[name])
                     samples[name].append(_sample_ms(runs[name], calls[name], clock))
     finally:
@@ -109,10 +118,11 @@ def _rounds(
     calls: Mapping[str, int],
     few: Mapping[str, int],
     budget_s: float,
+    pause_s: float,
 ) -> int:
     fixed = sum(rounds * estimates[name] for name, rounds in few.items())
     each = sum(
-        seconds * (calls[name] + _settling(seconds))
+        pause_s + seconds * (calls[name] + _settling(seconds))
         for name, seconds in estimates.items()
         if name not in few
     )

@@ -432,6 +432,16 @@ def test_slow_calls_are_timed_less_and_marked(monkeypatch: pytest.MonkeyPatch) -
     assert len(time_in_turn(calls, 1.0)["slow"].samples_ms) == 1
 
 
+def test_each_turn_begins_with_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """so that the threads of the one before have gone to sleep"""
+    seen: list[str] = []
+    monkeypatch.setattr("benchmarks.measure.time.sleep", lambda seconds: seen.append("pause"))
+    time_in_turn({name: lambda name=name: seen.append(name) for name in "ab"}, 0.0, pause_s=0.1)  # type: ignore[misc]
+    turns = [item for item, before in zip(seen, ["", *seen], strict=False) if item != before]
+    paused = turns[turns.index("pause") :]
+    assert paused[::2] == ["pause"] * (2 * LEAST_ROUNDS) and set(paused[1::2]) == {"a", "b"}
+
+
 def test_spread_is_the_distance_of_quartiles() -> None:
     timing = Timing((1.0, 2.0, 3.0, 4.0, 100.0), 1)
     assert (timing.median_ms, timing.spread_ms) == (3.0, 2.0)
