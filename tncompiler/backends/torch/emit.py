@@ -28,8 +28,8 @@ from tncompiler.ir.program import (
 from tncompiler.ir.sizes import Size
 
 # More positive terms than this, added one by one, may leave the error bound (3.6 deviations: a
-# split costs torch 10 to 20 us, and gains as much from 2,048 terms on). MKL adds so in products with
-# a side of less than NARROW.
+# split costs torch 10 to 20 us, and gains as much from 2,048 terms on). MKL adds so in products
+# with a side of less than NARROW.
 LONG_SUM = 512
 NARROW = 12
 
