@@ -165,7 +165,7 @@ import sys
 from pathlib import Path
 from tests.test_compression_heal import Batches, healed
 
-healed(Path(sys.argv[1]), batches=Batches(kill_at=8))
+healed(Path(sys.argv[1]), batches=Batches(kill_at=14))
 """
 
 
@@ -292,7 +292,7 @@ def poisoned(at: int) -> Iterator[Tensor]:
 def test_nan_stops_with_the_last_good_state(tmp_path: Path) -> None:
     student, teacher = pair()
     path = tmp_path / "heal.tnc"
-    options: Any = dict(loss="output", every=2, progress=False)
+    options: Any = dict(loss="output", every=2, validation=None, progress=False)
     with pytest.raises(DivergedError, match="nan at step 5"):
         tnc.heal(student, teacher, poisoned(5), steps=9, checkpoint=path, **options)
     assert all(bool(torch.isfinite(p).all()) for p in student.parameters())
@@ -427,6 +427,21 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         ArgumentError,
         "LBFGS",
     ),
+    "what to judge by": (
+        lambda s, t: tnc.heal(s, t, batches(), validation="last"),
+        ArgumentError,
+        "validation is 'last'",
+    ),
+    "nothing to judge by": (
+        lambda s, t: tnc.heal(s, t, batches(), validation=[], progress=False),
+        ArgumentError,
+        "no batches",
+    ),
+    "NaN to judge by": (
+        lambda s, t: tnc.heal(s, t, batches(), validation=[*poisoned(0)][:1], progress=False),
+        DivergedError,
+        "held out is nan before any step",
+    ),
     "a checkpoint in no folder": (
         lambda s, t: tnc.heal(s, t, batches(), checkpoint="/no/such/folder/heal.tnc"),
         ArgumentError,
@@ -456,10 +471,14 @@ def test_refused(case: str) -> None:
 
 
 def test_it_says_whether_the_loss_grew() -> None:
-    better = Healing((0.5, 0.25), {"output": 0.25}, 2, 0, 1.26)
+    better = Healing((0.5, 0.25), {"output": 0.25}, 2, 0, 1.26, None, 2)
     assert str(better) == "loss 0.5 → 0.25 in 2 steps, 1.3 s"
     worse = str(dataclasses.replace(better, losses=(0.25, 0.5)))
     assert "it grew" in worse and "lr=" in worse
+    judged = dataclasses.replace(better, held=(0.5, 0.375))
+    assert str(judged).endswith("held out 0.5 → 0.375, after 2 steps")
+    same = str(dataclasses.replace(better, held=(0.5, 0.5), kept=0))
+    assert "nothing changed" in same and "lr=" in same
     assert str(dataclasses.replace(better, losses=())) == "no steps"
 
 

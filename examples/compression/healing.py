@@ -137,6 +137,7 @@ class Experiment:
             steps=STEPS,
             lr=RATE,
             schedule=lambda part: 0.5 * (1 + math.cos(math.pi * part)),
+            validation=None,  # what the last step leaves is shown, gain or loss
             checkpoint=self.out / f"{way.replace(', ', '-')}-{budget}-{loss}-{seed}.heal",
             every=50,
             seed=seed,

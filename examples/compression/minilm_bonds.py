@@ -151,9 +151,8 @@ def heal(model: nn.Module, known: Material, loss: str, steps: int, seed: int, **
     """Some steps on sentences that another seed sees at another time."""
     start = seed * STEPS % len(known.train)
     order = known.train[start:] + known.train[:start]
-    tnc.heal(
-        model, known.original, order, loss, steps=steps, lr=RATE, seed=seed, progress=False, **how
-    )
+    options: dict[str, Any] = dict(lr=RATE, seed=seed, validation=None, progress=False)
+    tnc.heal(model, known.original, order, loss, steps=steps, **options, **how)
 
 
 def run(

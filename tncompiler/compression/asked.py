@@ -23,6 +23,7 @@ def check_asked(
     schedule: Any,
     optimizer: Any,
     checkpoint: Any,
+    validation: Any,
 ) -> None:
     """Raises ArgumentError: what is wrong should not be found after a hundred steps."""
     for what, value, least in (("steps", steps, 1), ("every", every, 1), ("seed", seed, None)):
@@ -36,6 +37,8 @@ def check_asked(
             raise ArgumentError(f"{what} is {value!r:.40}", fix=_FUNCTIONS[what])
     if schedule is not None and steps is None:
         raise ArgumentError("a schedule needs to know how many steps there are", fix="give steps=")
+    if isinstance(validation, str) and validation != "held":
+        raise ArgumentError(f"validation is {validation!r:.40}", fix='give batches, "held" or None')
     if checkpoint is not None:
         _check_place(checkpoint)
 

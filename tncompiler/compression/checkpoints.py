@@ -17,18 +17,24 @@ from torch.optim import Optimizer
 from tncompiler.ir.errors import FileFormatError
 from tncompiler.models.files.sealed import check_plain_tensors, read, write
 
-_MODEL, _OPTIMIZER, _COMPLEX = "model", "optimizer", "complex"
+_MODEL, _OPTIMIZER, _KEPT, _COMPLEX = "model", "optimizer", "kept", "complex"
 
 
 def write_checkpoint(
-    path: Path, model: nn.Module, optimizer: Optimizer, progress: Mapping[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    progress: Mapping[str, Any],
+    kept: Mapping[str, Tensor],
 ) -> None:
-    """Write it wholly or not at all. ``progress``: plain data. Raises OSError."""
+    """Write it wholly or not at all. ``progress``: plain data; ``kept``: tensors that go along.
+    Raises OSError."""
     tensors = {f"{_MODEL}.{name}": tensor for name, tensor in _numbers(model).items()}
+    tensors.update({f"{_KEPT}.{name}": tensor for name, tensor in kept.items()})
     state = optimizer.state_dict()
     plain: dict[str, dict[str, Any]] = {}
-    for number, kept in state["state"].items():
-        for key, value in kept.items():
+    for number, own in state["state"].items():
+        for key, value in own.items():
             if isinstance(value, Tensor):
                 tensors[f"{_OPTIMIZER}.{number}.{key}"] = value
             else:
@@ -51,8 +57,9 @@ def check_numbers(path: Path, model: nn.Module) -> None:
 
 def read_checkpoint(
     path: Path, model: nn.Module, optimizer: Optimizer, identity: str
-) -> dict[str, Any]:
-    """Put a file's numbers into a model and its optimizer; the progress that it was written with.
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Put a file's numbers into a model and its optimizer; the progress and the tensors kept that
+    it was written with.
 
     Raises FileFormatError for a file that was altered, is none, or belongs to another healing; the
     model is then what it was.
@@ -78,14 +85,17 @@ def read_checkpoint(
         for name, tensor in numbers.items():
             tensor.copy_(whole[f"{_MODEL}.{name}"])
     state: dict[int, dict[str, Any]] = {int(k): {**kept} for k, kept in data["plain"].items()}
+    kept: dict[str, Tensor] = {}
     for name, tensor in whole.items():
         kind, _, rest = name.partition(".")
         number, _, key = rest.partition(".")
-        if kind == _OPTIMIZER:
+        if kind == _KEPT:
+            kept[rest] = tensor
+        elif kind == _OPTIMIZER:
             state.setdefault(int(number), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return progress
+    return progress, kept
 
 
 def _numbers(model: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ Call = tuple[tuple[Any, ...], dict[str, Any], Any]  # arguments, keywords, what 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """How a batch becomes gradients: calling it gives the loss of each part, after backward."""
+    """How a batch becomes gradients: calling it gives the loss of each part, after backward; no
+    gradients where they are switched off."""
 
     run: Callable[[Any], dict[str, float]]
     trained: tuple[nn.Module, ...]  # modules whose parameters learn
@@ -68,10 +69,11 @@ def by_outputs(student: nn.Module, teacher: nn.Module) -> Lesson:
 
 
 def by_function(student: nn.Module, loss: Callable[[nn.Module, Any], Any]) -> Lesson:
-    """Whatever a user's function of the model and a batch says."""
+    """Whatever a user's function of the model and a batch says; it may need gradients itself."""
 
     def run(item: Any) -> dict[str, float]:
-        value = loss(student, item)
+        with torch.enable_grad():
+            value = loss(student, item)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise ArgumentError(
                 "the loss is no number with a gradient",

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from tncompiler.compression.asked import check_asked, check_optimizer
 from tncompiler.compression.checkpoints import check_numbers, read_checkpoint, write_checkpoint
 from tncompiler.compression.distilling import Lesson, by_features, by_function, by_outputs
-from tncompiler.compression.streams import batches_from, seed_step
+from tncompiler.compression.judging import Judge
+from tncompiler.compression.streams import batches_from, hold_out, seed_step
 from tncompiler.ir.errors import ArgumentError, DivergedError, TeacherError
 from tncompiler.models.layers import find_layers
 from tncompiler.models.parameters import network_weights
@@ -27,28 +28,36 @@ from tncompiler.models.parameters import network_weights
 TRAINED = ("cores", "all")
 _LOSSES = ("feature", "output")
 _HALVES = "; Adam's eps is 0 in float16: train in float32, or give an optimizer with another"
-_GREW = "more steps, a lower lr= or a schedule= that begins near 0 help where the start was good"
+_GREW = "a lower lr= helps where the start was good, and more steps"
 
 
 @dataclass(frozen=True, slots=True)
 class Healing:
     """``losses``: of every step, those of its parts added up. ``parts``: of the last step, by slice
     or "output". ``steps``: how many there were, ``resumed``: how many of these a checkpoint had.
-    ``seconds``: of this run."""
+    ``seconds``: of this run. ``held``: the loss on batches that nothing was learned from, of the
+    model as it came and as it stays; ``kept``: after how many steps it was as it stays."""
 
     losses: tuple[float, ...]
     parts: dict[str, float]
     steps: int
     resumed: int
     seconds: float
+    held: tuple[float, float] | None
+    kept: int
 
     def __str__(self) -> str:
-        """The first and the last loss, and what helps where it grew."""
+        """The first and the last loss, and what helps where nothing was gained."""
         if not self.losses:
             return "no steps"
         first, last = self.losses[0], self.losses[-1]
         text = f"loss {first:.3g} → {last:.3g} in {self.steps} steps, {self.seconds:.1f} s"
-        return text if last <= first else f"{text}: it grew; {_GREW}"
+        if self.held is None:
+            return text if last <= first else f"{text}: it grew; {_GREW}"
+        before, after = self.held
+        if not self.kept:
+            return f"{text}; held out {before:.3g}, which no step lowered: nothing changed; {_GREW}"
+        return f"{text}; held out {before:.3g} → {after:.3g}, after {self.kept} steps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,7 @@ def heal(
     schedule: Callable[[float], float] | None = None,
     train: str = "cores",
     clip: float | None = 1.0,
+    validation: Any = "held",
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 100,
     seed: int = 0,
@@ -103,6 +113,13 @@ def heal(
     ``clip``: the largest norm of all gradients. The model's modes stay: call `model.train()` before
     where dropout and the like are wanted. The teacher runs in eval mode.
 
+    ``validation``: batches that nothing is learned from. By their loss, in eval mode, the model is
+    judged as it comes, ``every`` so many steps and at the end, and what stays is the best of these
+    states: no model leaves with a larger loss there than it came with. By default ("held") the
+    first, ninth, 17th and 25th batch of every pass are held out, as far as there are so many; a
+    lone batch is learned from as well, and a loader that shuffles may show items of these in later
+    passes. None: nothing is held out, and the last state stays.
+
     ``checkpoint``: a file, written every so many steps and at the end; where it is there already,
     the healing goes on from it. Random numbers depend on ``seed`` and the step only, so a run that
     was killed at any moment ends as it would have: bitwise, on one machine.
@@ -111,8 +128,10 @@ def heal(
     last step with a finite loss, and so is the checkpoint on disk; FileFormatError for a checkpoint
     of something else; ArgumentError.
     """
-    check_asked(steps, every, seed, lr, clip, schedule, optimizer, checkpoint)
-    course = _course(steps, schedule, clip, checkpoint, every, seed, progress, str(loss))
+    check_asked(steps, every, seed, lr, clip, schedule, optimizer, checkpoint, validation)
+    identity = _identity(steps, schedule, seed, str(loss), validation)
+    path = None if checkpoint is None else Path(checkpoint)
+    course = Course(steps, schedule, clip, path, every, seed, progress, identity)
     lesson = _lesson(model, teacher, loss, slices)
     parameters = _trained(model, lesson, train)
     _check_apart(parameters, teacher)
@@ -120,11 +139,13 @@ def heal(
     check_optimizer(made, parameters)
     started = time.perf_counter()
     with torch.random.fork_rng(), _only(model, parameters):
-        healer = _Healer(model, lesson, parameters, made, course)
-        healer.run(batches)
-    losses, resumed = tuple(healer.losses), healer.resumed
-    seconds = time.perf_counter() - started
-    return Healing(losses, healer.parts, len(losses), resumed, seconds)
+        held, rest, skip = validation, batches, range(0)
+        if isinstance(validation, str):
+            held, rest, skip = hold_out(batches, seed)
+        judge = None if held is None else Judge(model, lesson, parameters, held, seed)
+        healer = _Healer(model, lesson, parameters, made, course, judge)
+        healer.run(rest, skip)
+    return healer.found(time.perf_counter() - started)
 
 
 class _Healer:
@@ -137,24 +158,30 @@ class _Healer:
         parameters: list[nn.Parameter],
         optimizer: Optimizer,
         course: Course,
+        judge: Judge | None,
     ) -> None:
         self.model, self.lesson, self.parameters = model, lesson, parameters
-        self.optimizer, self.course = optimizer, course
+        self.optimizer, self.course, self.judge = optimizer, course, judge
         self.losses: list[float] = []
         self.parts: dict[str, float] = {}
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
         if course.checkpoint is not None:
             check_numbers(course.checkpoint, model)
         if course.checkpoint is not None and course.checkpoint.exists():
-            progress = read_checkpoint(course.checkpoint, model, optimizer, course.identity)
+            progress, kept = read_checkpoint(course.checkpoint, model, optimizer, course.identity)
             self.losses, self.parts = [*progress["losses"]], dict(progress["parts"])
+            if judge is not None:
+                judge.recall(progress["judge"], kept)
         self.resumed = len(self.losses)
         self.good = [p.detach().clone() for p in parameters]
 
-    def run(self, batches: Any) -> None:
-        course = self.course
+    def run(self, batches: Any, skip: range) -> None:
+        """All steps; with a judge, the best state is the model's at the end."""
+        course, judge = self.course, self.judge
         total = course.steps
-        stream = batches_from(batches, course.seed, len(self.losses), total)
+        if judge is not None and not self.resumed:
+            self._first_look(judge)
+        stream = batches_from(batches, course.seed, len(self.losses), total, skip)
         bar = tqdm(
             stream,
             "heal",
@@ -168,8 +195,23 @@ class _Healer:
             self.step(step, item)
             bar.set_postfix(loss=f"{self.losses[-1]:.3g}", refresh=False)
             if (step + 1) % course.every == 0:
-                self.write()
+                self.write(look=True)
         self.write()
+        if judge is not None:  # what is written does not know of this look: more steps may follow
+            judge.look(len(self.losses))
+            judge.restore()
+
+    def _first_look(self, judge: Judge) -> None:
+        found = judge.look(0)
+        if not math.isfinite(found):
+            self._give_up(f"the loss on what is held out is {found:g} before any step", good=True)
+
+    def found(self, seconds: float) -> Healing:
+        """What is said of it."""
+        judge, steps = self.judge, len(self.losses)
+        held = None if judge is None else (judge.first, judge.best)
+        kept = steps if judge is None else judge.step
+        return Healing(tuple(self.losses), self.parts, steps, self.resumed, seconds, held, kept)
 
     def step(self, step: int, item: Any) -> None:
         """One batch: loss, gradients, and a step of the optimizer."""
@@ -210,34 +252,31 @@ class _Healer:
             + (_HALVES if self.parameters[0].dtype is torch.float16 else ""),
         )
 
-    def write(self) -> None:
-        """Write the checkpoint, if one is wanted. Raises where the last step left NaN behind, of
-        which no loss tells yet: what is on disk stays good."""
-        course = self.course
+    def write(self, look: bool = False) -> None:
+        """Write the checkpoint, if one is wanted, after a look of the judge. Raises where the last
+        step left NaN behind, of which no loss tells yet: what is on disk stays good."""
+        course, judge = self.course, self.judge
         if not all(bool(torch.isfinite(p).all()) for p in self.parameters):
             self._give_up("the last step made parameters that are not finite", good=False)
+        if look and judge is not None:
+            judge.look(len(self.losses))
         if course.checkpoint is not None and len(self.losses) > 0:
             progress = {"identity": course.identity, "losses": self.losses, "parts": self.parts}
-            write_checkpoint(course.checkpoint, self.model, self.optimizer, progress)
+            judged, kept = ({}, {}) if judge is None else judge.record()
+            progress["judge"] = judged
+            write_checkpoint(course.checkpoint, self.model, self.optimizer, progress, kept)
 
 
 # ---------------------------------------------------------------------------- what is asked for
 
 
-def _course(
-    steps: Any,
-    schedule: Any,
-    clip: Any,
-    checkpoint: Any,
-    every: Any,
-    seed: int,
-    progress: bool,
-    loss: str,
-) -> Course:
+def _identity(steps: Any, schedule: Any, seed: int, loss: str, validation: Any) -> str:
+    """What a checkpoint must have been written for, to go on from it."""
     length = "any" if schedule is None else steps  # without a schedule, more steps may follow
-    identity = f"seed {seed}, steps {length}, loss {loss if loss in _LOSSES else 'function'}"
-    path = None if checkpoint is None else Path(checkpoint)
-    return Course(steps, schedule, clip, path, every, seed, progress, identity)
+    text = f"seed {seed}, steps {length}, loss {loss if loss in _LOSSES else 'function'}"
+    if validation is None:
+        return text
+    return f"{text}, judged by {'own' if isinstance(validation, str) else 'other'} batches"
 
 
 def _lesson(model: Any, teacher: Any, loss: Any, slices: Sequence[str] | None) -> Lesson:
