@@ -14,6 +14,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 HEALINGS = {"none": "not healed", "feature": "by slices", "output": "as a whole"}
+HEALED = ("seeds", "least", "seconds")  # columns after the cosine of what was healed
 PICTURES = {"healing.png": "healing.png", "search-plain.png": "healing_search.png"}
 
 
@@ -23,10 +24,10 @@ def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def results_table(records: list[dict[str, Any]]) -> str:
-    """A row for each way and budget; seeds side by side."""
+    """A row for each way and budget; seeds side by side, in the order of the column of seeds."""
     heads = ["way", "budget", "kept"]
-    for shown in HEALINGS.values():
-        heads += [shown, "least", "seconds"]
+    for healing, shown in HEALINGS.items():
+        heads += [shown, "least", "seconds"] if healing == "none" else [shown, *HEALED]
     rows = []
     for budget in sorted({r["budget"] for r in records}):
         for way in dict.fromkeys(r["way"] for r in records):
@@ -35,17 +36,18 @@ def results_table(records: list[dict[str, Any]]) -> str:
                 continue
             row = [way, f"{budget:.0%}", f"{own[0]['kept']:.1%}"]
             for healing in HEALINGS:
-                row += _cells([r for r in own if r["healing"] == healing])
+                row += _cells([r for r in own if r["healing"] == healing], healing != "none")
             rows.append(row)
     return markdown_table(heads, rows)
 
 
-def _cells(own: list[dict[str, Any]]) -> list[str]:
-    if not own:
-        return ["–", "–", "–"]
-    cosines = ", ".join(f"{r['cosine']:.3f}" for r in own)
-    least = ", ".join(f"{r['least']:.2f}" for r in own)
-    return [cosines, least, ", ".join(f"{r['seconds']:.0f}" for r in own)]
+def _cells(own: list[dict[str, Any]], seeded: bool) -> list[str]:
+    """Cosine, seeds where something is random, least and seconds; dashes for what never ran."""
+    own = sorted(own, key=lambda r: r["seed"])
+    shown = [[f"{r['cosine']:.3f}" for r in own]]
+    shown += [[str(r["seed"]) for r in own]] if seeded else []
+    shown += [[f"{r['least']:.2f}" for r in own], [f"{r['seconds']:.0f}" for r in own]]
+    return [", ".join(each) or "–" for each in shown]
 
 
 def formats_table(records: list[dict[str, Any]]) -> str:
