@@ -51,10 +51,7 @@ BONDS: dict[str, dict[str, tuple[int, ...]]] = {  # the largest bond; others as 
         "Tucker": (17, 21, 27, 33),
     },
 }
-HEALED = {  # at the second and third of their bonds
-    "attention": ("LowRank", "TT", "Tucker"),
-    "feed-forward": ("LowRank", "TT"),
-}
+HEALED = ("LowRank", "TT", "Tucker")  # at the second and third of their bonds
 REPEATED = (("attention", "LowRank"), ("attention", "TT"))  # at the third one, with every seed
 LOSSES = {"none": "not healed", "feature": "by slices", "output": "as a whole"}
 Ask = tuple[str, str, int, str]  # part, format, bond, healing
@@ -72,7 +69,7 @@ networkx, how many first sentences are nearest to the second sentence of their o
 original finds ORIGINAL %. Healing is {STEPS} steps of {BATCH} sentences of SciPy's docstrings, Adam
 at {RATE:g} with a cosine schedule: seconds, not a training. What is not healed is the same for
 every seed; what is healed has one seed of the data's order, and {SEEDS} where a standard deviation
-is given.
+is given. A dash stands for what was not healed.
 """
 GROWN = f"""
 *Inflation*: a train of a small bond heals as a whole for {GROWING} steps; `tnc.inflate` then
@@ -301,7 +298,7 @@ def asks_of(quick: bool) -> list[Ask]:
     for part, forms in BONDS.items():
         for name, bonds in forms.items():
             for place, bond in enumerate(bonds):
-                healed = name in HEALED[part] and place in (1, 2)
+                healed = name in HEALED and place in (1, 2)
                 losses = [*LOSSES] if healed else ["none"]
                 asks += [(part, name, bond, loss) for loss in losses]
     return [ask for ask in asks if ask[:2] == ("attention", "TT")] if quick else asks
