@@ -39,6 +39,24 @@ REFUSALS = """
 |---|---|---|---|---|
 {rows}
 """
+COMPILED = """
+## What torch.compile makes
+
+Code that torch.compile made is differentiated once. A second backward pass through it raises, an
+error of ours where the network runs as an operator (numpy, triton), torch's own where it is aten
+code, for which AOTAutograd raises before anything of ours runs. One second pass does not raise, for
+modules of plain torch neither (torch 2.10 to 2.14): if the loss is linear in what aten code gives
+(`compiled(x).sum()`) and the second derivatives are asked for by `torch.autograd.grad(…, x)`, the
+compiled part may count as constant; operators raise. After a plain `backward()` compiled code may
+refuse `create_graph=True` from the first pass on ("donated buffers"). Derivatives that are taken
+inside of what is compiled, by `torch.func`, are right to any order.
+
+What training keeps is what eager training keeps. With free sizes (`dynamic=True`, or once torch has
+seen a second batch size) one plan serves all: that of the largest sizes that were traced, so that
+smaller batches keep no more than the largest, and larger ones may keep more than eager code does.
+Compile with a batch of full size first. Before torch 2.13 the plan is that of 128 rows. Operators
+keep nothing but their inputs, and plan each size.
+"""
 VERSIONS = """
 ## Versions
 
@@ -117,7 +135,7 @@ def page(record: Mapping[str, Any] | None) -> str:
     if known:
         rows = "\n".join(f"| {number} | {key} |" for key, number in known.items())
         text += REFUSALS.format(rows=rows)
-    text += VERSIONS
+    text += COMPILED + VERSIONS
     return text + (training_section(record) if record else "")
 
 

@@ -1,8 +1,8 @@
 """A second backward pass through what torch.compile made, refused by an error of ours.
 
 torch differentiates compiled code once. A second pass raises inside of its compiler, which names no
-network; and where cotangents are constants, gradients count as constants without a word. Operators
-of gradients run in the first pass, below autograd, and can look at what torch makes of the results.
+network; and where a loss is linear, gradients may count as constants without a word. Operators of
+gradients run in the first pass, below autograd, and can look at what torch makes of the results.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def refuse_second_pass(error: Callable[[], Exception]) -> None:
     if node is None or not torch._C._autograd._get_current_graph_task_keep_graph():
         return
 
+    inputs = {source for source, _ in node.next_functions if source is not None}
+
     def refuse(*_: Any) -> None:
         raise error()
 
@@ -35,7 +37,7 @@ def refuse_second_pass(error: Callable[[], Exception]) -> None:
         if not torch.is_grad_enabled():  # the graph is kept, but no further one is built
             return
         nodes = {g.grad_fn for g in gradients if g is not None and g.grad_fn is not None}
-        if not any(map(_leads_on, nodes)):
+        if not nodes or not all(_reaches(made, inputs) for made in nodes):
             refuse()
         for made in nodes:
             made.register_prehook(refuse)
@@ -43,8 +45,11 @@ def refuse_second_pass(error: Callable[[], Exception]) -> None:
     handle = node.register_hook(look)
 
 
-def _leads_on(made: Node) -> bool:
-    """Whether a second pass gets anywhere from the node that made a gradient: torch 2.13 gives it
-    an empty tensor to come from, if there is nothing else, and versions before make no node."""
-    sources = [node for node, _ in made.next_functions if node is not None]
-    return any(not hasattr(s, "variable") or s.variable.numel() for s in sources)
+def _reaches(made: Node, wanted: set[Node]) -> bool:
+    """Whether a pass that starts at a node comes to all of these."""
+    seen, pending = {made}, [made]
+    while pending and not wanted <= seen:
+        sources = {source for source, _ in pending.pop().next_functions if source is not None}
+        pending.extend(sources - seen)
+        seen |= sources
+    return wanted <= seen
