@@ -25,7 +25,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 FOLDER = Path("build/matrix-torch")
 PYTHONS = ("3.11", "3.12")
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = [row for row in ROWS if options.only in row.name]
     if not rows:
         parser.error(f"--only {options.only}: no row's name holds this; {ROWS[0].name} is one")
-    table = Table("Python", "torch", "tests", "seconds", title="versions")
+    table = Table("Python", "torch", Column("tests", overflow="fold"), "seconds", title="versions")
     passed, console = True, Console()
     for row in rows:
         console.print(f"{row.name} → {row.log}", highlight=False)
