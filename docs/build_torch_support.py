@@ -39,25 +39,44 @@ REFUSALS = """
 |---|---|---|---|---|
 {rows}
 """
+COMPILED = """
+## What torch.compile makes
+
+Code that torch.compile made is differentiated once. A second backward pass through it raises, an
+error of ours where the network runs as an operator (numpy, triton), torch's own where it is aten
+code, for which AOTAutograd raises before anything of ours runs. One second pass does not raise, for
+modules of plain torch neither (torch 2.10 to 2.14): if the loss is linear in what aten code gives
+(`compiled(x).sum()`) and the second derivatives are asked for by `torch.autograd.grad(…, x)`, the
+compiled part may count as constant; operators raise. After a plain `backward()` compiled code may
+refuse `create_graph=True` from the first pass on ("donated buffers"). Derivatives that are taken
+inside of what is compiled, by `torch.func`, are right to any order.
+
+What training keeps is what eager training keeps. With free sizes (`dynamic=True`, or once torch has
+seen a second batch size) one plan serves all: that of the largest sizes that were traced, so that
+smaller batches keep no more than the largest, and larger ones may keep more than eager code does.
+Compile with a batch of full size first. Before torch 2.13 the plan is that of 128 rows. Operators
+keep nothing but their inputs, and plan each size.
+"""
 VERSIONS = """
 ## Versions
 
 `make matrix-torch ARGS=--any-build` runs the tests of this page that are not slow with other
-versions. Runs of 2026-11-26, before the last changes:
+versions. Runs of 2026-11-26, that of 2.6 the latest, the others before the last changes:
 
 | torch | Python | passed | failed |
 |---|---|--:|--:|
 | 2.14.1 | 3.12 | 1164 | 1 |
 | 2.10.0 | 3.11 | 935 | 230 |
 | 2.8.0, without Triton | 3.11 | 779 | 21 |
-| 2.6.0, without Triton | 3.11 | 752 | 48 |
+| 2.6.0, without Triton | 3.11 | 771 | 52 |
 
 2.14.1: a convolution compiled once for four batches; alone it passes. 2.10: 226 of Triton 3.6,
 whose interpreter does not run with NumPy 2.4; the other four pass since. 2.8: ten of FSDP2's mixed
 precision, five of DTensors, attention compiled for free sizes; four were mended and not run again.
 2.6: 40 of FSDP2 and DTensors (torch's FSDP2 asks a CPU for streams of a GPU, its DTensors
-cannot select), attention compiled or exported at free sizes, and compiled training has one plan
-for all sizes, as a trace cannot say which are fixed. Triton is too old there for our kernels.
+cannot select), attention compiled or exported at free sizes, einsum traced with dynamo's older
+rules, and compiled training has one plan for all sizes, as a trace cannot say which are fixed; two
+were mended and not run again. Triton is too old there for our kernels.
 Equal layers are compiled once from 2.13 on. torch 2.15 was not to be had.
 """
 TRAINING = """
@@ -117,7 +136,7 @@ def page(record: Mapping[str, Any] | None) -> str:
     if known:
         rows = "\n".join(f"| {number} | {key} |" for key, number in known.items())
         text += REFUSALS.format(rows=rows)
-    text += VERSIONS
+    text += COMPILED + VERSIONS
     return text + (training_section(record) if record else "")
 
 

@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import tncompiler as tnc
 from tncompiler import traced
 from tncompiler.compiler import Compilation
+from tncompiler.ir.errors import ArraySizeClash
 from tncompiler.module import CompiledModule
 
 I, J, R = tnc.indices("i j r", i=4, j=4, r=2)
@@ -33,13 +34,15 @@ def source_of(run: Any) -> str:
     return str(inner.__code__.co_filename)
 
 
-def planned(layer: Any, rows: int, wrt: tuple[int, ...]) -> Any:
+def planned(
+    layer: Any, rows: int, wrt: tuple[int, ...], *, free: bool = False, columns: int = 96
+) -> Any:
     """What is traced of a layer for so many rows."""
     cores = layer.cores
-    shapes = ((rows, 96), *(tuple(p.shape) for p in cores.parameters()))
+    shapes = ((rows, columns), *(tuple(p.shape) for p in cores.parameters()))
     dtypes = (torch.float32,) * len(shapes)
     run = cores._usual
-    found = traced.prepare_planned(run, cores._network, cores._default, dtypes, wrt, shapes)
+    found = traced.prepare_planned(run, cores._network, cores._default, dtypes, wrt, shapes, free)
     return getattr(run, found)
 
 
@@ -49,6 +52,35 @@ def test_the_plan_is_that_of_the_sizes_and_the_gradients() -> None:
     made = [planned(layer, rows, wrt) for rows in (16, 128) for wrt in ((), leaves)]
     assert len({source_of(run) for run in made}) > 2
     assert planned(tucker(), 16, leaves) is made[1]
+
+
+def test_free_sizes_are_planned_for_the_largest_that_was_traced() -> None:
+    layer = tucker()
+    leaves = tuple(range(len(layer.cores.compilation.ordered)))
+    few, many = (planned(layer, rows, leaves) for rows in (16, 128))
+    assert source_of(few) != source_of(many)
+    assert planned(layer, 20, leaves, free=True) is many, "a shorter batch came last"
+    assert source_of(planned(layer, 20, (), free=True)) != source_of(many), "other gradients"
+
+
+def test_sizes_that_are_guessed_need_not_fit() -> None:
+    """As torch guesses those that follow from data."""
+    layer = tucker()
+    assert callable(planned(layer, 16, (), free=True, columns=128))
+    with pytest.raises(ArraySizeClash, match="axis 1"):
+        planned(layer, 16, (), columns=128)
+
+
+def test_as_many_rows_as_follow_from_data() -> None:
+    module = tnc.compile(long_expression(), backend="torch", seed=0)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(
+            lambda x, mask: module(x[mask]), fullgraph=True, backend="aot_eager"
+        )
+        for rows in (3, 5):
+            x = torch.randn(7, 4)
+            mask = torch.arange(7) < rows
+            torch.testing.assert_close(compiled(x, mask), module(x[mask]))
 
 
 def test_equal_networks_have_one_name_and_others_another() -> None:

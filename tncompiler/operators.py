@@ -24,6 +24,7 @@ from tncompiler.binding import read_call
 from tncompiler.compiler import Compilation
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differentiable
 from tncompiler.ir.errors import GradientError
+from tncompiler.second_pass import refuse_second_pass
 
 NAMESPACE = "tncompiler"
 MOST = 256  # operators, each of which takes 0.1 MB
@@ -100,6 +101,7 @@ class _Network:
 
     def backward(self, positions: Sequence[int], given: Sequence[Tensor]) -> list[Tensor]:
         """Gradients by the leaves at `positions`; intermediates are made again."""
+        refuse_second_pass(self.no_second)
         count = len(self.compilation.ordered)
         tensors, cotangents = given[:count], given[count:]
         spec = self.specialise(tensors, positions)
@@ -111,6 +113,14 @@ class _Network:
 
     def fake(self, *tensors: Tensor) -> Any:
         return outputs_like(self.compilation, tensors)
+
+    def no_second(self) -> GradientError:
+        return GradientError(
+            "torch.compile runs this network as an operator, which has no second derivatives",
+            where=self.compilation.place(),
+            fix="take them of the module itself, or compile the function that takes them "
+            "(torch.func.grad inside)",
+        )
 
 
 def outputs_like(compilation: Compilation, tensors: Sequence[Tensor]) -> Any:
@@ -174,12 +184,7 @@ def _register(name: str, network: _Network) -> Operator:
     )
 
     def refuse(ctx: Any, *_: Any) -> None:
-        raise GradientError(
-            "torch.compile runs this network as an operator, which has no second derivatives",
-            where=network.compilation.place(),
-            fix="take them of the module itself, or compile the function that takes them "
-            "(torch.func.grad inside)",
-        )
+        raise network.no_second()
 
     backward.register_autograd(refuse)
     forward.register_fake(network.fake)

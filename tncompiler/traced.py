@@ -1,8 +1,9 @@
 """What torch.compile traces of a network: its aten program, planned for the call that is traced.
 
 In the order that is best for a training step, if gradients are asked for, and at the sizes of the
-call where these are numbers, compiled code keeps for the backward pass what eager code does. The
-plan is made while torch.compile traces, so that modules which are never compiled wait for nothing.
+call, compiled code keeps for the backward pass what eager code does. Where sizes stay free, one
+plan serves all: that of the largest sizes that a network was traced at. The plan is made while
+torch.compile traces, so that modules which are never compiled wait for nothing.
 A program of some length is a region of its own, which is compiled once for all equal layers.
 
 Equal networks have one name here, and a trace depends on no more of a module than that and its
@@ -19,6 +20,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from sympy import Symbol
 from torch import Tensor
 from torch.fx.experimental import symbolic_shapes
 
@@ -26,18 +28,23 @@ from tncompiler.autograd import Flat
 from tncompiler.binding import read_sizes
 from tncompiler.compiler import Compilation, Executable
 from tncompiler.ir.dtypes import dtype_name
+from tncompiler.ir.errors import ArraySizeClash, SizeEquationError
 from tncompiler.ir.program import Contract, Map, Program
 from tncompiler.planning.digest import program_digest
 from tncompiler.planning.memory import is_view
+from tncompiler.problem import NOMINAL
 
 LEAST_STEPS = 4  # that move or compute data, of a program that is compiled apart
 NO_LIMIT = 1 << 30  # of ways in which a region is called, beyond which torch raises
 
 Shapes = tuple[tuple[int, ...], ...]
+Sizes = dict[Symbol, int]
 DTypes = tuple[torch.dtype, ...]
 
-# a question that a trace answers without fixing a size; torch 2.6 has no such
+# questions that a trace answers without fixing a size: torch 2.6 has no such, and only later
+# versions know the size of the call that they trace where others are to be allowed
 has_static_value = getattr(symbolic_shapes, "has_static_value", lambda size: False)
+optimization_hint = getattr(symbolic_shapes, "optimization_hint", None)
 
 _named: WeakKeyDictionary[Compilation, str] = WeakKeyDictionary()
 
@@ -64,10 +71,15 @@ def traced_program(run: Flat, network: str, default: str, tensors: Sequence[Tens
     """The program for a call that torch.compile traces; ``run``: one that the module holds."""
     able = torch.is_grad_enabled()
     wrt = tuple([k for k, tensor in enumerate(tensors) if able and tensor.requires_grad])
-    known = all(has_static_value(size) for tensor in tensors for size in tensor.shape)
-    shapes = tuple([tuple(tensor.shape) for tensor in tensors]) if known else None
     dtypes = tuple([tensor.dtype for tensor in tensors])
-    planned: Flat = getattr(run, prepare_planned(run, network, default, dtypes, wrt, shapes))
+    shapes: Shapes | None = None
+    free = not all(has_static_value(size) for tensor in tensors for size in tensor.shape)
+    if not free:
+        shapes = tuple([tuple(tensor.shape) for tensor in tensors])
+    elif optimization_hint is not None:
+        shapes = tuple([tuple([optimization_hint(n, NOMINAL) for n in t.shape]) for t in tensors])
+    name = prepare_planned(run, network, default, dtypes, wrt, shapes, free)
+    planned: Flat = getattr(run, name)
     return planned
 
 
@@ -93,20 +105,45 @@ def prepare_planned(
     dtypes: DTypes,
     wrt: tuple[int, ...],
     shapes: Shapes | None,
+    free: bool = False,
 ) -> str:
-    """The attribute that holds the program planned for gradients by the leaves at `wrt`."""
+    """The attribute that holds the program planned for gradients by the leaves at `wrt`.
+
+    ``shapes``: of the leaves, if they are known; ``free``: whether it will also be called at other
+    sizes, so that it is planned for the largest that this network was traced at.
+    """
+    compilation = _of_name(network)
+    sizes = _sizes_of(compilation, shapes, free)
+    if free:
+        sizes = _largest(run, (network, dtypes, wrt), sizes)
 
     def make() -> Flat:
-        compilation = _of_name(network)
         names = (default, *map(dtype_name, dtypes))
         leaves = tuple(compilation.ordered[k].name for k in wrt)
-        sizes = compilation.nominal({})
-        if shapes is not None:
-            known = read_sizes(compilation, shapes)
-            sizes = {symbol: known[symbol] for symbol in sizes}
         return _region(compilation.flat_executable(names, sizes, leaves))
 
-    return _attribute(run, (network, dtypes, wrt, shapes), make)
+    return _attribute(run, (network, dtypes, wrt, tuple(sizes.items())), make)
+
+
+def _sizes_of(compilation: Compilation, shapes: Shapes | None, free: bool) -> Sizes:
+    """The free sizes of a network in a trace, or stand-ins."""
+    sizes = compilation.nominal({})
+    if shapes is None:
+        return sizes
+    try:
+        known = read_sizes(compilation, shapes)
+    except (ArraySizeClash, SizeEquationError):
+        if not free:
+            raise
+        return sizes  # shapes that follow from data are guessed, and need not fit
+    return {symbol: known[symbol] for symbol in sizes}
+
+
+def _largest(run: Any, key: tuple[object, ...], sizes: Sizes) -> Sizes:
+    """Each of these sizes, or what was larger in a trace before: a last, shorter batch is often
+    what tells torch.compile that sizes change."""
+    traced = [dict(found[-1]) for found in _attributes(run) if found[:-1] == key]
+    return {s: max([size, *(before[s] for before in traced)]) for s, size in sizes.items()}
 
 
 def prepare_dtypes(run: Flat, network: str, default: str, dtypes: DTypes) -> str:
@@ -126,9 +163,15 @@ def _of_name(network: str) -> Compilation:
     return next(compilation for compilation, name in _named.items() if name == network)
 
 
+def _attributes(run: Any) -> dict[Any, str]:
+    """The names of a function's attributes by what belongs to them."""
+    found: dict[Any, str] = run.__dict__.setdefault("attributes", {})
+    return found
+
+
 def _attribute(run: Any, key: object, make: Callable[[], Flat]) -> str:
     """The attribute of a function that holds what belongs to a key, made at first."""
-    attributes: dict[object, str] = run.__dict__.setdefault("attributes", {})
+    attributes = _attributes(run)
     if key not in attributes:
         name = f"other{len(attributes)}"
         setattr(run, name, make())

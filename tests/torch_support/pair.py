@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterable
 from datetime import timedelta
@@ -32,8 +33,12 @@ def run_pair(cells: Iterable[str], folder: Path) -> dict[str, str]:
         subprocess.Popen([*command, str(rank), *names], cwd=ROOT, env=environment)
         for rank in range(WORLD)
     ]
-    for child in children:
-        child.wait()
+    while None in (statuses := [child.poll() for child in children]) and not any(statuses):
+        time.sleep(0.1)
+    if any(statuses):  # the other one may wait for ever
+        for child in children:
+            child.kill()
+        raise RuntimeError(f"processes ended with {statuses}")
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
     return {name: "\n".join(filter(None, (one[name] for one in found))) for name in names}
 
@@ -48,20 +53,21 @@ def _run(folder: Path, rank: int, names: list[str]) -> None:
     found = {}
     for number, name in enumerate(names):
         transform, cell = cell_named(name)
-        torch.distributed.init_process_group(
-            "gloo",
-            init_method=f"file://{folder}/store{number}",
-            rank=rank,
-            world_size=WORLD,
-            timeout=PATIENCE,
-        )
         try:
+            torch.distributed.init_process_group(
+                "gloo",
+                init_method=f"file://{folder}/store{number}",
+                rank=rank,
+                world_size=WORLD,
+                timeout=PATIENCE,
+            )
             transform.check(cell)
             torch.distributed.barrier()
             found[name] = FINE
         except Exception:
             found[name] = f"rank {rank}: {traceback.format_exc()}"
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 

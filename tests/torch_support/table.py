@@ -50,11 +50,19 @@ class Transform:
         return self.refused.get(own, self.refused.get(cell.backend))
 
 
+SECOND_BY = (
+    "compile the function that takes the derivatives (`torch.func.grad` inside, the row above), or "
+    "take them of the module itself"
+)
 NO_SECOND = Refusal(
+    "GradientError",
+    "torch.compile runs this network as an operator, which has no second",
+    SECOND_BY,
+)
+TORCHS_NO_SECOND = Refusal(
     "RuntimeError",
     "torch.compile .* does not currently support double backward",
-    "torch's, for every module that it compiles: compile the function that takes the derivatives "
-    "(`torch.func.grad` inside, the row above), or take them of the module itself",
+    f"torch's own, since compiled aten code holds nothing of ours: {SECOND_BY}",
 )
 CHANGED = Refusal(
     "ChangedInPlace", "changed in place after the forward pass", "change a copy: `tensor.clone()`"
@@ -106,7 +114,7 @@ SECTIONS: Mapping[str, tuple[Transform, ...]] = {
             "double backward of a compiled module",
             tracing.double_backward_of_compiled,
             quick=ONE,
-            refused=dict.fromkeys(BACKENDS, NO_SECOND),
+            refused={"torch": TORCHS_NO_SECOND, "numpy": NO_SECOND, "triton": NO_SECOND},
         ),
         Transform("`torch.export`, saved and loaded", tracing.export),
         Transform("ONNX, in onnxruntime", tracing.onnx, quick=()),
