@@ -9,9 +9,13 @@ import pytest
 
 import tncompiler as tnc
 from examples import predictions
+from tncompiler.binding import Call
+from tncompiler.compiler import Compilation
 from tncompiler.distributed.link import LOCAL, Cluster, Link, Node, as_cluster
+from tncompiler.distributed.planning import RankPlanner
 from tncompiler.ir.errors import ArgumentError, PlanError
 from tncompiler.planning.machine import load_machine
+from tncompiler.planning.options import PlanOptions
 
 
 def chain(size: int = 512) -> Any:
@@ -118,6 +122,33 @@ def test_a_block_of_a_large_model_is_predicted() -> None:
     inputs = predictions.TOKENS * 64 * 128
     assert 2 * inputs < found.held_bytes < 2 * (inputs + one.parameters)
     assert found.efficiency > 0.5
+
+
+def test_an_order_that_sends_less_is_taken() -> None:
+    """Orders are compared with what ranks send: over a slow link the one that is fastest alone is
+    not; over a fast one no other is looked at."""
+    base = as_cluster(load_machine("reference"))
+    ways = {}
+    for rate in (1.0, 1e9):
+        link = Link(0.0, rate)
+        cluster = replace(base, node=Node(2, None, link, link), slowdown=((2, 1.0),))
+        planner = planner_of(cluster)
+        found = [planner._way(*order) for order in planner.orders()]
+        assert len(found) > 1
+        ways[rate] = found, planner.planned()
+    slow, fast = ways.values()
+    assert fast[1] == fast[0][0].plan
+    assert slow[1] == min(slow[0], key=lambda way: way.time_us).plan != slow[0][0].plan
+
+
+def planner_of(cluster: Cluster) -> RankPlanner:
+    """A contraction that two ranks share."""
+    a, b, c, d, e = tnc.indices("a b c d e", a=256, b=256, c=16, d=32, e=8)
+    tensors = zip("ABCD", ((b, a, d), (a, e), (c, d), (d, e, b)), strict=True)
+    expr = tnc.contract(*(tnc.input(name, *own) for name, own in tensors), out=(b, c))
+    compilation = Compilation(expr, None, {}, PlanOptions())
+    call = Call(compilation.default_dtypes("float32"), {}, {})
+    return RankPlanner(compilation, call, (), tnc.Ranks(machine=cluster, slices=2), 2)
 
 
 # Machines ---------------------------------------------------------------------------------------

@@ -71,6 +71,18 @@ def test_orientation_batch_and_dtype() -> None:
     assert rates.product_us(0, 64, 4, 16, "float32") == 0.0
 
 
+def test_complex_products_that_were_measured_take_what_was_measured() -> None:
+    """Narrow complex products fill lanes that real ones leave empty."""
+    real = library()
+    halves = tuple(2 * us for us in real.products["float32"])
+    rates = library(products={**real.products, "complex64": halves})
+    real_us = real.product_us(3, 64, 4, 16, "float32")
+    assert rates.product_us(3, 64, 4, 16, "complex64") == pytest.approx(2 * real_us)
+    assert rates.product_us(3, 64, 4, 16, "complex128") == pytest.approx(8 * real_us)
+    with pytest.raises(PlanError, match="products of complex64: 3 numbers"):
+        library(products={**real.products, "complex64": (1.0, 2.0, 3.0)})
+
+
 def test_passes_copies_and_fresh_memory() -> None:
     rates = library()
     for size, rate in zip(PASSES, rates.passes, strict=True):

@@ -8,7 +8,7 @@ import pytest
 
 import tncompiler as tnc
 from tncompiler.compiler import Compilation
-from tncompiler.ir.program import Program
+from tncompiler.ir.program import Argument, Contract, Program, Step, Value
 from tncompiler.planning.machine import Machine, load_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.slicing import Cut, apply_cuts
@@ -17,6 +17,7 @@ from tncompiler.planning.timing import (
     NARROW,
     SHARE,
     TURN_US,
+    copy_us,
     lanes_us,
     program_us,
     step_us,
@@ -200,3 +201,29 @@ def test_a_program_beyond_floating_point_takes_for_ever() -> None:
     f = tnc.compile(tnc.exp(tnc.ones(*legs) * tnc.input("x")), framework="numpy")
     program = f.compilation.scheduled(f._dtypes(), {})[0]
     assert program_us(program, {}, load_machine("reference").planning) == math.inf
+
+
+def copied(shape: tuple[int, ...], order: tuple[int, ...]) -> list[tuple[Any, ...]]:
+    """What a copy of a permuted view of an array asks for; the view is of a view."""
+    rates, back = Counting(), tuple(reversed(range(len(shape))))
+    first = tuple(shape[axis] for axis in back)
+    second = tuple(first[axis] for axis in order)
+    program = Program(
+        (Argument(Value("a", shape, "float32"), "input"),),
+        (
+            Step(Value("v", first, "float32"), Contract((back[::-1],), back), ("a",)),
+            Step(Value("w", second, "float32"), Contract((back[::-1],), order), ("v",)),
+        ),
+        ("w",),
+    )
+    copy_us(program, "w", {}, rates)  # type: ignore[arg-type]
+    return rates.asked
+
+
+def test_copies_of_permuted_views_are_permuting_copies() -> None:
+    """A view of a view is traced to what lies in memory; axes of size 1 lie where they may."""
+    assert copied((3, 5, 7), (2, 1, 0)) == [("pass", 8.0 * 105)]
+    assert copied((3, 5, 7), (0, 1, 2)) == [("permute", 8.0 * 105, 3, False)]
+    assert copied((3, 5, 7), (1, 2, 0)) == [("permute", 8.0 * 105, 7, True)]
+    assert copied((3, 1, 7), (1, 2, 0)) == [("pass", 8.0 * 21)]
+    assert copied((3, 5, 1), (0, 2, 1)) == [("pass", 8.0 * 15)]

@@ -36,6 +36,7 @@ WORLDS = (1, 2, 4)
 ROUNDS = 9
 LOST_S = 60.0
 _LARGE = 2**21  # numbers of a large message
+_SMALL = 2**10  # and of a small one, of which each rank of a ring still has its share
 _TINY = 512  # slices of next to no work
 
 
@@ -98,14 +99,19 @@ class Stopwatch:
         self, world: int, network: Expr, options: PlanOptions, dtype: str = "float32", **ranks: Any
     ) -> float:
         """A call of a network of inputs over so many ranks."""
+        return self.least_us(world, self.calling(world, network, options, dtype, **ranks))
+
+    def calling(
+        self, world: int, network: Expr, options: PlanOptions, dtype: str = "float32", **ranks: Any
+    ) -> Callable[[], Callable[[], object]]:
+        """What compiles such a network for so many ranks, and gives a call of it."""
 
         def make() -> Callable[[], object]:
             over = self.ranks(world, **ranks)
             module = compile_network(network, plan=options, dtype=dtype, process_group=over)
-            return torch.no_grad()(partial(module, *numbers))
+            return torch.no_grad()(partial(module, *numbers_for(network, dtype)))
 
-        numbers = numbers_for(network, dtype)
-        return self.least_us(world, make)
+        return make
 
 
 def numbers_for(network: Expr, dtype: str) -> list[torch.Tensor]:
@@ -150,7 +156,7 @@ class _Measuring:
                 world, lambda: partial(team_of(group, LOST_S).add_up, numbers)
             )
 
-        small, large = sum_us(1), sum_us(_LARGE)
+        small, large = sum_us(_SMALL), sum_us(_LARGE)
         latency = small / (2 * math.ceil(math.log2(world)))
         sent = 2.0 * (world - 1) / world * 4 * _LARGE
         return Link(latency, sent / max(large - small, 1.0))
@@ -189,7 +195,7 @@ def _networks() -> Iterator[Expr]:
     yield contract(given("A", a, b), given("B", b, c), given("C", c, a), out=())
     n, k, l, m = indices("n k l m", n=256, k=96, l=96, m=96)
     yield contract(given("A", n, k, l), given("B", n, l, m), given("C", n, m, k), out=())
-    yield _lattice(4, 4, 12)
+    yield _lattice(4, 4, 24)
     x, p, q, r, s, t = indices("x p q r s t", x=4096, p=24, q=32, r=24, s=24, t=24)
     yield contract(given("X", x, p, q), given("G", p, r, s), given("H", s, q, t), out=(x, r, t))
 

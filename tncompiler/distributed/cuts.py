@@ -17,12 +17,12 @@ from tncompiler.distributed.stages import Level, Result, Slices, Stage, stages_o
 from tncompiler.distributed.traffic import traffic_of
 from tncompiler.ir.passes.slicing import Axis, linked_axes
 from tncompiler.ir.passes.uses import part_uses
-from tncompiler.ir.program import Program, Value
+from tncompiler.ir.program import Program
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.memory import nbytes, peak_bytes, within
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.slicing import Cut, apply_cuts, fit_program
-from tncompiler.planning.timing import program_us, step_us
+from tncompiler.planning.timing import copy_us, program_us, step_us
 
 _TRIED = 6  # indices that are looked at for one cut
 _MOST_CUTS = 12
@@ -120,9 +120,14 @@ def _tried(
 
 def ranks_us(program: Program, world: int, cluster: Cluster) -> float:
     """Predicted microseconds until the last rank has the results of a program with loops."""
-    stages, link = stages_of(program), cluster.link(world)
-    sent = (traffic_of(s, world).time_us(link) for s in stages if isinstance(s, Slices))
-    return sum(stage_us(stage, world, cluster) for stage in stages) + sum(sent)
+    own = sum(stage_us(stage, world, cluster) for stage in stages_of(program))
+    return own + sent_us(program, world, cluster)
+
+
+def sent_us(program: Program, world: int, cluster: Cluster) -> float:
+    """Those in which ranks send each other what their slices come to."""
+    nests = (stage for stage in stages_of(program) if isinstance(stage, Slices))
+    return sum(traffic_of(nest, world).time_us(cluster.link(world)) for nest in nests)
 
 
 def stage_us(stage: Stage, world: int, cluster: Cluster) -> float:
@@ -135,7 +140,7 @@ def stage_us(stage: Stage, world: int, cluster: Cluster) -> float:
 
 
 def _results_us(slices: Slices, world: int, rates: Rates) -> float:
-    """Memory for what a rank adds up, and for the whole of what is gathered."""
+    """Memory for what a rank adds up, and for the whole of what is sent."""
     owners = owners_of_results(slices, world) if world > 1 else {}
     total = 0.0
     for result in slices.results:
@@ -143,8 +148,10 @@ def _results_us(slices: Slices, world: int, rates: Rates) -> float:
         own = owners.get(result.value.name)
         part = size if own is None else size * max(map(len, own.made)) / max(own.size, 1)
         total += rates.fresh_us(part) + rates.pass_us(part)
-        if own is not None:
-            total += rates.fresh_us(size) + (rates.pass_us(2.0 * size) if own.axis else 0.0)
+        if world > 1:  # a sum is packed, parts are put together
+            total += rates.fresh_us(size)
+        if own is not None and own.axis:
+            total += rates.pass_us(2.0 * size)
     return total
 
 
@@ -166,15 +173,16 @@ def slice_us(slices: Slices, cluster: Cluster) -> float:
     for level in slices.levels:
         binding = within(level.loop, binding)
         inner //= max(level.count, 1)
-        made = sum(nbytes(_part(level, result)).evaluate(binding) for result in level.results)
-        block = len(level.results) * rates.step_us + rates.pass_us(3.0 * made)
+        block = sum(_adding_us(level, result, binding, rates) for result in level.results)
         for program in (level.before, level.after):
             block += 0.0 if program is None else program_us(program, binding, rates)
         total += block / max(inner, 1)
     return total + program_us(slices.levels[-1].loop.body, binding, rates)
 
 
-def _part(level: Level, result: Result) -> Value:
-    """What a block makes of a result."""
+def _adding_us(level: Level, result: Result, binding: Binding, rates: Rates) -> float:
+    """To add what a block makes of a result to the others', or to put it where it belongs."""
     body = level.loop.body
-    return body.values[body.outputs[result.output]]
+    name = body.outputs[result.output]
+    written = float(nbytes(body.values[name]).evaluate(binding))
+    return rates.step_us + copy_us(body, name, binding, rates) + rates.pass_us(written)

@@ -18,6 +18,7 @@ from tncompiler.autograd import Specialisation, watched
 from tncompiler.backends.numpy.threads import among_tensors
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation
+from tncompiler.distributed.heap import keep_freed_memory
 from tncompiler.distributed.options import Ranks
 from tncompiler.distributed.planning import RankPlanner, RankPrograms
 from tncompiler.distributed.run import RankedRun, Work
@@ -43,6 +44,7 @@ class RankedModule(CompiledModule):
                 where=compilation.place(),
                 fix="leave one of them out",
             )
+        keep_freed_memory()
         self.ranks = ranks
         self.team = team_of(ranks.group, ranks.lost_after_s)
         super().__init__(compilation, **options)

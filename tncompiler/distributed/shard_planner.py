@@ -6,8 +6,8 @@ rank has its part of, and what ranks add up between them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tncompiler.compiler import Compilation
@@ -39,20 +39,8 @@ class ShardPlanner(RankPlanner):
     def plans(self) -> tuple[ContractionPlan, ...]:
         """The orders that are best by time, by arithmetic and by memory: one that is slower on one
         rank may send less."""
-        self._plans = self._plans or tuple(self._by_objectives())
+        self._plans = self._plans or tuple(plan for _, plan in self.orders())
         return self._plans
-
-    def _by_objectives(self) -> Iterator[ContractionPlan]:
-        found = set()
-        given = self.compilation.fixed_plan is not None
-        asked = str(self.compilation.options.minimize)
-        for objective in dict.fromkeys((asked, *(() if given else ("time", "flops", "memory")))):
-            bound = self._bound()
-            bound.options = replace(bound.options, minimize=objective)
-            plan = bound.plan({}, self.call.dtypes, self.wrt)
-            if plan.networks not in found:
-                yield plan
-            found.add(plan.networks)
 
     def planned(self) -> RankPlan:
         """The orders that are fastest with the index cut wherever a parameter has it, what ranks

@@ -30,7 +30,8 @@ _MOST_BATCH = 256
 _COPIED = 2**18  # elements of a measured permuting copy
 _MAPPED = 2**16  # elements of a measured map
 _FRESH = 2**26  # bytes of a measured result in new memory
-_POOL = 2**25  # elements that operands are cut out of
+_POOL = 2**25  # elements that copied arrays are cut out of
+_OPERANDS = 2**21  # and operands of products
 # entering NumPy from a torch module and coming back, which is torch's own and measured apart
 CALL_US = {"numpy": 100.0, "torch": 0.0}
 # oneDNN's convolutions on the reference machine: 0.4 to 0.6 of a product as torch calls it
@@ -38,7 +39,7 @@ CONVOLUTIONS = {"numpy": 0.0, "torch": 0.5}
 # float32 flops per microsecond of the best product: outside, the clock or the library is broken
 _PLAUSIBLE = (1e2, 1e9)
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "complex64")
 
 Run = Callable[[], object]
 Clock = Callable[[], float]
@@ -175,10 +176,10 @@ def _seconds(run: Run, calls: int, clock: Clock) -> float:
 def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
     """Every operation that a table is made of, by what it is."""
     for dtype in DTYPES:
-        pool = library.pool(dtype)
+        pool = library.pool(dtype, _OPERANDS)
         for shape in SHAPES:
             yield ("product", dtype, shape), _product(pool, shape, np.dtype(dtype).itemsize)
-    pool = library.pool("float32")
+    pool = library.pool("float32", _POOL)
     for size in PASSES:
         yield ("pass", size), _Probe(library.copied(pool[: size // 4], (0,)))
     for run in RUNS:
@@ -205,8 +206,8 @@ def _product(pool: Any, shape: Shape, itemsize: int) -> _Probe:
 
 
 class _Numpy:
-    def pool(self, dtype: str) -> Any:
-        return np.linspace(-1.0, 1.0, _POOL, dtype=dtype)
+    def pool(self, dtype: str, count: int) -> Any:
+        return np.linspace(-1.0, 1.0, count, dtype=dtype)
 
     def copied(self, array: Any, axes: Sequence[int]) -> Run:
         view = array.transpose(axes)
@@ -221,10 +222,10 @@ class _Numpy:
 
 
 class _Torch:
-    def pool(self, dtype: str) -> Any:
+    def pool(self, dtype: str, count: int) -> Any:
         import torch
 
-        return torch.linspace(-1.0, 1.0, _POOL, dtype=getattr(torch, dtype))
+        return torch.linspace(-1.0, 1.0, count, dtype=getattr(torch, dtype))
 
     def copied(self, array: Any, axes: Sequence[int]) -> Run:
         import torch

@@ -32,11 +32,12 @@ class Library:
     """What one array library reaches on a CPU.
 
     ``products``: by dtype, the microseconds of one (M, K) @ (K, N) in a batch, for M, N and K in
-    EXTENTS, K fastest. ``passes``: bytes per microsecond, read and written added, of a contiguous
-    pass over arrays of PASSES bytes. ``gathers``: the same of a permuting copy that leaves the
-    innermost axis, of RUNS elements, where it is; ``transposes``: of one that brings another axis
-    of RUNS elements innermost. ``fresh``: bytes per microsecond of getting memory for a result
-    beyond FRESH_BYTES. ``functions``: elements per microsecond of a transcendental function.
+    EXTENTS, K fastest; complex ones that are not there count as four real ones. ``passes``: bytes
+    per microsecond, read and written added, of a contiguous pass over arrays of PASSES bytes.
+    ``gathers``: the same of a permuting copy that leaves the innermost axis, of RUNS elements,
+    where it is; ``transposes``: of one that brings another axis of RUNS elements innermost.
+    ``fresh``: bytes per microsecond of getting memory for a result beyond FRESH_BYTES.
+    ``functions``: elements per microsecond of a transcendental function.
     ``step_us``: to start an operation; ``call_us``: to get in and out of the library for a whole
     call. ``convolutions``: of the time of one product over all taps, what the library's own
     convolution takes; 0 where it has none, and goes tap by tap.
@@ -56,7 +57,7 @@ class Library:
     )
 
     def __post_init__(self) -> None:
-        for dtype in ("float32", "float64"):
+        for dtype in dict.fromkeys(("float32", "float64", *self.products)):
             _check(f"products of {dtype}", self.products.get(dtype), len(EXTENTS) ** 3)
         _check("passes", self.passes, len(PASSES))
         _check("gathers", self.gathers, len(RUNS))
@@ -68,7 +69,7 @@ class Library:
         """Microseconds of a batch of products, without the start."""
         if not batch * m * n * k:
             return 0.0
-        dtype, factor = _measured(dtype)
+        dtype, factor = (dtype, 1.0) if dtype in self.products else _measured(dtype)
         table = self._logs.get(dtype)
         if table is None:
             table = self._logs[dtype] = _cube(self.products[dtype])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import ItemsView, Mapping
+from dataclasses import replace
 
 import sympy
 
@@ -157,6 +158,34 @@ def _product_us(op: Contract, numbers: Mapping[int, int], dtype: str, rates: Rat
     batch, rows, columns = (math.prod(numbers[label] for label in group) for group in groups)
     inner = math.prod(numbers[label] for label in form.k)
     return work_us(rates, batch, rows, columns, inner, dtype)
+
+
+def copy_us(program: Program, name: str, sizes: Sizes, rates: Rates) -> float:
+    """Predicted microseconds to copy a value to where it lies in order: a permuting copy, where it
+    is a permuted view."""
+    source, axes = _memory_of(program, name)
+    moved = 2.0 * _bytes(source, sizes)
+    extents = [evaluate(size, sizes) for size in source.shape]
+    long = [axis for axis, extent in enumerate(extents) if extent != 1]
+    order = [long.index(axis) for axis in axes if axis in long]
+    if order == sorted(order):
+        return rates.pass_us(moved)
+    compact = replace(source, shape=tuple(extents[axis] for axis in long))
+    return rates.permute_us(moved, *_innermost(Permute(tuple(order)), compact, sizes))
+
+
+def _memory_of(program: Program, name: str) -> tuple[Value, tuple[int, ...]]:
+    """The value whose memory a permuted view is, and which of its axes each axis of the view is."""
+    axes = tuple(range(len(program.values[name].shape)))
+    step = program.producers.get(name)
+    while step is not None and isinstance(step.op, Contract) and is_view(step):
+        op = step.op
+        if len(op.inputs) != 1 or len(op.inputs[0]) != len(op.output):
+            break  # a number, or a diagonal
+        axes = tuple(op.inputs[0].index(op.output[axis]) for axis in axes)
+        name = step.operands[0]
+        step = program.producers.get(name)
+    return program.values[name], axes
 
 
 def _labels(op: Networks, operands: tuple[Value, ...], out: Value) -> ItemsView[int, Size]:
