@@ -190,9 +190,13 @@ class RankPlanner:
         return partition(joint, count, None if saves else frozenset(joint.outputs[:count]))
 
     def _twin(self, plan: ContractionPlan) -> Compilation:
-        """The problem in the orders of a plan; what depends on the time of day is left out."""
+        """The problem in the orders of a plan; what depends on the time of day is left out.
+
+        It is brought into the networks that the plan is of by what the plan was made for.
+        """
         twin = self._bound()
-        twin.options = replace(twin.options, max_seconds=None, path=None, progress=False)
+        options = replace(twin.options, max_seconds=None, path=None, progress=False)
+        twin.options = replace(options, minimize=plan.minimize)
         twin.fixed_plan = plan
         return twin
 
