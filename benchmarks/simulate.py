@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,6 @@ from tncompiler.distributed.calibrate import WORLDS, Stopwatch, calibrate_ranks
 from tncompiler.distributed.link import Cluster
 
 WITHIN = 0.25
-SWEEPS = 2  # over the numbers of ranks: what disturbs one rarely lasts for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +84,9 @@ def measured_us(problem: Problem, cluster: Cluster, watch: Stopwatch) -> dict[in
     """What calls take, by the number of ranks; the same on all of them."""
     options = tnc.PlanOptions(memory_limit=problem.memory_limit)
     given = problem.network, options, problem.dtype
-    calls = {world: cache(watch.calling(world, *given, machine=cluster)) for world in watch.groups}
-    least = dict.fromkeys(calls, math.inf)
-    for world in [*calls] * SWEEPS:
-        least[world] = min(least[world], watch.least_us(world, calls[world]))
-    return least
+    return watch.least_of(
+        {world: (world, watch.calling(world, *given, machine=cluster)) for world in watch.groups}
+    )
 
 
 def rows_of(problem: Problem, cluster: Cluster, measured: Mapping[int, float]) -> Iterator[Row]:

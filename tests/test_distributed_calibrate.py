@@ -25,7 +25,8 @@ def small() -> Any:
 def measured() -> tuple[Cluster, float]:
     """The cluster by quick measurements, and what is predicted of a network on it."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("ROUNDS", 2), ("_LARGE", 2**12), ("_TINY", 8), ("_networks", small)):
+        quick = {"ROUNDS": 2, "SWEEPS": 1, "_LARGE": 2**12, "_TINY": 8, "_networks": small}
+        for name, value in quick.items():
             patch.setattr(calibrate, name, value)
         cluster = calibrate_ranks(load_machine("reference"))
     return cluster, tnc.simulate(next(small()), cluster, 4).time_us

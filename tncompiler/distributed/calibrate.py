@@ -1,16 +1,16 @@
 """Measure what the ranks of this computer reach together, for `tnc.simulate` to predict by.
 
 Every rank of a job calls it. Other programs only ever make things slower, so everything is done in
-several rounds, and its least time counts.
+several sweeps, in several rounds each, and its least time counts.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from tncompiler.planning.machine import Machine
 from tncompiler.planning.options import PlanOptions
 
 WORLDS = (1, 2, 4)
-ROUNDS = 9
+ROUNDS, SWEEPS = 5, 3  # what disturbs one sweep over everything rarely lasts for all
 LOST_S = 60.0
 _LARGE = 2**21  # numbers of a large message
 _SMALL = 2**10  # and of a small one, of which each rank of a ring still has its share
@@ -68,6 +68,9 @@ def _alone(clock: Clock) -> str:
     return calibrate(default=False, progress=False, clock=clock).to_json()
 
 
+Make = Callable[[], Callable[[], object]]  # makes something to run
+
+
 class Stopwatch:
     """Times what the first ranks of a job do together, while the others wait."""
 
@@ -79,7 +82,15 @@ class Stopwatch:
     def ranks(self, world: int, **options: Any) -> Ranks:
         return Ranks(self.groups[world] if world > 1 else None, lost_after_s=LOST_S, **options)
 
-    def least_us(self, world: int, make: Callable[[], Callable[[], object]]) -> float:
+    def least_of(self, tasks: Mapping[Any, tuple[int, Make]]) -> dict[Any, float]:
+        """As `least_us`, for numbers of ranks with what is made, by name."""
+        made = {name: (world, cache(make)) for name, (world, make) in tasks.items()}
+        least = dict.fromkeys(tasks, math.inf)
+        for name, (world, make) in [*made.items()] * SWEEPS:
+            least[name] = min(least[name], self.least_us(world, make))
+        return least
+
+    def least_us(self, world: int, make: Make) -> float:
         """The least microseconds of what is made, on the slowest rank; the same on all of them."""
         best = torch.zeros(1, dtype=torch.float64)
         if self.rank < world:
@@ -95,15 +106,9 @@ class Stopwatch:
         run()
         return 1e6 * (self.clock() - start)
 
-    def call_us(
-        self, world: int, network: Expr, options: PlanOptions, dtype: str = "float32", **ranks: Any
-    ) -> float:
-        """A call of a network of inputs over so many ranks."""
-        return self.least_us(world, self.calling(world, network, options, dtype, **ranks))
-
     def calling(
         self, world: int, network: Expr, options: PlanOptions, dtype: str = "float32", **ranks: Any
-    ) -> Callable[[], Callable[[], object]]:
+    ) -> Make:
         """What compiles such a network for so many ranks, and gives a call of it."""
 
         def make() -> Callable[[], object]:
@@ -136,57 +141,76 @@ class _Measuring:
         self.options = PlanOptions()  # as `simulate` plans
 
     def cluster(self) -> Cluster:
-        cores = self.base.node.ranks
-        links = {world: self._link(world) for world in self.watch.groups if world > 1}
+        cores, worlds = self.base.node.ranks, [*self.watch.groups]
+        times = self.watch.least_of(self._tasks())
+        links = {world: _link(world, times) for world in worlds if world > 1}
         within = next((links[w] for w in links if w <= cores), self.base.node.within)
         between = next((links[w] for w in links if w > cores), within)
-        node = Node(cores, None, within, between)
-        found = replace(self.base, node=node, slice_us=self._slice_us())
-        worlds = [*self.watch.groups]
-        found = replace(found, calls=tuple((w, self._call_us(w)) for w in worlds))
-        return replace(found, slowdown=tuple((w, self._slowdown(w, found)) for w in worlds))
+        found = replace(
+            self.base,
+            node=Node(cores, None, within, between),
+            slice_us=self._slice_us(times["slices"]),
+            calls=tuple((world, times["call", world]) for world in worlds),
+        )
+        return replace(found, slowdown=tuple(self._slowdown(found)))
 
-    def _link(self, world: int) -> Link:
-        """Latency and rate of sums between ranks."""
+    def _tasks(self) -> dict[Any, tuple[int, Make]]:
+        """All but the networks."""
+        i, j, k = indices("i j k", size=2)
+        empty = given("A", i, j) @ given("B", j, k)
+        tiny = self.watch.calling(1, _tiny(), self.options, slices=_TINY)
+        tasks: dict[Any, tuple[int, Make]] = {"slices": (1, tiny)}
+        for world in self.watch.groups:
+            tasks["call", world] = world, self.watch.calling(world, empty, self.options)
+            for count in (_SMALL, _LARGE) if world > 1 else ():
+                tasks["sum", world, count] = world, self._summing(world, count)
+        return tasks
 
-        def sum_us(count: int) -> float:
-            numbers = [torch.zeros(count)]
-            group = self.watch.groups[world]
-            return self.watch.least_us(
-                world, lambda: partial(team_of(group, LOST_S).add_up, numbers)
-            )
+    def _summing(self, world: int, count: int) -> Make:
+        """A sum of so many numbers between ranks."""
+        group = self.watch.groups[world]
+        return lambda: partial(team_of(group, LOST_S).add_up, [torch.zeros(count)])
 
-        small, large = sum_us(_SMALL), sum_us(_LARGE)
-        latency = small / (2 * math.ceil(math.log2(world)))
-        sent = 2.0 * (world - 1) / world * 4 * _LARGE
-        return Link(latency, sent / max(large - small, 1.0))
-
-    def _slice_us(self) -> float:
+    def _slice_us(self, measured: float) -> float:
         """What a slice takes beside its steps."""
-        (k,) = indices("k", k=_TINY)
-        tiny = contract(given("A", k), given("B", k), out=())
-        ranks = self.watch.ranks(1, slices=_TINY)
-        module = compile_network(tiny, plan=self.options, process_group=ranks)
-        numbers = numbers_for(tiny, "float32")
-        measured = self.watch.least_us(1, lambda: lambda: module(*numbers))
-        module(*numbers)
+        module = compile_network(
+            _tiny(), plan=self.options, process_group=self.watch.ranks(1, slices=_TINY)
+        )
+        module(*numbers_for(_tiny(), "float32"))
         work = sum(stage_us(stage, 1, self.base) for stage in module.stages())
         return max(measured - work, 0.0) / _TINY
 
-    def _call_us(self, world: int) -> float:
-        """A call of next to no work."""
-        i, j, k = indices("i j k", size=2)
-        return self.watch.call_us(world, given("A", i, j) @ given("B", j, k), self.options)
+    def _slowdown(self, cluster: Cluster) -> Iterator[tuple[int, float]]:
+        """Numbers of ranks, with how many times as long as predicted some networks take on them."""
+        networks = dict(enumerate(_networks()))
+        tasks = {
+            (world, k): (world, self.watch.calling(world, network, self.options, machine=cluster))
+            for world in self.watch.groups
+            for k, network in networks.items()
+        }
+        times = self.watch.least_of(tasks)
+        for world in self.watch.groups:
+            logs = []
+            for k, network in networks.items():
+                found = simulate(network, cluster, world)
+                work = found.common_us + found.slices_us
+                own = max(times[world, k] - found.sending_us, 0.1 * work)
+                logs.append(math.log(own / work))
+            yield world, math.exp(sum(logs) / len(logs))
 
-    def _slowdown(self, world: int, cluster: Cluster) -> float:
-        """How many times as long as predicted some networks take on so many ranks."""
-        logs = []
-        for network in _networks():
-            measured = self.watch.call_us(world, network, self.options, machine=cluster)
-            found = simulate(network, cluster, world)
-            work = found.common_us + found.slices_us
-            logs.append(math.log(max(measured - found.sending_us, 0.1 * work) / work))
-        return math.exp(sum(logs) / len(logs))
+
+def _link(world: int, times: Mapping[Any, float]) -> Link:
+    """Latency and rate, of what a small and a large sum between ranks took."""
+    small, large = (times["sum", world, count] for count in (_SMALL, _LARGE))
+    latency = small / (2 * math.ceil(math.log2(world)))
+    sent = 2.0 * (world - 1) / world * 4 * _LARGE
+    return Link(latency, sent / max(large - small, 1.0))
+
+
+def _tiny() -> Expr:
+    """A contraction of next to no work."""
+    (k,) = indices("k", k=_TINY)
+    return contract(given("A", k), given("B", k), out=())
 
 
 def _networks() -> Iterator[Expr]:
