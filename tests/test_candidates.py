@@ -19,6 +19,7 @@ from tncompiler.planning import tree_cost as tree_costs
 from tncompiler.planning.candidates import (
     Network,
     _Exact,
+    _exact_searches,
     _RandomGreedy,
     _Reconfigured,
     candidate_orders,
@@ -27,7 +28,7 @@ from tncompiler.planning.candidates import (
 )
 from tncompiler.planning.exchange import neighbours, shape_of
 from tncompiler.planning.hyper import greedy_order
-from tncompiler.planning.order import Pair, letter
+from tncompiler.planning.order import Pair, letter, split_path
 from tncompiler.planning.reconfigure import Search, reconfigured
 from tncompiler.planning.tree_cost import TreeCosts, tree_cost
 
@@ -186,6 +187,22 @@ def test_the_first_candidate_multiplies_least(seed: int) -> None:
     first = next(candidate_orders(network, 4, 0))
     least = min(multiplied(network, pairs) for pairs in every_order(6))
     assert multiplied(network, first) == least
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_exact_search_finds_the_same_cost_sieved_or_not(seed: int) -> None:
+    network = random_network(seed, tensors=7, labels=9)
+    given = (network, network.terms, network.output)
+    paths = [_Exact("flops", sieved)(*given) for sieved in (False, True)]
+    pairs = [split_path(path, len(network.terms)) for path in paths]
+    assert multiplied(network, pairs[0]) == multiplied(network, pairs[1])
+
+
+def test_what_touches_everything_is_not_sieved() -> None:
+    wires = ((0, 1, 2), (0, 3, 4), (1, 3, 5), (2, 4, 5))
+    complete = Network.of(wires, (), dict.fromkeys(range(6), 2))
+    assert not any(search.sieved for search in _exact_searches(complete.terms))
+    assert all(search.sieved for search in _exact_searches(grid(2, 4).terms))
 
 
 def test_the_weight_first_is_among_the_candidates() -> None:

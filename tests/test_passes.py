@@ -14,6 +14,7 @@ from tncompiler.ir.lift import lift
 from tncompiler.ir.lower import lower
 from tncompiler.ir.passes import LOGICAL_PASSES, PASSES, SCHEDULED_PASSES, load_pass, run_passes
 from tncompiler.ir.passes.adjoint import adjoint
+from tncompiler.ir.passes.slicing import slice_index
 from tncompiler.ir.program import (
     Argument,
     Cast,
@@ -328,6 +329,62 @@ def test_the_runner_catches_a_pass_that_breaks_a_program(monkeypatch) -> None:
     monkeypatch.setattr(dead, "drop_dead_steps", lambda program: replace(program, outputs=("x9",)))
     with pytest.raises(InvalidProgram):
         run_passes(lower((A * 2,)), ["saboteur"])
+
+
+def in_two_steps() -> Program:
+    u = Value("u", (2, 3), "float32", ("i", "j"))
+    program = with_step(MATMUL, ["u", "q"], (2, 4))
+    return replace(program, steps=(Step(u, Map("exp", ((0, 1),)), ("p",)), *program.steps))
+
+
+def in_a_loop() -> Program:
+    return slice_index(with_step(Map("exp", ((0, 1),))), ("p", 0), 1)
+
+
+def with_another(value: Value, **changed) -> Callable[[Program], Program]:
+    other = replace(value, **changed)
+    return lambda good: replace(
+        good,
+        arguments=tuple(replace(a, value=other) if a.value == value else a for a in good.arguments),
+    )
+
+
+def with_a_step_of_another_shape(good: Program) -> Program:
+    first, last = good.steps
+    wide = replace(first, out=replace(first.out, shape=(2, 5)), op=Pad(1, 0, 2))
+    return replace(good, steps=(wide, last))
+
+
+def without_results(good: Program) -> Program:
+    loop, pick = good.steps
+    body = replace(loop.op.body, outputs=())
+    return replace(good, steps=(replace(loop, op=replace(loop.op, body=body, joined=())), pick))
+
+
+BROKEN_LATER = {
+    "another argument": (in_two_steps, with_another(Q, shape=(5, 4))),
+    "an argument of another dtype": (in_two_steps, with_another(Q, dtype="float64")),
+    "another operand": (in_two_steps, with_a_step_of_another_shape),
+    "a step too few": (in_two_steps, lambda good: replace(good, steps=good.steps[1:])),
+    "another order": (in_two_steps, lambda good: replace(good, steps=good.steps[::-1])),
+    "a step twice": (in_two_steps, lambda good: replace(good, steps=good.steps * 2)),
+    "another loop": (in_a_loop, without_results),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_LATER)
+def test_what_breaks_a_program_is_found_beside_steps_that_are_known(name: str) -> None:
+    """A step that was found valid is looked at again once something that it reads has changed."""
+    make, spoil = BROKEN_LATER[name]
+    good = make()
+    assert validate(good, known=good) is good
+    with pytest.raises(InvalidProgram):
+        validate(spoil(good), known=good)
+
+
+def test_known_steps_are_not_looked_at_again() -> None:
+    broken = BROKEN["wrong output size"]()
+    assert validate(broken, known=broken) is broken
 
 
 def test_builders_leave_trivial_steps_out() -> None:

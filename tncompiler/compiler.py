@@ -24,7 +24,7 @@ from tncompiler.planning.budget import Budget
 from tncompiler.planning.fit import UNLIMITED, FittedOrders, fastest
 from tncompiler.planning.keeping import Kept, cut_kept
 from tncompiler.planning.machine import as_machine
-from tncompiler.planning.memory import step_peak
+from tncompiler.planning.memory import peak_bytes, step_peak
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.plan import ContractionPlan, make_plan
 from tncompiler.planning.reuse import reuse_orders
@@ -322,23 +322,26 @@ class Compilation(Training):
     ) -> ContractionPlan:
         logical = self.logical(dtypes)
         wrt = self._planned_for(()) if wrt is None else wrt
+        minimize = self.options.minimize
+        is_planned = nominal == self.planned_sizes(dtypes, nominal, wrt)  # else at others
         if wrt:
             step = self.training_step(dtypes, nominal, wrt)
             fitted = step.fitted
             joint = self.joint(dtypes, nominal, wrt)
-            plan = make_plan(logical, joint, step.orders, nominal, self.options.minimize)
+            peak = fitted.peak if is_planned else step_peak(fitted.programs, nominal)
+            plan = make_plan(logical, joint, step.orders, nominal, minimize, peak)
             return replace(
                 plan,
                 cut=step.cut,
                 replanned=self._replanned_pairs,
-                peak_memory=step_peak(fitted.programs, nominal),
                 saved=fitted.programs.saved,
                 recomputed=fitted.programs.recomputed,
                 sliced_indices=fitted.sliced,
             )
         whole = self.inference(dtypes, nominal, keeps=keeps)
         program = whole.fitted.program
-        plan = make_plan(logical, program, whole.orders, nominal, self.options.minimize)
+        peak = whole.fitted.peak if is_planned else peak_bytes(program, nominal)
+        plan = make_plan(logical, program, whole.orders, nominal, minimize, peak)
         return replace(
             plan,
             sliced_indices=whole.fitted.sliced,

@@ -218,7 +218,7 @@ class Scheduling(Problem):
                 whole = hoist_invariants(change_bodies(merged, _lay_out_body))
                 whole = whole if budget.late() else self._stacked(whole)
                 passes = LATE_LAYOUT_PASSES if budget.late() else LAYOUT_PASSES
-                plain = run_passes(whole, passes, scheduled=True, watcher=watcher())
+                plain = run_passes(whole, passes, scheduled=True, watcher=watcher(), known=merged)
                 if not self.places_by_time or len(whole.steps) > LAYOUT_UP_TO:
                     return plain
                 return self._placed_by_time(whole, plain, budget)
@@ -245,7 +245,7 @@ class Scheduling(Problem):
         found = lay_out(merged, usual, Ways.of(rates), budget.late)
         if found is None or program_us(found, usual, rates) >= time:
             return plain
-        return validate(found, scheduled=True)
+        return validate(found, scheduled=True, known=merged)
 
     @property
     def _rates(self) -> Rates:

@@ -16,7 +16,8 @@ from tncompiler.ir.passes.adjoint import GradientOrder, adjoint
 from tncompiler.ir.passes.partition import TrainingPrograms
 from tncompiler.ir.passes.segments import keep_states, segment_scans
 from tncompiler.ir.passes.tangent import tangent
-from tncompiler.ir.program import Program, Scan
+from tncompiler.ir.program import Program
+from tncompiler.ir.scans.steps import has_scans
 from tncompiler.limiting import Alternative, Limiting
 from tncompiler.planning.fit import FittedOrders, FittedStep, fastest, fit_step
 from tncompiler.planning.replan import choose_gradients, joint_cost, replannable
@@ -121,7 +122,7 @@ class Training(Limiting):
     def _keeping(self, program: Program) -> list[Program]:
         """The program; where asked for or under a limit also with scans that keep less."""
         limited, recompute = self.options.memory_limit is not None, str(self.options.recompute)
-        if not any(isinstance(step.op, Scan) for step in program.steps):
+        if not has_scans(program):
             return [program]
         if recompute == "always":
             return [keep_states(program)]

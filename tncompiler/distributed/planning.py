@@ -125,7 +125,7 @@ class RankPlanner:
             return self._call(plan, bound.inference(self.call.dtypes, {}).fitted.cuts)
         fitted = bound.training_step(self.call.dtypes, {}, self.wrt).fitted
         steps = [
-            self._step(plan, saves, fitted.forward_cuts, fitted.backward_cuts)
+            self._step(plan, saves, fitted.forward.cuts, fitted.backward.cuts)
             for saves in (True, False)
         ]
         return min(steps, key=lambda step: step.order(self.setting.limit))

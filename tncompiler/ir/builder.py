@@ -89,7 +89,8 @@ class Builder:
         self.taken.add(step.out.name)
         if isinstance(step.op, Window):
             self._windows.add(step.out.name)
-        self.steps.append(Step(step.out, step.op, tuple(value.name for value in operands)))
+        names = tuple([value.name for value in operands])
+        self.steps.append(step if names == step.operands else Step(step.out, step.op, names))
         return step.out
 
     def literal(self, value: complex | float | int | Size, dtype: str) -> Value:

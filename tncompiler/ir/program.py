@@ -390,8 +390,7 @@ class Program:
     def values(self) -> Mapping[str, Value]:
         """Every value by name."""
         values = {argument.value.name: argument.value for argument in self.arguments}
-        values.update((step.out.name, step.out) for step in self.steps)
-        return values
+        return {**values, **{step.out.name: step.out for step in self.steps}}
 
     @cached_property
     def producers(self) -> Mapping[str, Step]:
@@ -537,7 +536,7 @@ def element_count(value: Value) -> Terms:
 def operand_values(program: Program, step: Step) -> tuple[Value, ...]:
     """The values a step reads."""
     values = program.values
-    return tuple([values[name] for name in step.operands])
+    return tuple(map(values.__getitem__, step.operands))
 
 
 def iter_contractions(program: Program) -> Iterator[tuple[Step, Contract]]:

@@ -377,6 +377,9 @@ def solve_all(equations: Iterable[Equation], binding: dict[sympy.Symbol, int]) -
         pending = left
 
 
+_INTEGERS = frozenset((int,))
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """A cost as a list of terms coefficient * product(factors); summed, never expanded."""
@@ -387,9 +390,11 @@ class Terms:
     def of(cls, coefficient: int, factors: Iterable[Size]) -> Terms:
         """One term; integer factors are folded into the coefficient."""
         every = tuple(factors)
+        if _INTEGERS.issuperset(map(type, every)):  # as almost always
+            coefficient *= math.prod(every)
+            return cls(((coefficient, ()),) if coefficient else ())
         symbolic = tuple([factor for factor in every if not isinstance(factor, int)])
-        numbers = [f for f in every if isinstance(f, int)] if symbolic else every
-        coefficient *= math.prod(numbers)
+        coefficient *= math.prod([factor for factor in every if isinstance(factor, int)])
         return cls(((coefficient, symbolic),) if coefficient else ())
 
     @classmethod

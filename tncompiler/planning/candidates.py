@@ -32,8 +32,8 @@ _PART, _CROWDED_PART = 8, 6  # leaves of the parts that a larger tree is improve
 _OBJECTIVES = ("flops", "write", "size", "combo-4", "combo-32", "combo-256")
 _MANY_TOUCH = 20  # pairs of tensors that share an index: from here on a search takes a millisecond
 _FEW_OBJECTIVES = ("flops", "combo-32")
-# the search takes contractions up to a cost, doubled until a tree is found; where all are few it is
-# done sooner with all at once, in less than half the time where everything touches everything
+# a sieved search takes contractions up to a cost, doubled until a tree is found; parts are searched
+# with all at once, as is what touches everything, which that way is done sooner
 _NO_CAP = 1e300
 _COST_MODIFIERS = (0.5, 1.0, 4.0)
 # multiplications of an order from which on more starts are made, and how many: a third of a second
@@ -142,17 +142,19 @@ def _is_crowded(terms: Sequence[Terms]) -> bool:
 def _methods(network: Network, trials: int, seed: int) -> list[_Method]:
     """How orders are found: the first gives the fewest flops."""
     if is_exact(network.terms):
-        return [_Exact(objective) for objective in _objectives(network.terms)]
+        return [*_exact_searches(network.terms)]
     greedy = [_Greedy(seed, modifier) for modifier in _COST_MODIFIERS]
     return [_Reconfigured(_RandomGreedy(trials, seed)), _RandomGreedy(trials, seed), *greedy]
 
 
-def _objectives(terms: Sequence[Terms]) -> tuple[str, ...]:
-    """What exact search is made for, so that all of it takes a few milliseconds."""
+def _exact_searches(terms: Sequence[Terms]) -> list[_Exact]:
+    """Exact search by so many objectives that all of it takes a few milliseconds."""
     if len(terms) > SMALL:
-        return _FEW_OBJECTIVES
-    touching = sum(not a.isdisjoint(b) for a, b in combinations(terms, 2))
-    return _OBJECTIVES if touching < _MANY_TOUCH else _FEW_OBJECTIVES
+        return [_Exact(objective) for objective in _FEW_OBJECTIVES]
+    apart = sum(a.isdisjoint(b) for a, b in combinations(terms, 2))
+    touching = math.comb(len(terms), 2) - apart
+    objectives = _OBJECTIVES if touching < _MANY_TOUCH else _FEW_OBJECTIVES
+    return [_Exact(objective, sieved=apart > 0) for objective in objectives]
 
 
 def _all_candidates(network: Network, trials: int, seed: int) -> Iterator[tuple[Pair, ...]]:
@@ -285,6 +287,7 @@ class _Finder(_Method):
 @dataclass(frozen=True)
 class _Exact(_Finder):
     objective: str
+    sieved: bool = False
 
     def search(
         self, inputs: list[list[str]], output: list[str], sizes: dict[str, float]
@@ -294,7 +297,7 @@ class _Exact(_Finder):
             output,
             sizes,
             minimize=self.objective,
-            cost_cap=None if len(inputs) > SMALL else _NO_CAP,
+            cost_cap=None if self.sieved or len(inputs) > SMALL else _NO_CAP,
             use_ssa=True,
         )
 

@@ -27,17 +27,22 @@ T = TypeVar("T", "Fitted", "FittedStep")
 
 @dataclass(frozen=True, slots=True)
 class FittedStep:
-    """A training step: its programs, the cuts in each, its peak and its predicted microseconds.
-
-    ``sliced``: what the indices of the cuts are called.
-    """
+    """A training step: its programs, how each was fitted, and the peak of both together."""
 
     programs: TrainingPrograms
-    forward_cuts: tuple[Cut, ...]
-    backward_cuts: tuple[Cut, ...]
-    sliced: tuple[str, ...]
+    forward: Fitted
+    backward: Fitted
     peak: int
-    time_us: float
+
+    @property
+    def sliced(self) -> tuple[str, ...]:
+        """What the indices of the cuts are called."""
+        return tuple(dict.fromkeys((*self.forward.sliced, *self.backward.sliced)))
+
+    @property
+    def time_us(self) -> float:
+        """Predicted microseconds."""
+        return self.forward.time_us + self.backward.time_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ class FittedOrders(Generic[T]):
 
 def fastest(found: Sequence[FittedOrders[T]], limit: int) -> FittedOrders[T]:
     """The fastest inside the limit, the first among equals; else the one with the lowest peak."""
+    if len(found) == 1:
+        return found[0]
     enough = [one for one in found if one.fitted.peak <= limit]
     if enough:
         return min(enough, key=lambda one: one.fitted.time_us)
@@ -76,10 +83,7 @@ def fit_step(
     budget = budget or Budget()
     choices = _choices(joint, count, nominal, limit, rates, recompute, budget)
     found = [_sliced(cut, nominal, limit, rates, start, budget) for cut in choices]
-    enough = [step for step in found if step.peak <= limit]
-    if enough:
-        return min(enough, key=lambda step: step.time_us)
-    return min(found, key=lambda step: step.peak)
+    return fastest([FittedOrders({}, step) for step in found], limit).fitted
 
 
 def _choices(
@@ -120,7 +124,6 @@ def _sliced(
     taken = names_within(forward.program)
     backward = fit_program(cut.backward, nominal, limit - held, rates, taken, start, budget)
     programs = replace(cut, forward=forward.program, backward=backward.program)
-    time_us = forward.time_us + backward.time_us
-    peak = step_peak(programs, nominal)
-    sliced = tuple(dict.fromkeys((*forward.sliced, *backward.sliced)))
-    return FittedStep(programs, forward.cuts, backward.cuts, sliced, peak, time_us)
+    is_whole = not (forward.cuts or backward.cuts)
+    peak = max(forward.peak, held + backward.peak) if is_whole else step_peak(programs, nominal)
+    return FittedStep(programs, forward, backward, peak)

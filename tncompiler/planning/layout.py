@@ -73,20 +73,24 @@ class _Costs:
         sizes = [found[label] for label in range(len(found))]
         return tuple([n if isinstance(n, int) else evaluate(n, self.nominal) for n in sizes])
 
-    def is_product(self, op: Contract, operands: Iterable[Value], out: Value) -> bool:
-        return is_product(op, self.sizes(op, operands, out), out.dtype)
+    def product_sizes(self, step: Step, operands: Iterable[Value]) -> tuple[int, ...] | None:
+        """The sizes of a contraction that a matrix product computes, by label; else None."""
+        op = step.op
+        if not isinstance(op, Contract) or len(op.inputs) != 2:
+            return None
+        sizes = self.sizes(op, operands, step.out)
+        return sizes if is_product(op, sizes, step.out.dtype) else None
 
     def step_us(self, step: Step, operands: tuple[Value, ...]) -> float:
         """Microseconds of what depends on the order of axes."""
         op = step.op
-        if isinstance(op, Contract) and self.is_product(op, operands, step.out):
-            sizes = self.sizes(op, operands, step.out)
-            return self.ways.best(op, sizes, step.out.dtype).time_us
         if isinstance(op, Convolve):
             sizes = self.sizes(op, operands, step.out)
             return convolution_ways(op, sizes, step.out.dtype, self.ways)[0].time_us
         if isinstance(op, Contract) and len(op.inputs) == 2:
             sizes = self.sizes(op, operands, step.out)
+            if is_product(op, sizes, step.out.dtype):
+                return self.ways.best(op, sizes, step.out.dtype).time_us
             return sum(self._aligned_us(k, op.output, sizes, step.out.dtype) for k in op.inputs)
         if isinstance(op, Map):
             sizes = tuple([evaluate(size, self.nominal) for size in step.out.shape])
@@ -217,7 +221,7 @@ class _Layout:
     def _place(self, name: str) -> bool:
         """Give a value its best order, all others staying; whether it changed."""
         identity = tuple(range(len(self.values[name].shape)))
-        best, least = identity, self._cost(name, identity)
+        best, least = identity, sum(map(self._us, self._touching(name)))
         for order in self._candidates(self.steps[name]):
             cost = math.inf if order == identity else self._cost(name, order)
             if cost < 0.999 * least:
@@ -226,6 +230,12 @@ class _Layout:
             return False
         self._move(name, best)
         return True
+
+    def _touching(self, name: str) -> Iterator[Step]:
+        """The steps that make and read a value."""
+        yield self.steps[name]
+        for reader in self.readers.get(name, ()):
+            yield self.steps[reader]
 
     def _move(self, name: str, order: Labels) -> None:
         self.steps[name] = reordered(self.steps[name], order)
@@ -256,9 +266,8 @@ class _Layout:
         if not isinstance(op, Contract):
             return
         place = {label: axis for axis, label in enumerate(op.output)}
-        operands = self._operands(step, {})
-        if self.costs.is_product(op, operands, step.out):
-            sizes = self.costs.sizes(op, operands, step.out)
+        sizes = self.costs.product_sizes(step, self._operands(step, {}))
+        if sizes is not None:
             orders = self.costs.ways.results(op, sizes, step.out.dtype)[:_TRIED]
             yield from (tuple([place[label] for label in order]) for order in orders)
         elif len(op.inputs) == 2 and len(place) == len(op.output):
@@ -285,8 +294,9 @@ class _Copying:
             op = step.op
             if isinstance(op, Permute):
                 self.made.setdefault(operands[0].name, {}).setdefault(op.axes, step.out)
-            if isinstance(op, Contract) and self.costs.is_product(op, operands, step.out):
-                self._product(step, op, operands)
+            sizes = self.costs.product_sizes(step, operands)
+            if sizes is not None:
+                self._product(step, operands, sizes)
             elif isinstance(op, Convolve):
                 self._convolution(step, op, operands)
             elif isinstance(op, Map):
@@ -295,8 +305,8 @@ class _Copying:
                 self.builder.copy(step, operands)
         return self.source.with_steps(self.builder.steps)
 
-    def _product(self, step: Step, op: Contract, operands: tuple[Value, ...]) -> None:
-        sizes = self.costs.sizes(op, operands, step.out)
+    def _product(self, step: Step, operands: tuple[Value, ...], sizes: tuple[int, ...]) -> None:
+        op: Contract = step.op  # type: ignore[assignment]
 
         def way(wires: tuple[Labels, Labels]) -> Way:
             return self.costs.ways.best(Contract(wires, op.output), sizes, step.out.dtype)

@@ -30,7 +30,6 @@ from tncompiler.ir.scans.steps import programs_within
 from tncompiler.ir.sizes import Binding, Terms, evaluate, parse_size, render_size, size_text
 from tncompiler.planning.cost import flat_steps
 from tncompiler.planning.digest import program_digest
-from tncompiler.planning.memory import peak_bytes
 from tncompiler.planning.order import Pair, check_order, ssa_to_linear
 
 SCHEMA = 2
@@ -366,12 +365,9 @@ def make_plan(
     orders: Mapping[str, tuple[Pair, ...]],
     nominal: Binding,
     minimize: str,
-    saved: tuple[str, ...] = (),
-    *,
-    cut: bool = False,
-    replanned: int | None = None,
+    peak_memory: int,
 ) -> ContractionPlan:
-    """The plan of a scheduled program; ``cut`` and ``replanned`` as ContractionPlan has them."""
+    """The plan of a scheduled program, as far as it follows from that and its orders."""
     networks = tuple(
         NetworkOrder.of(inner, name, nominal, orders[name])
         for inner in programs_within(logical)
@@ -385,10 +381,7 @@ def make_plan(
         describe_steps(scheduled),
         {symbol.name: number for symbol, number in nominal.items()},
         minimize,
-        peak_bytes(scheduled, nominal),
+        peak_memory,
         largest,
         program_digest(logical),
-        saved,
-        cut=cut,
-        replanned=replanned,
     )

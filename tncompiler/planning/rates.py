@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -227,10 +228,11 @@ def _place(extent: int) -> tuple[int, float, float]:
 
 def _between(places: Sequence[int], values: Sequence[float], at: float) -> float:
     """Interpolated between logarithms; constant outside."""
-    if at <= places[0]:
+    above = bisect_left(places, at)
+    if above == 0:
         return values[0]
-    for low, high, a, b in zip(places, places[1:], values, values[1:], strict=False):
-        if at <= high:
-            share = math.log(at / low) / math.log(high / low)
-            return float(a ** (1 - share) * b**share)
-    return values[-1]
+    if above == len(places):
+        return values[-1]
+    low, high, a, b = places[above - 1], places[above], values[above - 1], values[above]
+    share = math.log(at / low) / math.log(high / low)
+    return float(a ** (1 - share) * b**share)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice, product
 
 from tncompiler.ir.passes.slicing import Axis, linked_axes, names_within, slice_index
@@ -44,18 +45,24 @@ class Cut:
     sink: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fitted:
-    """A program with loops, the cuts that made them, its peak and its predicted microseconds.
+    """A program with loops, the cuts that made them, and its peak.
 
-    ``sliced``: what the indices of the cuts are called.
+    ``sliced``: what the indices of the cuts are called. ``timed``: the program that is timed, with
+    its sizes and rates.
     """
 
     program: Program
     cuts: tuple[Cut, ...]
     sliced: tuple[str, ...]
     peak: int
-    time_us: float
+    timed: tuple[Program, Binding, Rates]
+
+    @cached_property
+    def time_us(self) -> float:
+        """Predicted microseconds: only asked for where several programs compete."""
+        return program_us(*self.timed)
 
 
 # ---------------------------------------------------------------------------- cuts → loops
@@ -150,7 +157,7 @@ def fit_program(
     """
     peak = peak_bytes(program, nominal)
     if peak <= limit:
-        return Fitted(program, (), (), peak, program_us(program, nominal, rates))
+        return Fitted(program, (), (), peak, (program, nominal, rates))
     numbers, _ = part_uses(numeric(program, nominal))
     own = tuple(cut for cut in start if cut.value in program.values)
     search = _Search(numbers, limit, rates, frozenset(avoid), budget or Budget())
@@ -161,7 +168,7 @@ def fit_program(
         cuts,
         tuple(dict.fromkeys(numbers.values[cut.value].axes[cut.axis] for cut in cuts)),
         peak_bytes(fitted, {}),
-        program_us(fitted, {}, rates),
+        (fitted, {}, rates),
     )
 
 

@@ -17,6 +17,7 @@ from tncompiler.ir.builder import Builder
 from tncompiler.ir.matmul import is_matmul, matmul_form
 from tncompiler.ir.passes.layout import free_values, reordered, reread
 from tncompiler.ir.program import (
+    Argument,
     Concat,
     Contract,
     Labels,
@@ -137,17 +138,17 @@ def _natural(program: Program, step: Step, nominal: Binding) -> Labels:
 
 def _stacked(program: Program, nominal: Binding, rates: Rates, groups: Sequence[Group]) -> Program:
     """The program with those groups stacked for which that pays."""
-    trial, paying = _Writer(program, nominal), []
+    trial, paying, values = _Writer(program, nominal), [], dict(program.values)
     for group in groups:
         apart = len(group) * step_us(program, group[0], nominal, rates)
-        before, known = len(trial.builder.steps), dict(trial.places)
+        before, places = len(trial.builder.steps), dict(trial.places)
         trial.write(group)
-        made = program.with_steps((*program.steps, *trial.builder.steps))
-        times = (step_us(made, step, nominal, rates) for step in trial.builder.steps[before:])
-        if math.fsum(times) + MEMBER_US * len(group) < GAIN * apart:
+        made = trial.builder.steps[before:]
+        values.update((step.out.name, step.out) for step in made)
+        if _alone_us(made, values, nominal, rates) + MEMBER_US * len(group) < GAIN * apart:
             paying.append(group)
         else:
-            trial.places = known
+            trial.places = places
     if not paying:
         return program
     writer = _Writer(program, nominal)
@@ -157,6 +158,15 @@ def _stacked(program: Program, nominal: Binding, rates: Rates, groups: Sequence[
         else:
             writer.copy(node[0])
     return program.with_steps(writer.builder.steps)
+
+
+def _alone_us(
+    steps: Sequence[Step], values: Mapping[str, Value], nominal: Binding, rates: Rates
+) -> float:
+    """Predicted microseconds of some steps, which may read any of the values."""
+    read = dict.fromkeys(name for step in steps for name in step.operands)
+    alone = Program(tuple(Argument(values[name], "input") for name in read), tuple(steps), ())
+    return math.fsum(step_us(alone, step, nominal, rates) for step in steps)
 
 
 def _in_order(steps: Sequence[Step], groups: Sequence[Group]) -> Iterator[Group]:

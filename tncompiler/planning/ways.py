@@ -159,17 +159,24 @@ class _Case:
         summed = set(shared) - batch
         counts = self._count(batch), self._count(summed)
         leads = _orders(batch, a, b, self.op.output)
+        own_a, own_b = self._free(a, on_b), self._free(b, set(a))
         for lead, k in choices(leads, _orders(summed, a, b)):
-            for first, second in choices(self._readings(0, lead, k), self._readings(1, lead, k)):
+            for first, second in choices(
+                self._readings(a, own_a, lead, k), self._readings(b, own_b, lead, k)
+            ):
                 if not (first.outer and second.outer):
                     yield from self._products(lead, counts, first, second)
 
-    def _readings(self, side: int, lead: Labels, k: Labels) -> list[_Reading]:
-        own, other = self.op.inputs[side], set(self.op.inputs[1 - side])
-        free = {label for label in own if label not in other}
-        extent = self._count(free)
+    def _free(self, own: Labels, other: Collection[int]) -> tuple[Labels, ...]:
+        """The labels that an operand has alone, in the orders worth a look; its own comes first."""
+        return _orders({label for label in own if label not in other}, own, self.op.output)
+
+    def _readings(
+        self, own: Labels, free: tuple[Labels, ...], lead: Labels, k: Labels
+    ) -> list[_Reading]:
+        extent = self._count(free[0])
         found = []
-        for m in _orders(free, own, self.op.output):
+        for m in free:
             if readable(own, lead, m, k) is not None:
                 found.append(_Reading(own, (), m, 1, extent, 0.0))
                 continue
@@ -178,8 +185,7 @@ class _Case:
             time = min(times)
             found.append(_Reading(orders[times.index(time)], (), m, 1, extent, time))
         if not lead and found[0].time_us:
-            in_order = tuple([label for label in own if label in free])
-            for outer, m, _ in led(own, in_order, k):
+            for outer, m, _ in led(own, free[0], k):
                 found.append(_Reading(own, outer, m, self._count(outer), self._count(m), 0.0))
         return found
 
@@ -210,7 +216,7 @@ class _Case:
 
 def _orders(members: Collection[int], *sources: Labels) -> tuple[Labels, ...]:
     """The members in the order of each source."""
-    if not members:
-        return ((),)
+    if len(members) < 2:
+        return (tuple(members),)
     orders = [tuple([label for label in labels if label in members]) for labels in sources]
     return tuple(dict.fromkeys(orders))

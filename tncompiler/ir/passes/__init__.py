@@ -94,14 +94,18 @@ def run_passes(
     *,
     scheduled: bool = False,
     watcher: Watcher | None = None,
+    known: Program | None = None,
 ) -> Program:
-    """Run passes in order, validating after each; `watcher(name, before, after)` sees changes."""
-    validate(program, scheduled=scheduled)
+    """Run passes in order, validating after each; `watcher(name, before, after)` sees changes.
+
+    ``known``: a program that was found valid already, of which this one may have steps.
+    """
+    validate(program, scheduled=scheduled, known=known)
     for name in names:
         change = load_pass(name)
         after = (change if name in SHALLOW_PASSES else at_all_depths(change))(program)
         if after is not program:
-            validate(after, scheduled=scheduled)
+            validate(after, scheduled=scheduled, known=program)
             if watcher is not None:
                 watcher(name, program, after)
             program = after

@@ -32,11 +32,12 @@ def step_key(step: Step) -> object:
     """What a step computes: equal keys, equal values."""
     op, operands = step.op, step.operands
     if isinstance(op, Contract):
-        order = sorted(range(len(operands)), key=lambda k: operands[k])
-        op = canonical(Contract(tuple(op.inputs[k] for k in order), op.output))
-        operands = tuple(operands[k] for k in order)
+        order = sorted(range(len(operands)), key=operands.__getitem__)
+        if order != [*range(len(operands))]:
+            op = canonical(Contract(tuple(op.inputs[k] for k in order), op.output))
+            operands = tuple(operands[k] for k in order)
     elif isinstance(op, Map) and op.function in _COMMUTATIVE:
-        order = sorted(range(len(operands)), key=lambda k: operands[k])
+        order = sorted(range(len(operands)), key=operands.__getitem__)
         op = Map(op.function, tuple(op.inputs[k] for k in order))
         operands = tuple(operands[k] for k in order)
     elif isinstance(op, Literal):

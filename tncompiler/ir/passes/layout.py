@@ -23,6 +23,8 @@ from tncompiler.ir.program import (
     Program,
     Step,
     Value,
+    canonical,
+    canonical_convolve,
     label_sizes,
     with_output,
 )
@@ -153,8 +155,8 @@ def _askew(op: Convolve, sizes: Mapping[int, int], last: bool) -> int:
 
 
 def permuted(value: Value, order: Labels) -> Value:
-    shape = tuple(value.shape[axis] for axis in order)
-    return replace(value, shape=shape, axes=tuple(value.axes[axis] for axis in order))
+    shape = tuple([value.shape[axis] for axis in order])
+    return Value(value.name, shape, value.dtype, tuple([value.axes[axis] for axis in order]))
 
 
 def reordered(step: Step, order: Labels) -> Step:
@@ -179,6 +181,8 @@ def reread(step: Step, name: str, order: Labels) -> Step:
         tuple(labels[axis] for axis in order) if operand == name else labels
         for operand, labels in zip(step.operands, op.inputs, strict=True)
     )
+    if isinstance(op, Contract):
+        return Step(step.out, canonical(Contract(inputs, op.output)), step.operands)
     if isinstance(op, Map):
-        return replace(step, op=Map(op.function, inputs))
-    return with_output(replace(step, op=replace(op, inputs=inputs)), step.out, op.output)
+        return Step(step.out, Map(op.function, inputs), step.operands)
+    return Step(step.out, canonical_convolve(replace(op, inputs=inputs)), step.operands)

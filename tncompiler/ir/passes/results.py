@@ -20,11 +20,13 @@ from tncompiler.ir.program import (
     canonical,
     operand_values,
 )
-from tncompiler.ir.scans.steps import emit_pick
+from tncompiler.ir.scans.steps import emit_pick, has_scans
 
 
 def share_results(program: Program) -> Program:
     """Joined results by what they are transposes of."""
+    if not has_scans(program):
+        return program
     builder = Builder(like=program)
     shared: dict[str, _Shared] = {}
     same: dict[str, Value] = {}  # results that are another one

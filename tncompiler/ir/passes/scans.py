@@ -27,6 +27,7 @@ from tncompiler.ir.program import (
     fresh_name,
     operand_values,
 )
+from tncompiler.ir.scans.steps import has_scans
 
 Place = int | None  # the axis along which a value has positions; None: it has none, it is whole
 
@@ -85,7 +86,7 @@ def hoist_from_scans(program: Program) -> Program:
 
 
 def _hoisted(program: Program, *, all_positions: bool) -> Program:
-    if not any(isinstance(step.op, Scan) for step in program.steps):
+    if not has_scans(program):
         return program
     builder = Builder(like=program)
     for step in program.steps:

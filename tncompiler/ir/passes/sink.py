@@ -20,7 +20,7 @@ from tncompiler.ir.program import (
     canonical,
     operand_values,
 )
-from tncompiler.ir.scans.steps import emit_pick
+from tncompiler.ir.scans.steps import emit_pick, has_scans
 
 
 def sink_sums(program: Program) -> Program:
@@ -34,6 +34,8 @@ def sink_all_sums(program: Program) -> Program:
 
 
 def _sunk(program: Program, *, join: bool) -> Program:
+    if not has_scans(program):
+        return program
     builder = Builder(like=program)
     sinking: dict[str, _Sinking] = {}
     for step in program.steps:

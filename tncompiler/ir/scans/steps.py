@@ -26,8 +26,15 @@ def steps_within(program: Program) -> Iterator[Step]:
         yield from inner.steps
 
 
+def has_scans(program: Program) -> bool:
+    """Whether the program has scans, without which passes on them have nothing to do."""
+    return any(isinstance(step.op, Scan) for step in program.steps)
+
+
 def change_bodies(program: Program, change: Body) -> Program:
     """The program with the bodies of its scans changed; itself if none changes."""
+    if not has_scans(program):
+        return program
     steps = []
     for step in program.steps:
         if isinstance(step.op, Scan):
