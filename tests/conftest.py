@@ -56,6 +56,17 @@ def plan_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         yield folder
 
 
+# Operators --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def room_for_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have used up the operators that it can hold."""
+    from tncompiler import operators  # which loads torch
+
+    monkeypatch.setattr(operators, "MOST", len(operators._operators) + 64)
+
+
 # The browser ----------------------------------------------------------------------------------
 
 

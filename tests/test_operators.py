@@ -17,10 +17,7 @@ B, I, J, R, O = tnc.indices("b i j r o", i=6, j=5, r=4, o=7)
 OPAQUE = pytest.mark.parametrize("backend", operators.OPAQUE)
 
 
-@pytest.fixture(autouse=True)
-def room_for_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests of this process may have used up the operators that it can hold."""
-    monkeypatch.setattr(operators, "MOST", len(operators._operators) + 64)
+pytestmark = pytest.mark.usefixtures("room_for_operators")
 
 
 def network(backend: str, dtype: str = "float32") -> CompiledModule:

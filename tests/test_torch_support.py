@@ -14,6 +14,8 @@ from tests.conftest import ROOT
 from tests.torch_support.pair import run_pair
 from tests.torch_support.table import Refusal, cell_named, names
 
+pytestmark = pytest.mark.usefixtures("room_for_operators")
+
 
 def check(name: str) -> None:
     """The cell works, or raises what the table says."""
