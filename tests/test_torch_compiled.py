@@ -30,9 +30,7 @@ ALLOWED = {("torch", "BlockTerm"): 1.002}
 
 
 @pytest.fixture(autouse=True)
-def room_for_operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Other tests of this process may have used up the operators that it can hold."""
-    monkeypatch.setattr(operators, "MOST", len(operators._operators) + 64)
+def fresh_dynamo(room_for_operators: None) -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

@@ -87,8 +87,7 @@ class _Interpreter:
         eps: float,
         extended: bool,
     ) -> None:
-        self.arrays, self.eps, self.tiny = arrays, eps, _tiny(eps)
-        self.rounding = Rounding(eps, self.tiny)
+        self.arrays, self.rounding = arrays, Rounding(eps, _tiny(eps))
         self.real = np.longdouble if extended else np.float64
         self.complex = np.clongdouble if extended else np.complex128
         self.binding = bind_sizes(exprs, arrays, sizes)
@@ -175,7 +174,7 @@ def _literal(run: _Interpreter, node: ex.Literal) -> Tensor:
     number = node.value if isinstance(node.value, int | float | complex) else run.size(node.value)
     value = run.precise(number if isinstance(number, complex) else float(number))
     exact = complex(number) == complex(np.complex64(number)) or not np.isfinite(number)
-    return Tensor(value, None if exact else np.asarray(run.eps * np.abs(value)))
+    return Tensor(value, None if exact else np.asarray(run.rounding.eps * np.abs(value)))
 
 
 def _delta(run: _Interpreter, node: ex.Delta) -> Tensor:
@@ -237,7 +236,9 @@ def _scatter(run: _Interpreter, node: Scatter, source: Tensor, ids: Tensor) -> T
     if node.function == "max":
         return _moved(source, add)
     length = math.prod(ids.value.shape[axis] for axis in node.summed)
-    own = (8.0 + math.sqrt(length) / 16) * run.eps * add(np.abs(source.value)) + run.tiny
+    own = (8.0 + math.sqrt(length) / 16) * run.rounding.eps * add(
+        np.abs(source.value)
+    ) + run.rounding.tiny
     return Tensor(add(source.value), own + SLACK * add(source.errors))
 
 
@@ -267,12 +268,14 @@ def _cast(run: _Interpreter, node: ex.Cast, source: Tensor) -> Tensor:
     if node.dtype == DEFAULT:  # what the run computes in
         is_complex = np.iscomplexobj(source.value)
         value = source.value.astype(run.complex if is_complex else run.real)
-        return Tensor(value, source.errors + run.eps * np.abs(value))
+        return Tensor(value, source.errors + run.rounding.eps * np.abs(value))
     target = np.dtype("float32" if node.dtype == "bfloat16" else node.dtype)
     if target.kind in "fc":
         value = source.value.real if target.kind == "f" else source.value
         value = value.astype(run.real if target.kind == "f" else run.complex)
-        eps = max(run.eps, 2.0**-7 if node.dtype == "bfloat16" else float(np.finfo(target).eps))
+        eps = max(
+            run.rounding.eps, 2.0**-7 if node.dtype == "bfloat16" else float(np.finfo(target).eps)
+        )
         return Tensor(value, source.errors + eps * np.abs(value))
     error = None if source.error is None else np.where(source.error > 0, UNDECIDED, 0.0)
     return Tensor(source.value.astype(target), error)
@@ -304,7 +307,7 @@ def _contract(run: _Interpreter, node: ex.Contract, *terms: Tensor) -> Tensor:
     length = math.prod(run.size(index.size) for index in summed - _following(node, summed))
     count = sum(1 for term in node.terms if not isinstance(term, ex.Window))
     factor = 8.0 * math.sqrt(max(1.0, count / 12)) + math.sqrt(length) / 16
-    own = factor * run.eps * total.magnitude + run.tiny
+    own = factor * run.rounding.eps * total.magnitude + run.rounding.tiny
     if _may_overflow(run, terms, length):
         own = np.full_like(own, np.inf)
     return Tensor(total.value, own if total.error is None else own + SLACK * total.error)
@@ -326,7 +329,7 @@ def _may_overflow(run: _Interpreter, terms: Sequence[Tensor], length: int) -> bo
     exponent = math.fsum(math.log2(value) for value in largest if value > 1) + math.log2(
         length or 1
     )
-    return exponent > (1020 if run.eps < SINGLE / 2 else 124)
+    return exponent > (1020 if run.rounding.eps < SINGLE / 2 else 124)
 
 
 def _contract_all(run: _Interpreter, factors: list[_Factor], out: tuple[Index, ...]) -> _Factor:
@@ -456,7 +459,7 @@ def _together(
     errors = np.stack([p.errors for p in parts]) if parts else np.zeros(shape)
     if axis is not None:
         return Tensor(value, errors)
-    own = len(parts) * run.eps * np.abs(value).sum(0) + run.tiny
+    own = len(parts) * run.rounding.eps * np.abs(value).sum(0) + run.rounding.tiny
     return Tensor(value.sum(0), errors.sum(0) + own)
 
 
