@@ -188,6 +188,20 @@ def test_a_long_sum_is_split_into_parts_of_one_order() -> None:
     assert "atomic" not in source
 
 
+@pytest.mark.parametrize("batch", [1, 300])
+def test_a_sum_over_a_free_size_is_split_too(batch: int) -> None:
+    """the gradient of a core: whatever the batch, many programs share the sum"""
+    b, j, k, m, n = tnc.indices("b j k m n", j=16, k=16, m=8, n=8)
+    y = tnc.contract(tnc.input("x", b, j, k, m), tnc.input("y", b, j, k, n), out=(m, n))
+    f = tnc.compile(y, backend="triton")
+    assert "SPLITS=512" in f.source()
+    x, z = (
+        torch.randn(batch, 16, 16, 8, generator=torch.Generator().manual_seed(k)) for k in (0, 1)
+    )
+    expected = torch.einsum("bjkm,bjkn->mn", x.double(), z.double())
+    assert relative_error(f(x, z), expected) <= TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_summed_indices_that_no_array_has_count_all_the_same(count: int) -> None:
     """the gradient of a scalar added to a tensor sums over axes that nothing is read along"""

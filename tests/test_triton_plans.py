@@ -106,6 +106,52 @@ def test_a_sweep_takes_the_largest_operand_through_the_others() -> None:
     assert held == [sizes.index(3), 3]
 
 
+def test_small_tensors_are_joined_before_a_sweep_from_the_innermost() -> None:
+    """the two cores of one side that lie together, and none across from input to result"""
+    b, r, *modes = tnc.indices("b r i j k o p", b=64, r=4, i=6, j=6, k=6, o=5, p=5)
+    cores = [tnc.param(f"G{k}", mode, r) for k, mode in enumerate(modes)]
+    i, j, k, o, p = modes
+    y = tnc.contract(tnc.input("x", b, i, j, k), *cores, out=(b, o, p))
+    f = tnc.compile(y, dtype="float32")
+    logical = f.compilation.logical(f.compilation.default_dtypes("float32"))
+    step = next(step for step in logical.steps if len(step.operands) > 2)
+    (path,) = sweep_orders(logical, {}, joined=6 * 6 * 4).values()
+    names = [logical.values[name].axes for name in step.operands]
+    joined = [{*names[a], *names[c]} for a, c in path[:2]]
+    assert joined == [{"o", "p", "r"}, {"j", "k", "r"}]
+    (apart,) = sweep_orders(logical, {}, joined=5 * 5 * 4 - 1).values()
+    assert apart == sweep_orders(logical, {})[step.out.name]
+
+
+def test_gradients_of_joined_cores_are_made_before_programs_add_up() -> None:
+    """what is linear in a program's sums costs no launch, and each core is made of the sums once"""
+    cp = tnc.nn.Linear(
+        512, 512, format=tnc.formats.CP(rank=8), in_shape=(8, 8, 8), out_shape=(8, 8, 8),
+        implementation="factorized", backend="triton",
+    )  # fmt: skip
+    _, backward = programs("float16", cp)
+    (bundle,) = (a for a in plan_launches(backward).actions if isinstance(a, Bundle))
+    (whole,) = bundle.ways[0]
+    assert any(len(step.operands) == 2 for step in whole.reduced)
+    assert count_launches(plan_launches(backward).actions) == 2
+
+
+def test_saving_activations_takes_a_clear_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """a forward pass that saves nothing has one result"""
+    found = []
+    for factor in (training.SAVING, 1.0):
+        monkeypatch.setattr(training, "SAVING", factor)
+        sides = {"in_shape": (16, 8, 8), "out_shape": (16, 8, 8)}
+        cores = tnc.formats.TTMatrix(rank=8)
+        made = tnc.nn.Linear(
+            1024, 1024, format=cores, implementation="factorized", backend="triton", **sides
+        )
+        made.cores.compilation._cache.clear()  # layers of one structure share it
+        found.append(len(programs("float16", made)[0].outputs))
+        made.cores.compilation._cache.clear()
+    assert found[0] == 1 < found[1]
+
+
 def test_a_sweep_does_not_count_scalars() -> None:
     i, j, k = tnc.indices("i j k", i=6, j=5, k=4)
     scale, other = tnc.param("s"), tnc.param("G", j, k)

@@ -33,7 +33,7 @@ from tncompiler.planning.slicing import (
     Fitted,
     fit_program,
 )
-from tncompiler.planning.sweep import sweep_orders
+from tncompiler.planning.sweep import JOINED, SsaPath, sweep_orders
 from tncompiler.planning.tiling import Tiled, tile_program
 from tncompiler.planning.timing import HOP_US, LANES_US, program_us, threaded_us
 from tncompiler.problem import Nominal
@@ -175,16 +175,27 @@ class Compilation(Training):
     ) -> list[tuple[Program, int]]:
         """Joint programs that may run as chains, with the number of their outputs.
 
-        Also in the order of a sweep, which may be slower step by step and is faster in one launch.
+        Also in the orders of sweeps, which may be slower step by step and are faster in one launch.
         """
         count = len(saving.forward.outputs) - len(saving.saved)
         chosen = self.joint(dtypes, nominal, wrt)
         if self.options.memory_limit is not None or self._is_given or self.stabilized:
             return [(chosen, count)]
         logical = self.logical(dtypes)
-        swept, _ = schedule(logical, nominal, self.options, sweep_orders(logical, nominal))
-        swept = self._finished(swept, nominal, self._passes())
-        return [(chosen, count), (self._differentiated(swept, wrt, nominal), count)]
+        sweeps = [sweep_orders(logical, nominal, joined) for joined in JOINED]
+        orders = [order for k, order in enumerate(sweeps) if order not in sweeps[:k]]
+        return [(chosen, count), *((self._swept(o, logical, wrt, nominal), count) for o in orders)]
+
+    def _swept(
+        self,
+        orders: Mapping[str, SsaPath],
+        logical: Program,
+        wrt: tuple[str, ...],
+        nominal: Nominal,
+    ) -> Program:
+        """The joint program in given orders."""
+        program, _ = schedule(logical, nominal, self.options, orders)
+        return self._differentiated(self._finished(program, nominal, self._passes()), wrt, nominal)
 
     # ---------------------------------------------------------------- source and callables
 

@@ -19,9 +19,11 @@ from tncompiler.ir.program import (
     Split,
     Step,
 )
-from tncompiler.ir.sizes import Size, same_size
+from tncompiler.ir.sizes import Size, evaluate, same_size, symbols_of
 
 Axis = tuple[str, int]
+
+FREE = 4096  # stands for a free size
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,11 @@ class Atom:
     number: int
     size: Size
     name: str
+
+
+def nominal(size: Size) -> int:
+    """A number for a size, to weigh plans and tiles by: free sizes are FREE."""
+    return evaluate(size, dict.fromkeys(symbols_of(size), FREE))
 
 
 class Unfit(Exception):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tncompiler.backends.triton.atoms import Atom, Unfit, find_atoms
+from tncompiler.backends.triton.atoms import Atom, Unfit, find_atoms, nominal
 from tncompiler.backends.triton.spelling import is_spelled
 from tncompiler.ir.dtypes import kind
 from tncompiler.ir.program import (
@@ -30,7 +30,6 @@ MAX_TILE = 2**15  # elements of one row's largest intermediate that can stay on 
 MAX_RESIDENT = 2**15  # elements of cores, and of their gradients, that can
 MAX_MADE = 2**12  # elements that every program makes from cores for itself
 MAX_ALIVE = 40 * 2**10  # elements of one row and of the sums beside it that can be alive at once
-_FREE = 4096  # stands for a free size
 
 Flat = tuple[Atom, ...]
 
@@ -40,8 +39,8 @@ class Chain:
     """One launch.
 
     ``stream``: the index that programs share out. ``resident``: steps done once by each program,
-    ``streamed``: steps done for each few rows, ``reduced``: steps on what was summed over all
-    rows, which only rename or cast. ``inputs`` are read from memory, ``outputs`` are written row
+    ``streamed``: steps done for each few rows, ``reduced``: steps on what a program has summed over
+    its rows, linear in it. ``inputs`` are read from memory, ``outputs`` are written row
     by row, ``sums`` are written once by each program. ``low``: the dtype that products round to.
     ``tile``: an index that the chain takes ``width`` positions of at a time, if any.
     """
@@ -84,7 +83,7 @@ def _largest_atom(program: Program, atoms: dict[str, tuple[Flat, ...]]) -> Atom:
 
 
 def _number(atom: Atom) -> int:
-    return atom.size if isinstance(atom.size, int) else _FREE
+    return nominal(atom.size)
 
 
 def _split(
@@ -148,18 +147,28 @@ def _state_of(name: str, atoms: dict[str, tuple[Flat, ...]], stream: Atom) -> st
 def _step_state(
     step: Step, state: dict[str, str], atoms: dict[str, tuple[Flat, ...]], stream: Atom
 ) -> str:
-    """ "resident", "streamed", "reduced", or "after": it needs more than a renaming of a sum."""
+    """ "resident", "streamed", "reduced", or "after": it is not linear in a sum."""
     before = [state[name] for name in step.operands]
     own = _state_of(step.out.name, atoms, stream)
     if "after" in before:
         return "after"
     if "reduced" in before:
-        return "reduced" if renames(step) else "after"
+        return "reduced" if _is_linear(step, before) else "after"
     if "streamed" not in before:
         if own == "streamed":
             raise Unfit(f"{step.out.name} has the streamed index of no operand")
         return "resident"
     return own if own == "streamed" else "reduced"
+
+
+def _is_linear(step: Step, before: list[str]) -> bool:
+    """Whether what the step makes of the programs' sums adds up to what it makes of the whole."""
+    if renames(step):
+        return True
+    return isinstance(step.op, Contract) and sorted(before) in (
+        ["reduced"],
+        ["reduced", "resident"],
+    )
 
 
 def renames(step: Step) -> bool:

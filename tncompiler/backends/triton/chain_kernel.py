@@ -15,10 +15,11 @@ import sympy
 
 from tncompiler.backends.naming import comment_name
 from tncompiler.backends.triton.atoms import Atom
-from tncompiler.backends.triton.chain import Chain
+from tncompiler.backends.triton.chain import Chain, renames
 from tncompiler.backends.triton.chain_tiles import AT, Key, Tile, TileWriter
 from tncompiler.backends.triton.pairwise_kernel import number_text
 from tncompiler.backends.triton.spelling import FUNCTIONS, ZERO_AT_ZERO
+from tncompiler.ir.dtypes import LOW_PRECISION
 from tncompiler.ir.program import (
     Cast,
     Contract,
@@ -82,12 +83,15 @@ class _Template(TileWriter):
     ) -> None:
         super().__init__(chain, name, variables, precision)
         self.parts = parts
+        self.early: set[str] = set()  # what is made of cores before the loop
         self.tile_in_sums = any(chain.tile in chain.flat(v.name) for v in chain.sums)
 
     # ------------------------------------------------------------------ the kernel as a whole
 
     def source(self) -> ChainSource:
         chain = self.chain
+        if chain.sums:
+            self.make_cores()
         if chain.tile is None:
             self.all_rows()
         elif chain.sums and not self.tile_in_sums:
@@ -111,6 +115,34 @@ class _Template(TileWriter):
             bool(chain.sums),
             self.dtype,
         )
+
+    def make_cores(self) -> None:
+        """What is made of cores alone is made before the loop; cores are loaded where they are
+        read, for they would take registers for the whole loop.
+        """
+        pending = [name for step in self.chain.streamed for name in step.operands]
+        while pending:
+            step = self.resident.get(pending.pop())
+            if step is None or self._is_tiled(step.out.name):
+                continue
+            if renames(step):
+                pending += step.operands
+            else:
+                self.need(step.out.name)
+                self.early.add(step.out.name)
+        self.forget_cores()
+
+    def _is_tiled(self, name: str) -> bool:
+        """Whether a value of cores is made anew for each tile of an open index."""
+        operands = self.resident[name].operands if name in self.resident else ()
+        own = name in self.chain.atoms and self.chain.tile in self.chain.flat(name)
+        return own or any(self._is_tiled(operand) for operand in operands)
+
+    def forget_cores(self) -> None:
+        """What is loaded in a loop is known in it alone."""
+        for name in [*self.tiles]:
+            if name in {*self.pointers, *self.resident} - self.early:
+                del self.tiles[name]
 
     def open_tiles(self, tile: Atom) -> None:
         """A loop over the tiles of an open index."""
@@ -191,7 +223,10 @@ class _Template(TileWriter):
         """Write what this program has summed to its own part."""
         for line in self.after:
             self.line(line)
+        self.forget_cores()
         for step in self.chain.reduced:
+            for name in step.operands:
+                self.need(name)
             self.step(step)
         for value in self.chain.sums:
             offset, mask = self.address(value)
@@ -254,7 +289,11 @@ class _Template(TileWriter):
         order = tuple(keys.index(key) for key in wanted)
         self.line(f"{variable} = {FUNCTIONS[function].format(*texts)}", self.comment(value, order))
         dirty = self._dirty_after(step, function, wires, keys)
-        self.tiles[value.name] = Tile(variable, order, value.dtype, dirty)
+        self.tiles[value.name] = Tile(variable, order, self._wide(value), dirty)
+
+    def _wide(self, value: Value) -> str:
+        """What elementwise steps compute in: the interpreter would add a bfloat16's bits."""
+        return self.dtype if value.dtype in LOW_PRECISION else value.dtype
 
     def _aligned(
         self,
@@ -274,7 +313,7 @@ class _Template(TileWriter):
         if len(kept) != len(wanted) and kept:
             shape = self.shape(flat[key] if key in own else None for key in wanted)
             text = f"tl.reshape({text}, {shape})"
-        wide = self.program.values[name].dtype
+        wide = self._wide(self.program.values[name])
         return text if tile.dtype == wide or function == "cast" else f"{text}.to(tl.{wide})"
 
     def number(self, name: str) -> str:
@@ -404,9 +443,14 @@ class _Template(TileWriter):
             self.tiles[name] = replace(tile, variable=variable, dirty=dirty)
 
     def _matrix(
-        self, name: str, keys: list[Key], groups: Sequence[Sequence[Key]], atoms: dict[Key, Atom]
+        self,
+        name: str,
+        keys: list[Key],
+        groups: Sequence[Sequence[Key]],
+        atoms: dict[Key, Atom],
+        low: str | None,
     ) -> str:
-        """The tile as a matrix (or a batch of them) of the dtype that products work in."""
+        """The tile as a matrix (or a batch of them) of the low dtype, or of its own."""
         tile = self.tiles[name]
         have = [keys[k] for k in tile.order]
         want = [key for group in groups for key in group]
@@ -415,7 +459,7 @@ class _Template(TileWriter):
         if [len(g) for g in shaped] != [1] * len(want):
             sizes = ", ".join(self.extent_text([atoms[k] for k in g]) for g in shaped)
             text = f"tl.reshape({text}, ({sizes}))"
-        wanted = self.chain.low or self.program.values[name].dtype
+        wanted = low or self.program.values[name].dtype
         return text if tile.dtype == wanted else f"{text}.to(tl.{wanted})"
 
     def _parts(self, m: list[Key], n: list[Key], terms: int, atoms: dict[Key, Atom]) -> int:
@@ -447,8 +491,9 @@ class _Template(TileWriter):
         n = [k for k in ordered[1] if k in n]
         larger = max((0, 1), key=lambda k: self.count(atoms[key] for key in wires[k]))
         depth = [k for k in ordered[larger] if k in depth]
-        x = self._matrix(left, wires[0], (batch, m, depth), atoms)
-        y = self._matrix(right, wires[1], (batch, depth, n), atoms)
+        low = None if step in self.chain.reduced else self.chain.low  # sums have a wide range
+        x = self._matrix(left, wires[0], (batch, m, depth), atoms, low)
+        y = self._matrix(right, wires[1], (batch, depth, n), atoms, low)
         terms = self.count(atoms[k] for k in depth)
         while terms < MIN_DEPTH:
             kind = "widen_batch" if batch else "widen"
@@ -456,7 +501,7 @@ class _Template(TileWriter):
         kept = [*batch, *m, *n]
         sides = (batch, m, n) if batch else (m, n)
         zeros = f"({', '.join(self.extent_text([atoms[k] for k in side]) for side in sides)})"
-        how = ', "tf32"' if self.precision == "tf32" and not self.chain.low else ""
+        how = ', "tf32"' if self.precision == "tf32" and not low else ""
         variable, shape = self.variable(step.out), self.shape(atoms[k] for k in kept)
         comment = self.comment_keys(kept, atoms)
         if self.is_sum(step):

@@ -16,7 +16,7 @@ from tncompiler.backends.triton.launches import plan_launches
 from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
 from tncompiler.backends.triton.pairwise_kernel import KernelSource, blocks_of, pairwise_kernel
 from tncompiler.backends.triton.spelling import HELPERS
-from tncompiler.backends.triton.tiles import Tiles, tile_candidates, way_candidates
+from tncompiler.backends.triton.tiles import Tiles, tile_candidates, unsplit, way_candidates
 from tncompiler.ir.dtypes import kind
 from tncompiler.ir.program import Literal, Merge, Program, Split, Step, Value
 from tncompiler.ir.sizes import Size, product, size_symbol
@@ -142,9 +142,9 @@ class TritonEmitter(TorchEmitter):
         self.dense.add(pairwise.out.name)
 
     def _kernel_name(self, value: Value) -> str:
-        return self.names(
-            ("kernel", self.scope, value.name), f"{self.name(value)}_kernel", "kernel"
-        )
+        """A name for the next kernel: two may make one value, each for the launches after it."""
+        key = ("kernel", self.scope, value.name, len(self.kernels))
+        return self.names(key, f"{self.name(value)}_kernel", "kernel")
 
     def _wide(self, kernel: KernelSource) -> str:
         """Source of whether offsets into a kernel's arrays take 64 bits."""
@@ -230,7 +230,8 @@ class TritonEmitter(TorchEmitter):
         dtypes = {value.dtype for value in bundle.sums}
         dtype = dtypes.pop() if len(dtypes) == 1 else made.dtype
         sums = Value(f"{bundle.sums[0].name} sums", (made.parts.total,), dtype, ("element",))
-        self._launches(sum_of_parts(parts, sums))
+        summed = sum_of_parts(parts, sums)
+        self._launch(summed, unsplit(tile_candidates(summed)))
         for value in bundle.sums:
             start = made.parts.offsets[value.name]
             count = math.prod(int(size) for size in value.shape)

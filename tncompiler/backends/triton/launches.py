@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tncompiler.backends.triton.actions import Launch
+from tncompiler.backends.triton.actions import Launch, count_launches
 from tncompiler.backends.triton.atoms import Unfit
 from tncompiler.backends.triton.flatten import flatten
 from tncompiler.backends.triton.fuse import fuse, program_low_dtype
@@ -17,6 +17,8 @@ from tncompiler.backends.triton.stretches import chain_actions, cut_actions
 from tncompiler.ir.function_body import expand_functions
 from tncompiler.ir.program import Program
 from tncompiler.ir.sizes import Binding
+
+CLEAR = 0.7  # of one chain's time: what a plan of more launches must promise, as all are predicted
 
 
 class LaunchPlan(NamedTuple):
@@ -29,14 +31,15 @@ class LaunchPlan(NamedTuple):
 def plan_launches(program: Program) -> LaunchPlan:
     """The program as launches and steps for the host.
 
-    It is cut into several chains only where one chain of it all does not fit, or is no faster.
+    It is cut into more launches only where one chain of it all does not fit, or is clearly slower.
     """
     program = expand_functions(program)
     low, flat = program_low_dtype(program), flatten(program)
     pairwise = LaunchPlan(flat, fuse(flat, low))
     try:
         chained = LaunchPlan(program, chain_actions(program, low))
-        if planned_us(chained) < planned_us(pairwise):
+        fewer = count_launches(chained.actions) < count_launches(pairwise.actions)
+        if planned_us(chained) * (CLEAR if fewer else 1.0) < planned_us(pairwise):
             return chained
     except Unfit:
         """It has no chain as a whole; stretches of it may."""

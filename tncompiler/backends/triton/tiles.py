@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tncompiler.backends.triton.atoms import nominal
 from tncompiler.backends.triton.bundle import Bundle, Way
 from tncompiler.backends.triton.chain import pressure
 from tncompiler.backends.triton.pairwise import Pairwise
-from tncompiler.ir.sizes import Size
 
 _PROGRAMS = 128  # about as many as a large GPU has multiprocessors
 _LONG = 4096  # a sum of so many terms may be split
+_PARTS = 4 * _PROGRAMS  # programs that share it: several on a processor hide what each waits for
 _HELD = 128  # elements that a thread can hold
 _WARPS = ((4, (2.0, 1.0)), (2, (1.0,)), (1, (1.0,)))
 _MANY_WARPS = ((8, (1.0, 0.5, 0.0)),)
-_FREE = 1024  # stands for a free size when tiles are weighed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Tiles:
 def choose_tiles(pairwise: Pairwise) -> Tiles:
     """Tiles that keep accumulators in registers and, if there is work, every processor busy."""
     batch, m, n, k = (
-        _number(pairwise.extent(group))
+        nominal(pairwise.extent(group))
         for group in (pairwise.batch, pairwise.m, pairwise.n, pairwise.k)
     )
     if pairwise.reduction == "dot":
@@ -65,6 +65,11 @@ def tile_candidates(pairwise: Pairwise) -> tuple[Tiles, ...]:
     quarter = replace(first, m=max(16, first.m // 2), n=max(16, first.n // 2))
     least = replace(first, m=min(first.m, 32), n=min(first.n, 32), k=min(first.k, 32), warps=4)
     return tuple(dict.fromkeys((first, half, quarter, least)))
+
+
+def unsplit(candidates: tuple[Tiles, ...]) -> tuple[Tiles, ...]:
+    """The tiles for one launch, however long its sum."""
+    return tuple(dict.fromkeys(replace(tiles, splits=1) for tiles in candidates))
 
 
 def _along_rows(pairwise: Pairwise) -> bool:
@@ -97,7 +102,7 @@ def _row_candidates(
     ``choices``: warps, and parts of as many rows as leave each thread half of its registers for
     all else.
     """
-    extent = block(_number(way[0].stream.size), 1, 64)
+    extent = block(nominal(way[0].stream.size), 1, 64)
     alive = [pressure(chain) for chain in way]
 
     def rows(warps: int, part: float) -> int:
@@ -113,7 +118,9 @@ def _dot_tiles(dtype: str, batch: int, m: int, n: int, k: int) -> Tiles:
     wide = dtype in ("float64", "complex64", "complex128")
     most = 32 if wide else 128
     tile_m, tile_n = block(m, 16, most), block(n, 16, most)
-    while batch * -(-m // tile_m) * -(-n // tile_n) < _PROGRAMS and max(tile_m, tile_n) > 32:
+    parts = max(1, k // (8 * 64)) if k >= _LONG else 1  # a sum that is split keeps its tiles large
+    few = _PROGRAMS / (batch * parts)
+    while -(-m // tile_m) * -(-n // tile_n) < few and max(tile_m, tile_n) > 32:
         if tile_m >= tile_n:
             tile_m //= 2
         else:
@@ -128,11 +135,7 @@ def _splits(programs: int, terms: int, tile: int) -> int:
     """Parts of a sum: as many as keep the processors busy, each of several tiles."""
     if terms < _LONG or programs * 2 > _PROGRAMS:
         return 1
-    return min(block(_PROGRAMS // programs, 1, 64), block(terms // (8 * tile), 1, 64))
-
-
-def _number(size: Size) -> int:
-    return size if isinstance(size, int) else _FREE
+    return min(block(part, 1, _PARTS) for part in (_PARTS // programs, terms // (8 * tile)))
 
 
 def block(size: int, least: int, most: int) -> int:

@@ -24,6 +24,7 @@ from tncompiler.ir.program import Argument, Program, Step
 from tncompiler.ir.sizes import Binding, symbols_of
 
 NEAR = 1.05  # of the least predicted time: a prediction is no more exact
+SAVING = 2.0  # times as fast must be what keeps intermediates in memory until the backward pass
 
 
 def fastest_step(
@@ -31,7 +32,8 @@ def fastest_step(
 ) -> TrainingPrograms:
     """Of the joint programs, with the number of their outputs, and of what saves intermediates,
     the programs whose launches are predicted to take the least time at these sizes; among those
-    near it, the ones with the fewest launches.
+    near it, the ones with the fewest launches. What saves intermediates must be faster by SAVING:
+    activations are what tensorized layers shall not need.
     """
     found = [recompute_on_chip(*joint) or save_what_is_written(*joint) for joint in joints]
     made = [*found, read_again(saving)]
@@ -47,7 +49,8 @@ class _Step:
     def __init__(self, programs: TrainingPrograms, sizes: Binding) -> None:
         self.programs = programs
         plans = [plan_launches(programs.forward), plan_launches(programs.backward)]
-        self.us = sum(planned_us(plan, sizes) for plan in plans)
+        us = sum(planned_us(plan, sizes) for plan in plans)
+        self.us = us * (SAVING if programs.saved else 1.0)
         self.launches = sum(count_launches(plan.actions) for plan in plans)
 
 
