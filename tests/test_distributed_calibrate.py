@@ -12,7 +12,7 @@ from benchmarks import simulate as benchmark
 from tests.ranks import World
 from tncompiler.distributed import calibrate
 from tncompiler.distributed.calibrate import calibrate_ranks
-from tncompiler.distributed.link import Cluster, as_cluster
+from tncompiler.distributed.link import BULK, MESSAGE, Cluster, Link, as_cluster
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.planning.machine import load_machine
 
@@ -25,7 +25,8 @@ def small() -> Any:
 def measured() -> tuple[Cluster, float]:
     """The cluster by quick measurements, and what is predicted of a network on it."""
     with pytest.MonkeyPatch.context() as patch:
-        quick = {"ROUNDS": 2, "SWEEPS": 1, "_LARGE": 2**12, "_TINY": 8, "_networks": small}
+        quick = {"ROUNDS": 2, "SWEEPS": 1, "_LARGE": 2**12, "_BULK": 2**14}
+        quick |= {"_TINY": 8, "_networks": small}
         for name, value in quick.items():
             patch.setattr(calibrate, name, value)
         cluster = calibrate_ranks(load_machine("reference"))
@@ -40,6 +41,8 @@ def test_all_ranks_have_one_cluster(four: World) -> None:
     assert [world for world, _ in cluster.calls] == [1, 2, 4]
     assert all(figure > 0 for _, figure in (*cluster.slowdown, *cluster.calls))
     assert cluster.node.within.latency_us > 0 and cluster.node.between.bytes_per_us > 0
+    bulk = cluster.node.within.bulk_bytes_per_us
+    assert bulk is not None and 0 < bulk <= cluster.node.within.bytes_per_us
     assert cluster.rates == as_cluster("reference").rates
     assert time_us > dict(cluster.calls)[4]
 
@@ -61,6 +64,16 @@ def test_what_was_measured_is_predicted_by() -> None:
     network = next(small())
     found, plain = (tnc.simulate(network, one, 1) for one in (cluster, base))
     assert found.time_us == pytest.approx(1.1 * plain.time_us + 20.0)
+
+
+def test_messages_beyond_caches_are_slower() -> None:
+    """sums of 64 MB between processes go at two thirds of the rate of 8 MB"""
+    link = Link(0.0, 1_000.0, 500.0)
+    rates = [link.rate(sent) for sent in (1.0, MESSAGE, (MESSAGE * BULK) ** 0.5, BULK, 4 * BULK)]
+    assert rates == pytest.approx([1_000.0, 1_000.0, 750.0, 500.0, 500.0])
+    assert link.sum_us(4 * BULK, 2) == pytest.approx(4 * BULK / 500.0)
+    assert link.exchange_us(BULK, 4) == pytest.approx(BULK / 500.0)
+    assert Link(0.0, 1_000.0).rate(4 * BULK) == 1_000.0
 
 
 def test_the_benchmark_says_which_pairs_hold() -> None:

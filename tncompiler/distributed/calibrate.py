@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from tncompiler.api import compile as compile_network
 from tncompiler.distributed.cuts import stage_us
-from tncompiler.distributed.link import Cluster, Link, Node, as_cluster
+from tncompiler.distributed.link import BULK, MESSAGE, Cluster, Link, Node, as_cluster
 from tncompiler.distributed.options import Ranks
 from tncompiler.distributed.simulate import simulate
 from tncompiler.distributed.team import team_of
@@ -35,7 +35,8 @@ from tncompiler.planning.options import PlanOptions
 WORLDS = (1, 2, 4)
 ROUNDS, SWEEPS = 5, 3  # what disturbs one sweep over everything rarely lasts for all
 LOST_S = 60.0
-_LARGE = 2**21  # numbers of a large message
+_BULK = BULK // 4  # numbers of a message larger than caches
+_LARGE = MESSAGE // 4  # of a large one
 _SMALL = 2**10  # and of a small one, of which each rank of a ring still has its share
 _TINY = 512  # slices of next to no work
 
@@ -162,7 +163,7 @@ class _Measuring:
         tasks: dict[Any, tuple[int, Make]] = {"slices": (1, tiny)}
         for world in self.watch.groups:
             tasks["call", world] = world, self.watch.calling(world, empty, self.options)
-            for count in (_SMALL, _LARGE) if world > 1 else ():
+            for count in (_SMALL, _LARGE, _BULK) if world > 1 else ():
                 tasks["sum", world, count] = world, self._summing(world, count)
         return tasks
 
@@ -200,11 +201,14 @@ class _Measuring:
 
 
 def _link(world: int, times: Mapping[Any, float]) -> Link:
-    """Latency and rate, of what a small and a large sum between ranks took."""
-    small, large = (times["sum", world, count] for count in (_SMALL, _LARGE))
+    """Latency and rates, of what sums between ranks took."""
+    small = times["sum", world, _SMALL]
     latency = small / (2 * math.ceil(math.log2(world)))
-    sent = 2.0 * (world - 1) / world * 4 * _LARGE
-    return Link(latency, sent / max(large - small, 1.0))
+    sent = 2.0 * (world - 1) / world * 4
+    large, bulk = (
+        sent * count / max(times["sum", world, count] - small, 1.0) for count in (_LARGE, _BULK)
+    )
+    return Link(latency, large, min(bulk, large))
 
 
 def _tiny() -> Expr:
@@ -247,18 +251,18 @@ def _figures(cluster: Cluster) -> list[float]:
     """The measured figures, so that all ranks have those of the first."""
     node = cluster.node
     pairs = (*cluster.slowdown, *cluster.calls)
-    links = (*astuple(node.within), *astuple(node.between))
+    links = (figure or 0.0 for link in (node.within, node.between) for figure in astuple(link))
     return [*links, cluster.slice_us, *(figure for _, figure in pairs)]
 
 
 def _of_figures(like: Cluster, figures: list[float]) -> Cluster:
-    within, between = Link(*figures[:2]), Link(*figures[2:4])
-    worlds, rest = [world for world, _ in like.slowdown], figures[5:]
+    within, between = (Link(a, b, bulk or None) for a, b, bulk in (figures[:3], figures[3:6]))
+    worlds, rest = [world for world, _ in like.slowdown], figures[7:]
     slowdown, calls = rest[: len(worlds)], rest[len(worlds) :]
     return replace(
         like,
         node=replace(like.node, within=within, between=between),
-        slice_us=figures[4],
+        slice_us=figures[6],
         slowdown=tuple(zip(worlds, slowdown, strict=True)),
         calls=tuple(zip(worlds, calls, strict=True)),
     )

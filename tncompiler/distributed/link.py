@@ -17,13 +17,28 @@ from tncompiler.ir.origin import call_site
 from tncompiler.planning.machine import Machine, default_machine, load_machine
 from tncompiler.planning.rates import Rates
 
+MESSAGE = 2**23  # bytes of a message that a cache has room for, which rates are of
+BULK = 2**25  # and of one that goes through memory
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What connects ranks: microseconds until something arrives, and bytes a microsecond after."""
+    """What connects ranks: microseconds until something arrives, and bytes a microsecond after.
+
+    ``bulk_bytes_per_us``: the rate from BULK bytes on, between ranks that go through memory; None:
+    the same.
+    """
 
     latency_us: float
     bytes_per_us: float
+    bulk_bytes_per_us: float | None = None
+
+    def rate(self, sent: float) -> float:
+        """Bytes a microsecond of so many."""
+        if self.bulk_bytes_per_us is None or sent <= MESSAGE:
+            return self.bytes_per_us
+        rates = self.bytes_per_us, self.bulk_bytes_per_us
+        return float(np.interp(np.log(sent), np.log((MESSAGE, BULK)), rates))
 
     def sum_us(self, size: float, world: int) -> float:
         """To add up so many bytes between ranks, each of which gets the sum: in a ring, each sends
@@ -31,13 +46,13 @@ class Link:
         if world == 1 or not size:
             return 0.0
         sent = 2.0 * (world - 1) / world * size
-        return 2.0 * math.ceil(math.log2(world)) * self.latency_us + sent / self.bytes_per_us
+        return 2.0 * math.ceil(math.log2(world)) * self.latency_us + sent / self.rate(sent)
 
     def exchange_us(self, sent: float, world: int) -> float:
         """To send others what is theirs, so many bytes from the rank that sends or gets most."""
         if world == 1 or not sent:
             return 0.0
-        return math.ceil(math.log2(world)) * self.latency_us + sent / self.bytes_per_us
+        return math.ceil(math.log2(world)) * self.latency_us + sent / self.rate(sent)
 
 
 LOCAL = Link(latency_us=150.0, bytes_per_us=1_500.0)  # gloo between processes of one machine
