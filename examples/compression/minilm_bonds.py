@@ -52,12 +52,11 @@ BONDS: dict[str, dict[str, tuple[int, ...]]] = {  # the largest bond; others as 
     },
 }
 HEALED = ("LowRank", "TT", "Tucker")  # at the second and third of their bonds
-REPEATED = (("attention", "LowRank"), ("attention", "TT"))  # at the third one, with every seed
 LOSSES = {"none": "not healed", "feature": "by slices", "output": "as a whole"}
 Ask = tuple[str, str, int, str]  # part, format, bond, healing
 GROWTH = {"attention": ("TT", 48, 96), "feed-forward": ("TT", 96, 160)}
 STAGES = ("small", "small, longer", "just grown", "grown", "large")
-SEEDS, STEPS, GROWING, RATE = 2, 40, 20, 1e-3  # seeds: of what is repeated
+SEEDS, STEPS, GROWING, RATE = 2, 40, 20, 1e-3
 TRAINED, BATCH, PAIRS = 2048, 8, 160
 INTRO = f"""
 all-MiniLM-L6-v2, pretrained (examples/minilm.py says where it comes from): the 24 weights of its
@@ -68,8 +67,8 @@ between sentence embeddings and those of the original. *Retrieval*: of {PAIRS} d
 networkx, how many first sentences are nearest to the second sentence of their own docstring; the
 original finds ORIGINAL %. Healing is {STEPS} steps of {BATCH} sentences of SciPy's docstrings, Adam
 at {RATE:g} with a cosine schedule: seconds, not a training. What is not healed is the same for
-every seed; what is healed has one seed of the data's order, and {SEEDS} where a standard deviation
-is given. A dash stands for what was not healed.
+every seed; what is healed is the mean of {SEEDS} seeds of the data's order, with their standard
+deviation. A dash stands for what was not healed.
 """
 GROWN = f"""
 *Inflation*: a train of a small bond heals as a whole for {GROWING} steps; `tnc.inflate` then
@@ -305,11 +304,10 @@ def asks_of(quick: bool) -> list[Ask]:
 
 
 def rounds_of(asks: list[Ask], seeds: int) -> list[tuple[Ask, int]]:
-    """What needs no healing first, then one seed after the other; not all with more than one."""
+    """What needs no healing first, then one seed after the other."""
     rounds = [(ask, 0) for ask in asks if ask[3] == "none"]
     healed = [ask for ask in asks if ask[3] != "none"]
-    again = [ask for ask in healed if ask[:2] in REPEATED and ask[2] == BONDS[ask[0]][ask[1]][2]]
-    return rounds + [(ask, seed) for seed in range(seeds) for ask in (again if seed else healed)]
+    return rounds + [(ask, seed) for seed in range(seeds) for ask in healed]
 
 
 def main() -> None:
