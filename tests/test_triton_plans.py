@@ -12,7 +12,7 @@ from tncompiler.backends.triton.actions import count_launches
 from tncompiler.backends.triton.atoms import Unfit
 from tncompiler.backends.triton.bundle import Bundle
 from tncompiler.backends.triton.fuse import Action, fuse, program_low_dtype
-from tncompiler.backends.triton.launches import plan_launches
+from tncompiler.backends.triton.launches import plan_launches, planned_us
 from tncompiler.backends.triton.predict import LAUNCH_US, predicted_us
 from tncompiler.ir.program import Program
 from tncompiler.planning.schedule import schedule
@@ -134,6 +134,23 @@ def test_gradients_of_joined_cores_are_made_before_programs_add_up() -> None:
     (whole,) = bundle.ways[0]
     assert any(len(step.operands) == 2 for step in whole.reduced)
     assert count_launches(plan_launches(backward).actions) == 2
+
+
+def test_without_gradients_the_fastest_order_is_launched_too() -> None:
+    cp = tnc.nn.Linear(
+        512, 512, format=tnc.formats.CP(rank=8), in_shape=(8, 8, 8), out_shape=(8, 8, 8),
+        implementation="factorized", backend="triton",
+    )  # fmt: skip
+    compilation = cp.cores.compilation
+    given = compilation.default_dtypes("float16"), compilation.nominal({"b": 4096})
+    planned = compilation.on("triton").inference(*given).fitted.program
+    launched = compilation.inference_program(*given, "triton")
+    times = [planned_us(plan_launches(program)) for program in (launched, planned)]
+    assert times[0] < times[1]
+    assert (
+        compilation.inference_program(*given, "torch")
+        == compilation.inference(*given).fitted.program
+    )
 
 
 def test_saving_activations_takes_a_clear_gain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from tncompiler.planning.slicing import (
     Fitted,
     fit_program,
 )
-from tncompiler.planning.sweep import JOINED, SsaPath, sweep_orders
+from tncompiler.planning.sweep import JOINED, sweep_orders
 from tncompiler.planning.tiling import Tiled, tile_program
 from tncompiler.planning.timing import HOP_US, LANES_US, program_us, threaded_us
 from tncompiler.problem import Nominal
@@ -173,29 +173,22 @@ class Compilation(Training):
         wrt: tuple[str, ...],
         saving: TrainingPrograms,
     ) -> list[tuple[Program, int]]:
-        """Joint programs that may run as chains, with the number of their outputs.
-
-        Also in the orders of sweeps, which may be slower step by step and are faster in one launch.
-        """
+        """Joint programs that may run as chains, with the number of their outputs."""
         count = len(saving.forward.outputs) - len(saving.saved)
-        chosen = self.joint(dtypes, nominal, wrt)
+        swept = [self._differentiated(p, wrt, nominal) for p in self._swept(dtypes, nominal)]
+        return [(joint, count) for joint in (self.joint(dtypes, nominal, wrt), *swept)]
+
+    def _swept(self, dtypes: tuple[str, ...], nominal: Nominal) -> list[Program]:
+        """Forward programs in the orders of sweeps, which may be slower step by step and are faster
+        in one launch; none where an order is given, or memory is limited.
+        """
         if self.options.memory_limit is not None or self._is_given or self.stabilized:
-            return [(chosen, count)]
+            return []
         logical = self.logical(dtypes)
         sweeps = [sweep_orders(logical, nominal, joined) for joined in JOINED]
-        orders = [order for k, order in enumerate(sweeps) if order not in sweeps[:k]]
-        return [(chosen, count), *((self._swept(o, logical, wrt, nominal), count) for o in orders)]
-
-    def _swept(
-        self,
-        orders: Mapping[str, SsaPath],
-        logical: Program,
-        wrt: tuple[str, ...],
-        nominal: Nominal,
-    ) -> Program:
-        """The joint program in given orders."""
-        program, _ = schedule(logical, nominal, self.options, orders)
-        return self._differentiated(self._finished(program, nominal, self._passes()), wrt, nominal)
+        orders = [order for k, order in enumerate(sweeps) if order and order not in sweeps[:k]]
+        made = (schedule(logical, nominal, self.options, order)[0] for order in orders)
+        return [self._finished(program, nominal, self._passes()) for program in made]
 
     # ---------------------------------------------------------------- source and callables
 
@@ -267,11 +260,27 @@ class Compilation(Training):
 
         return blas_threads()
 
+    def inference_program(
+        self, dtypes: tuple[str, ...], nominal: Nominal, backend: str, *, keeps: bool = False
+    ) -> Program:
+        """The program of a backend where no gradient is asked for; ``keeps`` as for `inference`."""
+        twin = self.on(backend)
+        planned = twin.inference(dtypes, nominal, keeps=keeps).fitted.program
+        if backend != "triton":
+            return planned
+
+        def make() -> Program:
+            from tncompiler.backends.triton.launches import fastest
+
+            return fastest([planned, *twin._swept(dtypes, nominal)], nominal)
+
+        return twin._once(("launched", planned, tuple(nominal.items())), make)  # type: ignore[no-any-return]
+
     def inference_executable(
         self, dtypes: tuple[str, ...], nominal: Nominal, backend: str
     ) -> Executable:
         """What runs where no gradient is asked for."""
-        program = self.on(backend).inference(dtypes, nominal).fitted.program
+        program = self.inference_program(dtypes, nominal, backend)
         nominal = self.planned_sizes(dtypes, nominal)
         return self.executable(self.tiled(program, nominal, backend), backend, "forward")
 

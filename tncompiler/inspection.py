@@ -216,10 +216,10 @@ class Inspection:
         """The program of a part as a backend runs it."""
         nominal = self.compilation.nominal({} if sizes is None else sizes)
         compilation = self.compilation.on(backend)
-        if part != "backward" and compilation is self.compilation:
+        if part != "backward" and backend != "triton":
             return self.program(sizes, part, wrt)
         if part != "backward":
-            return compilation.inference(self._dtypes(), nominal, keeps=self.keeps).fitted.program
+            return compilation.inference_program(self._dtypes(), nominal, backend, keeps=self.keeps)
         names = self._differentiable(wrt)
         return compilation.training_programs(self._dtypes(), nominal, names, backend).backward
 
