@@ -76,6 +76,26 @@ def test_the_fastest_of_those_that_spill_nothing_runs(gpu: Gpu) -> None:
     assert {rows for rows, _ in gpu.timed} == {4, 2}
 
 
+def test_what_would_spill_more_than_many_bytes_is_not_compiled(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fewest rows a warp first; of what spills little, more rows may spill nothing"""
+    compiled: list[int] = []
+
+    def spill(kernel: Any, config: Any, **rest: Any) -> int | None:
+        compiled.append(config["ROWS"])
+        return gpu.spill(kernel, config)
+
+    monkeypatch.setattr(fitting, "_spill", spill)
+    gpu.spills = [0, 0, 5000]
+    found = fitting.fitting(KERNEL, CANDIDATES, lambda config: (7,), OnGpu(), 1000)
+    assert (compiled, found["ROWS"]) == ([2], 2)
+    compiled.clear()
+    gpu.spills = [0, 16, 8]
+    found = fitting.fitting(KERNEL, CANDIDATES, lambda config: (7,), OnGpu(), 10_000)
+    assert (compiled, found["ROWS"]) == ([2, 4, 8], 8)
+
+
 def test_what_spills_least_runs_where_all_spill(gpu: Gpu) -> None:
     gpu.spills = [None, 16, 8]
     assert fitting.fitting(KERNEL, CANDIDATES, lambda config: (7,), OnGpu(), 9)["ROWS"] == 2

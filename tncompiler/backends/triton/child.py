@@ -61,8 +61,11 @@ def compile_job(job: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     def fit(kernel: Any, candidates: Any, grid: Any, *args: Any, **constants: Any) -> Any:
         """The first candidate that spills nothing and fits the chip."""
-        tried = []
+        tried: list[int | None] = []
         for config in candidates:
+            if fitting.is_hopeless(config, list(zip(candidates, tried, strict=False))):
+                tried.append(None)
+                continue
             options = {key: v for key, v in config.items() if key in _OPTIONS}
             given = {**constants, **{k: v for k, v in config.items() if k not in _OPTIONS}}
             options.update(OPTIONS)

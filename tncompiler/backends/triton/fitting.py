@@ -35,6 +35,7 @@ OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}  # the default changes with
 _VERSION = 3
 _REPEATS = 5
 _FEW_WARPS = 4
+_HOPELESS = 256  # bytes a thread spills: more rows a warp would spill more, and take minutes
 _CROWDS = (1, 2, 4, 8)  # programs on a multiprocessor: more hide more latency, and add more sums
 _SUM_BYTES_PER_US = 1.5e6  # what each program's sums cost to be written and read again
 _FLUSH_BYTES, _FLUSHES = 2**26, 4
@@ -117,6 +118,22 @@ def first_fitting(spills: Sequence[int | None]) -> int:
     return min(runs, key=lambda k: spills[k] or 0, default=0)
 
 
+def is_hopeless(config: Config, tried: Sequence[tuple[Config, int | None]]) -> bool:
+    """Whether a candidate of the same way with fewer rows a warp spills many bytes; what would
+    spill thousands takes the compiler minutes.
+    """
+    return any(
+        (spilled or 0) >= _HOPELESS
+        and other.get("WAY") == config.get("WAY")
+        and _rows_per_warp(other) < _rows_per_warp(config)
+        for other, spilled in tried
+    )
+
+
+def _rows_per_warp(config: Config) -> float:
+    return config.get("ROWS", 0) / config["num_warps"]
+
+
 def _chosen(
     kernel: Any,
     candidates: Sequence[Config],
@@ -153,7 +170,10 @@ def _fastest(
     for many, group in itertools.groupby(range(len(candidates)), lambda k: _way(candidates[k])):
         if many is None and least < math.inf:
             break
-        found = {k: spill(candidates[k]) for k in group}
+        found: dict[int, int | None] = {}
+        for k in sorted(group, key=lambda k: _rows_per_warp(candidates[k])):
+            tried = [(candidates[other], spilled) for other, spilled in found.items()]
+            found[k] = None if is_hopeless(candidates[k], tried) else spill(candidates[k])
         spills.update(found)
         fits = [k for k, spilled in found.items() if spilled == 0]
         timed = {Choice(k, crowd): us for k in fits for crowd, us in runs(candidates[k])}
@@ -168,7 +188,8 @@ def _fastest(
             "no configuration of a kernel fits this GPU, or is compiled rightly",
             fix='update triton (from 3.9 on it adds up the right lanes), or choose backend="torch"',
         )
-    return best if least < math.inf else Choice(first_fitting([*spills.values()]))
+    in_order = [spills.get(k) for k in range(len(candidates))]
+    return best if least < math.inf else Choice(first_fitting(in_order))
 
 
 def _way(config: Config) -> int | None:
