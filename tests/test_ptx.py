@@ -56,6 +56,19 @@ def test_an_access_outside_every_array_is_an_error() -> None:
     assert f"{given.ctypes.data + 124:#x}" in str(error.value)
 
 
+def test_addresses_of_32_bits_wrap() -> None:
+    """what triton 3.9 makes of an offset: a register below zero, and more added than it lacks"""
+    given = np.arange(32, dtype=np.float32)
+    body = f"""{LOAD}
+    mov.b32 %r8, global_smem;
+    add.s32 %r10, %r8, %r2;
+    st.shared.b32 [%r10], %r3;
+    add.s32 %r11, %r10, -256;
+    ld.shared.b32 %r9, [%r11+256];
+    {STORE}"""
+    assert (run(body, given, out=np.float32) == given).all()
+
+
 def test_lanes_that_take_no_part_may_point_anywhere() -> None:
     given = np.arange(31, dtype=np.uint32)
     body = f"setp.lt.s32 %p1, %r1, 31; mov.b32 %r9, 5; {LOAD.replace('ld.', '@%p1 ld.')}"

@@ -45,14 +45,15 @@ _ADDRESS = re.compile(r"\[\s*([^\s+\]]+)\s*(?:\+\s*(-?\w+))?\s*\]")
 
 
 def address_of(kernel: Kernel, operand: str) -> Read:
-    """The 64-bit address of each lane."""
+    """The address of each lane; one of 32 bits wraps, as a register below what is added may."""
     found = _ADDRESS.fullmatch(operand)
     if found is None:
         raise PtxError(f"{operand!r} is no address")
     offset = np.uint64(int(found[2] or "0", 0) & (2**64 - 1))
     bits = 32 if found[1].startswith(("%r", "global_smem")) and found[1][2:3] != "d" else 64
     read = reader(kernel, found[1], f"u{bits}")
-    return lambda registers: read(registers).astype(np.uint64) + offset
+    mask = np.uint64(2**bits - 1)
+    return lambda registers: (read(registers).astype(np.uint64) + offset) & mask
 
 
 def check_vector(addresses: Array, size: int, lanes: Mask) -> None:
