@@ -69,13 +69,17 @@ class Cell:
 
 
 def cells(everything: bool) -> Iterator[Cell]:
-    """All cells; or the promised ones: rank 8 in float16 everywhere, the rest at 1024→1024."""
+    """All cells; or the promised ones: rank 8 in float16 everywhere, other dtypes at 1024→1024, and
+    rank 32 in float16 there, on Hopper.
+    """
     names = (*PROMISED, *(f for f in SHAPES if f not in PROMISED))
     axes = (MACHINES, (8, 32), ("float16", "bfloat16", "float32"), THREE, names, PARTS)
     for target, rank, dtype, shape, name, part in itertools.product(*axes):
-        large = (rank, dtype) == (8, "float16") and target != "gfx942"
-        small = shape == "1024→1024" and (target == "sm_90" or (rank, dtype) == (8, "float32"))
-        if everything or (name in PROMISED and (large or (small and target in NVIDIA))):
+        large = (rank, dtype) == (8, "float16") and target in NVIDIA
+        wide = (rank, dtype) == (8, "float32") and target in NVIDIA
+        hopper = target == HOPPER and (rank == 8 or dtype == "float16")
+        small = shape == "1024→1024" and (wide or hopper)
+        if everything or (name in PROMISED and (large or small)):
             yield Cell(name, shape, rank, dtype, part, target)
 
 

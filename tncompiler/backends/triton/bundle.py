@@ -21,6 +21,7 @@ from tncompiler.ir.sizes import same_size
 Way = tuple[Chain, ...]
 
 EASY = 2**12  # elements alive on chip that no kernel spills
+WIDE_EASY = 2**10  # in 32 bits, which products take apart into three parts
 _BRANCHES = (2, 4)
 ROOMY = 2**13  # a tile is made so wide
 
@@ -69,11 +70,11 @@ def find_bundle(program: Program, low: str | None) -> Bundle:
 
 def _ways(program: Program, chain: Chain) -> list[Way]:
     """The ways that fit, until one is so small that it cannot spill."""
-    found = []
+    found, easy = [], EASY if chain.low else WIDE_EASY
     for way in _cuts(program, chain):
         if _fits(way):
             found.append(way)
-            if max(sum(pressure(part)) for part in way) <= EASY:
+            if max(sum(pressure(part)) for part in way) <= easy:
                 break
     return found
 

@@ -17,7 +17,7 @@ from tncompiler.backends.triton.pairwise import Pairwise
 _PROGRAMS = 128  # about as many as a large GPU has multiprocessors
 _LONG = 4096  # a sum of so many terms may be split
 _PARTS = 4 * _PROGRAMS  # programs that share it: several on a processor hide what each waits for
-_HELD = 128  # elements that a thread can hold
+_HELD = 128  # elements that a thread can hold; half of that where products are in 32 bits
 _WARPS = ((4, (2.0, 1.0)), (2, (1.0,)), (1, (1.0,)))
 _MANY_WARPS = ((8, (1.0, 0.5, 0.0)),)
 
@@ -104,9 +104,10 @@ def _row_candidates(
     """
     extent = block(nominal(way[0].stream.size), 1, 64)
     alive = [pressure(chain) for chain in way]
+    held = _HELD if way[0].low else _HELD // 2
 
     def rows(warps: int, part: float) -> int:
-        room = min((32 * warps * _HELD - sums) / row for row, sums in alive)
+        room = min((32 * warps * held - sums) / row for row, sums in alive)
         power = (1 << (max(1, int(room)).bit_length() - 1)) * part
         return min(extent, max(1, int(power)))
 
