@@ -92,7 +92,7 @@ def program_of(cell: Cell) -> tuple[Program, Source, Any]:
     layer = tnc.nn.Linear(
         math.prod(ins),
         math.prod(outs),
-        format=getattr(tnc.formats, cell.format)(rank=cell.rank),
+        format=getattr(tnc.formats, cell.format)(rank=cell.rank, clamp=True),
         in_shape=ins,
         out_shape=outs,
         implementation="factorized",
@@ -304,6 +304,9 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     over = [r for r in rows if r["shared_bytes"] > SHARED_LIMIT[r["target"]]]
     found = f"{len(spilling)} of {len(rows)}"
     lines.append(f"Cells that spill: {found}; over the chip's shared memory: {len(over)}.")
+    held = {cell_of(row) for row in rows}
+    absent = [cell.name for cell in cells(everything=False) if cell not in held]
+    lines += [f"Not in the table: {', '.join(absent)}."] if absent else []
     return lines
 
 

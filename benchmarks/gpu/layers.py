@@ -47,7 +47,7 @@ class Cell:
         layer = tnc.nn.Linear(
             math.prod(ins),
             math.prod(outs),
-            format=getattr(tnc.formats, self.format)(rank=self.rank),
+            format=getattr(tnc.formats, self.format)(rank=self.rank, clamp=True),
             in_shape=ins,
             out_shape=outs,
             implementation="factorized",
