@@ -31,6 +31,8 @@ MAX_RESIDENT = 2**15  # elements of cores, and of their gradients, that can
 MAX_MADE = 2**12  # elements that every program makes from cores for itself
 MAX_ALIVE = 40 * 2**10  # elements of one row and of the sums beside it that can be alive at once
 
+LEAST_DEPTH, LEAST_SIDE = 4, 2  # of a product that is worth a tl.dot
+
 Flat = tuple[Atom, ...]
 
 

@@ -15,7 +15,7 @@ import sympy
 
 from tncompiler.backends.naming import comment_name
 from tncompiler.backends.triton.atoms import Atom
-from tncompiler.backends.triton.chain import Chain, renames
+from tncompiler.backends.triton.chain import LEAST_DEPTH, LEAST_SIDE, Chain, renames
 from tncompiler.backends.triton.chain_tiles import AT, Key, Tile, TileWriter
 from tncompiler.backends.triton.pairwise_kernel import number_text
 from tncompiler.backends.triton.spelling import FUNCTIONS, ZERO_AT_ZERO
@@ -371,7 +371,7 @@ class _Template(TileWriter):
         private = [k for k in (*a, *b) if k not in out and k not in depth]
         atoms = self._atoms_of(step, wires)
         sides = [self.count((atoms[k] for k in g), ROWS) for g in (batch, m, n, depth)]
-        short = sides[3] < 4 or min(sides[1], sides[2]) < 2
+        short = sides[3] < LEAST_DEPTH or min(sides[1], sides[2]) < LEAST_SIDE
         if private or short or math.prod(sides) <= SMALL_PRODUCT:
             self._sum(step, wires, out)
         else:

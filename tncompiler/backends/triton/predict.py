@@ -13,7 +13,7 @@ from typing import Any
 from tncompiler.backends.triton.actions import Launch
 from tncompiler.backends.triton.atoms import FREE
 from tncompiler.backends.triton.bundle import Bundle
-from tncompiler.backends.triton.chain import Chain, pressure
+from tncompiler.backends.triton.chain import LEAST_DEPTH, LEAST_SIDE, Chain, pressure
 from tncompiler.backends.triton.pairwise import Pairwise
 from tncompiler.backends.triton.traffic import bundle_traffic, nbytes, pairwise_traffic
 from tncompiler.ir.program import Contract, Literal, Merge, Program, Split, Step, Value
@@ -28,7 +28,6 @@ PROGRAMS = 132
 # sums of products that are no matrix product
 ELEMENTS_PER_US = 3.3e6
 TERMS_PER_US = 2.5e5
-MIN_DEPTH, MIN_SIDE = 4, 2  # of a matrix product in a chain
 ROOM = 2**14  # elements on chip that programs of few warps have registers for
 
 
@@ -103,7 +102,7 @@ def _is_product(op: Contract, extents: Mapping[int, int]) -> bool:
         math.prod(extents[label] for label in group)
         for group in (left - right, right - left, (left & right) - {*op.output})
     )
-    return depth >= MIN_DEPTH and min(m, n) >= MIN_SIDE
+    return depth >= LEAST_DEPTH and min(m, n) >= LEAST_SIDE
 
 
 def _elements(value: Value, sizes: Binding) -> int:
