@@ -1,9 +1,10 @@
 """Measure the committed table again: tncompiler/planning/machines/reference.json.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \\
+    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE \\
+        OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \\
         .venv/bin/python -m benchmarks.reference_machine --passes 5 --pause 60
 
-One thread. Several passes spread over minutes, of which the least time of each operation counts: a
+One thread, and the kernels that OpenBLAS chooses itself (variables may ask for those of an older core). Several passes spread over minutes, of which the least time of each operation counts: a
 shared machine is quiet now and then.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.run import set_threads
-from tncompiler.planning.calibrate import CALL_US, Times, library_of, measure_times
+from tncompiler.planning.calibrate import CALL_US, CONVOLUTIONS, Times, library_of, measure_times
 from tncompiler.planning.machine import load_machine
 
 TABLE = Path(__file__).parent.parent / "tncompiler/planning/machines/reference.json"
@@ -38,7 +39,10 @@ def main() -> None:
         for name, times in found.items():
             for key, us in measure_times(name, progress=False).items():
                 times[key] = min(us, times.get(key, us))
-    libraries = {name: library_of(times, CALL_US[name]) for name, times in found.items()}
+    libraries = {
+        name: replace(library_of(times, CALL_US[name]), convolutions=CONVOLUTIONS[name])
+        for name, times in found.items()
+    }
     renewed = replace(load_machine("reference"), libraries=libraries)
     TABLE.write_text(renewed.to_json() + "\n", encoding="utf-8")
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -19,6 +18,7 @@ from tncompiler.backends.ranges import Ranged, Run
 from tncompiler.backends.source import Loaded
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation, KeptExecutable
+from tncompiler.crossing import enter, leave
 from tncompiler.graphs import Graphed
 from tncompiler.ir.errors import ChangedInPlace
 
@@ -198,44 +198,6 @@ def _flat_gradients(
             allow_unused=True,
             materialize_grads=True,
         )
-
-
-def enter(tensors: Sequence[Tensor], backend: str) -> Sequence[Any]:
-    """Tensors as the backend's arrays, without a copy."""
-    if backend != "numpy":
-        return tensors
-    return [np.from_dlpack(t.detach().resolve_conj().resolve_neg()) for t in tensors]
-
-
-def leave(results: Sequence[Any], backend: str, entered: Sequence[Any]) -> list[Tensor]:
-    """The backend's arrays as tensors.
-
-    A NumPy array that shares memory with what came in, or with another result, is copied: tensors
-    that alias behind autograd's back would change together. The same array gives the same tensor.
-    """
-    if backend != "numpy":
-        return list(results)
-    owners = {id(_owner(array)) for array in entered}
-    made: dict[int, Tensor] = {}
-    for array in results:
-        if id(array) not in made:
-            owner = id(_owner(array))
-            made[id(array)] = torch.from_numpy(array.copy() if owner in owners else _plain(array))
-            owners.add(owner)
-    return [made[id(array)] for array in results]
-
-
-def _owner(array: np.ndarray) -> np.ndarray:
-    """The array whose memory an array is a view of."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """The array, copied if torch cannot hold it as it is."""
-    negative = any(stride < 0 for stride in array.strides)
-    return array if array.flags.writeable and not negative else array.copy()
 
 
 def autocasts(device: str) -> bool:

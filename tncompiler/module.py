@@ -23,14 +23,13 @@ from tncompiler.autograd import (
     NetworkFunction,
     Specialisation,
     autocasts,
-    enter,
     is_spread,
-    leave,
     overseen,
     watched,
 )
 from tncompiler.binding import Call, order_inputs, read_call
 from tncompiler.compiler import Compilation, Executable
+from tncompiler.crossing import enter, leave
 from tncompiler.function import example_arrays, parameter_stds
 from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, NUMPY_ONLY, dtype_name, is_differentiable

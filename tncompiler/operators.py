@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from tncompiler.autograd import Specialisation, enter, leave
+from tncompiler.autograd import Specialisation
 from tncompiler.backends.torch.tracing import is_exporting, transforms
 from tncompiler.binding import read_call
 from tncompiler.compiler import Compilation
+from tncompiler.crossing import enter, leave
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, dtype_name, is_differentiable
 from tncompiler.ir.errors import GradientError
 from tncompiler.second_pass import refuse_second_pass

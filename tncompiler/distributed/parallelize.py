@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from tncompiler.autograd import Flat, NetworkFunction, enter, leave, watched
+from tncompiler.autograd import Flat, NetworkFunction, watched
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation
+from tncompiler.crossing import enter, leave
 from tncompiler.distributed.module import RankedModule, RankedSpecialisation
 from tncompiler.distributed.options import Ranks
 from tncompiler.distributed.planning import RankPrograms

@@ -17,10 +17,10 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 from torch.distributed.tensor.placement_types import Placement
 
-from tncompiler.autograd import enter, leave
 from tncompiler.backends.numpy.threads import among_tensors
 from tncompiler.binding import read_call
 from tncompiler.compiler import Compilation
+from tncompiler.crossing import enter, leave
 from tncompiler.distributed.sharding import part_of, shardings_of
 from tncompiler.ir.dtypes import LOW_PRECISION, dtype_name, is_differentiable
 from tncompiler.ir.passes.dead import drop_dead_steps

@@ -12,9 +12,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextvars import copy_context
-from functools import cache, wraps
+from functools import cache, partial, wraps
+from itertools import count
+from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -198,10 +199,21 @@ def _gomp() -> Any:
     return None
 
 
+_regions: dict[int, deque[Callable[[], None]]] = {}  # what the threads of each region run
+_numbers = count(1)
+
+
+_enter_region = _Region(lambda number: _regions[number].popleft()())
+
+
 def _run_in_team(run: Callable[[], None], threads: int) -> None:
-    contexts = deque(copy_context() for _ in range(threads))
-    region = _Region(lambda _: contexts.pop().run(run))
-    _gomp().GOMP_parallel(region, None, threads, 0)
+    """Run something on each thread of torch's team, in the context of this call."""
+    number = next(_numbers)
+    _regions[number] = deque(partial(copy_context().run, run) for _ in range(threads))
+    try:
+        _gomp().GOMP_parallel(_enter_region, number, threads, 0)
+    finally:
+        del _regions[number]
 
 
 _call = threading.local()  # what is known of the call that this thread is in
@@ -245,36 +257,39 @@ class _Work:
     """The parts of one loop, and what became of them."""
 
     def __init__(self, parts: list[_Part]) -> None:
-        self.done: list[Future[tuple[Any, ...]]] = [Future() for _ in parts]
-        self.left = deque(zip(parts, self.done, strict=True))
+        self.count = len(parts)
+        self.left = deque(enumerate(parts))
+        # number of a part, its sums, or what it raised; neither for a part that was given up
+        self.done: SimpleQueue[tuple[int, tuple[Any, ...], BaseException | None]] = SimpleQueue()
 
     def run(self) -> None:
         """Take parts until none is left."""
         while True:
             try:
-                part, future = self.left.popleft()
+                number, part = self.left.popleft()
             except IndexError:
                 return
             try:
-                future.set_result(part())
+                self.done.put((number, part(), None))
             except BaseException as error:  # raised where the call was made
-                future.set_exception(error)
+                self.done.put((number, (), error))
                 self._give_up()
 
     def _give_up(self) -> None:
         while self.left:
             try:
-                self.left.popleft()[1].cancel()
+                number, _ = self.left.popleft()
             except IndexError:
                 return
+            self.done.put((number, (), None))
 
     def results(self) -> list[tuple[Any, ...]]:
         """What all parts gave, when no thread works on them any more; raises the first error."""
-        errors = [f.exception() for f in self.done if not f.cancelled()]
-        for error in errors:
+        done = sorted((self.done.get() for _ in range(self.count)), key=itemgetter(0))
+        for _, _, error in done:
             if error is not None:
                 raise error
-        return [future.result() for future in self.done]
+        return [sums for _, sums, _ in done]
 
 
 class _Part:
