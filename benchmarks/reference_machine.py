@@ -4,8 +4,9 @@
         OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \\
         .venv/bin/python -m benchmarks.reference_machine --passes 5 --pause 60
 
-One thread, and the kernels that OpenBLAS chooses itself (variables may ask for those of an older core). Several passes spread over minutes, of which the least time of each operation counts: a
-shared machine is quiet now and then.
+One thread, and the kernels that OpenBLAS chooses itself: variables may ask for those of an older
+core. Several passes spread over minutes, of which the least time of each operation counts: a shared
+machine is quiet now and then.
 """
 
 from __future__ import annotations

@@ -178,6 +178,16 @@ def readable(labels: Labels, batch: Labels, rows: Labels, columns: Labels) -> La
     return joined
 
 
+def form_of_product(rows: Labels, columns: Labels, k: Labels) -> str:
+    """How BLAS reads the two matrices, as they lie or transposed: "nn", "nt", "tn" or "tt".
+
+    ``rows`` and ``columns``: the labels of the matrices in the order of their memory.
+    """
+    first = "t" if k and rows[-1] not in k else "n"
+    second = "t" if k and columns[-1] in k else "n"
+    return first + second
+
+
 def _count(labels: Labels, sizes: Mapping[int, int]) -> int:
     total = 1
     for label in labels:

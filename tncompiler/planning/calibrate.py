@@ -33,13 +33,14 @@ _FRESH = 2**26  # bytes of a measured result in new memory
 _POOL = 2**25  # elements that copied arrays are cut out of
 _OPERANDS = 2**21  # and operands of products
 # entering NumPy from a torch module and coming back, which is torch's own and measured apart
-CALL_US = {"numpy": 100.0, "torch": 0.0}
+CALL_US = {"numpy": 50.0, "torch": 25.0}
 # oneDNN's convolutions on the reference machine: 0.4 to 0.6 of a product as torch calls it
 CONVOLUTIONS = {"numpy": 0.0, "torch": 0.5}
 # float32 flops per microsecond of the best product: outside, the clock or the library is broken
 _PLAUSIBLE = (1e2, 1e9)
 
-DTYPES = ("float32", "float64", "complex64")
+# dtypes, and the forms in which a matrix is a transposed view
+PRODUCTS = ("float32", "float64", "complex64", "float32 nt", "float32 tn", "float32 tt")
 
 Run = Callable[[], object]
 Clock = Callable[[], float]
@@ -52,7 +53,7 @@ SHAPES: tuple[Shape, ...] = tuple(itertools.product(EXTENTS, EXTENTS, EXTENTS))
 def calibrate(
     *, default: bool = True, progress: bool = True, clock: Clock = time.perf_counter
 ) -> Machine:
-    """Measure this machine's NumPy and torch, with the threads they have now; ten seconds.
+    """Measure this machine's NumPy and torch, with the threads they have now; twenty seconds.
 
     The result becomes what plans are made for in this process, unless ``default`` is false; keep
     it with `Machine.to_json` and give it as ``PlanOptions(machine=…)``. Close other programs first.
@@ -93,12 +94,12 @@ def measure_times(
 
 def library_of(times: Times, call_us: float) -> Library:
     """The table of a library from the microseconds of its operations. Raises: PlanError."""
-    products = {dtype: _smoothed(times, dtype) for dtype in DTYPES}
+    products = {name: _smoothed(times, name) for name in PRODUCTS}
     _check_plausible(products["float32"])
     passes = [2 * size / times["pass", size] for size in PASSES]
     fresh_us = max(times["fresh"] - 2 * _FRESH / passes[-1], times["fresh"] / 100)
     return Library(
-        products={dtype: _rounded(found.values()) for dtype, found in products.items()},
+        products={name: _rounded(found.values()) for name, found in products.items()},
         passes=_rounded(passes),
         gathers=_rounded(8 * _COPIED / times["gather", run] for run in RUNS),
         transposes=_rounded(8 * _COPIED / times["transpose", run] for run in RUNS),
@@ -109,9 +110,9 @@ def library_of(times: Times, call_us: float) -> Library:
     )
 
 
-def _smoothed(times: Times, dtype: str) -> dict[Shape, float]:
+def _smoothed(times: Times, name: str) -> dict[Shape, float]:
     """No product takes longer than one that contains it; K = 1 is none that BLAS is asked for."""
-    kept = {shape: times["product", dtype, shape] for shape in SHAPES}
+    kept = {shape: times["product", name, shape] for shape in SHAPES}
     for shape in reversed(SHAPES):
         for larger in _next_larger(shape) if shape[2] > 1 else ():
             kept[shape] = min(kept[shape], kept[larger])
@@ -175,10 +176,11 @@ def _seconds(run: Run, calls: int, clock: Clock) -> float:
 
 def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
     """Every operation that a table is made of, by what it is."""
-    for dtype in DTYPES:
+    for name in PRODUCTS:
+        dtype, _, form = name.partition(" ")
         pool = library.pool(dtype, _OPERANDS)
         for shape in SHAPES:
-            yield ("product", dtype, shape), _product(pool, shape, np.dtype(dtype).itemsize)
+            yield ("product", name, shape), _product(pool, shape, np.dtype(dtype).itemsize, form)
     pool = library.pool("float32", _POOL)
     for size in PASSES:
         yield ("pass", size), _Probe(library.copied(pool[: size // 4], (0,)))
@@ -193,13 +195,14 @@ def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
     yield "step", _Probe(lambda: (small.reshape(4, 4) @ square).reshape(2, 2, 4))
 
 
-def _product(pool: Any, shape: Shape, itemsize: int) -> _Probe:
-    """A batch of products that stays in cache."""
+def _product(pool: Any, shape: Shape, itemsize: int, form: str) -> _Probe:
+    """A batch of products that stays in cache, of matrices as they lie or of transposed views."""
     m, n, k = shape
     size = (m * k + k * n + m * n) * itemsize
     batch = max(1, min(_MOST_BATCH, _WORKING_SET // size))
-    a = pool[: batch * m * k].reshape(batch, m, k)
-    b = pool[batch * m * k : batch * (m + n) * k].reshape(batch, k, n)
+    a, b = pool[: batch * m * k], pool[batch * m * k : batch * (m + n) * k]
+    a = a.reshape(batch, k, m).swapaxes(1, 2) if form[:1] == "t" else a.reshape(batch, m, k)
+    b = b.reshape(batch, n, k).swapaxes(1, 2) if form[1:] == "t" else b.reshape(batch, k, n)
     if batch == 1:
         a, b = a[0], b[0]
     return _Probe(lambda: a @ b, batch)

@@ -33,7 +33,9 @@ class Library:
     """What one array library reaches on a CPU.
 
     ``products``: by dtype, the microseconds of one (M, K) @ (K, N) in a batch, for M, N and K in
-    EXTENTS, K fastest; complex ones that are not there count as four real ones. ``passes``: bytes
+    EXTENTS, K fastest; complex ones that are not there count as four real ones. "float32 nt": the
+    same where the second matrix is a transposed view, "tn" the first, "tt" both; as long as with
+    matrices as they lie, if not there. ``passes``: bytes
     per microsecond, read and written added, of a contiguous pass over arrays of PASSES bytes.
     ``gathers``: the same of a permuting copy that leaves the innermost axis, of RUNS elements,
     where it is; ``transposes``: of one that brings another axis of RUNS elements innermost.
@@ -66,14 +68,19 @@ class Library:
         _check("fresh, functions and step_us", (self.fresh, self.functions, self.step_us), 3)
         _check("call_us and convolutions", (self.call_us or 1.0, self.convolutions or 1.0), 2)
 
-    def product_us(self, batch: int, m: int, n: int, k: int, dtype: str) -> float:
-        """Microseconds of a batch of products, without the start."""
+    def product_us(self, batch: int, m: int, n: int, k: int, dtype: str, form: str = "nn") -> float:
+        """Microseconds of a batch of products, without the start.
+
+        ``form``: "n" for a matrix as it lies, "t" for a transposed view; see ``products``.
+        """
         if not batch * m * n * k:
             return 0.0
         dtype, factor = (dtype, 1.0) if dtype in self.products else _measured(dtype)
-        table = self._logs.get(dtype)
+        turned = f"{dtype} {form}"
+        name = turned if turned in self.products else dtype
+        table = self._logs.get(name)
         if table is None:
-            table = self._logs[dtype] = _cube(self.products[dtype])
+            table = self._logs[name] = _cube(self.products[name])
         (i, u, over_m), (j, v, over_n), (h, w, over_k) = _place(m), _place(n), _place(k)
         total = 0.0
         for a, weight_a in ((i, 1 - u), (i + 1, u)):
@@ -134,8 +141,8 @@ class Accelerator:
             4,
         )
 
-    def product_us(self, batch: int, m: int, n: int, k: int, dtype: str) -> float:
-        """The larger of arithmetic on whole tiles, in whole waves, and traffic.
+    def product_us(self, batch: int, m: int, n: int, k: int, dtype: str, form: str = "nn") -> float:
+        """The larger of arithmetic on whole tiles, in whole waves, and traffic; of any form.
 
         Where there are fewer tiles than units, long sums are split among units and added up by a
         second kernel.

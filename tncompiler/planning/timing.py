@@ -12,7 +12,7 @@ from tncompiler.ir.attention import Attention
 from tncompiler.ir.attention_body import body_of
 from tncompiler.ir.convolution import form_of
 from tncompiler.ir.dtypes import ITEM_BYTES
-from tncompiler.ir.matmul import is_matmul, is_product, matmul_form
+from tncompiler.ir.matmul import form_of_product, is_matmul, is_product, matmul_form
 from tncompiler.ir.program import (
     Concat,
     Contract,
@@ -157,7 +157,9 @@ def _product_us(op: Contract, numbers: Mapping[int, int], dtype: str, rates: Rat
     groups = (lead, form.n, form.m) if swapped else (lead, form.m, form.n)
     batch, rows, columns = (math.prod(numbers[label] for label in group) for group in groups)
     inner = math.prod(numbers[label] for label in form.k)
-    return work_us(rates, batch, rows, columns, inner, dtype)
+    orders = (form.b_order, form.a_order) if swapped else (form.a_order, form.b_order)
+    read = form_of_product(*orders, form.k)
+    return work_us(rates, batch, rows, columns, inner, dtype, read)
 
 
 def copy_us(program: Program, name: str, sizes: Sizes, rates: Rates) -> float:

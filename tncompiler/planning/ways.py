@@ -15,7 +15,7 @@ from itertools import product as choices
 from typing import NamedTuple
 
 from tncompiler.ir.dtypes import ITEM_BYTES
-from tncompiler.ir.matmul import led, readable
+from tncompiler.ir.matmul import form_of_product, led, readable
 from tncompiler.ir.program import Contract, Labels
 from tncompiler.planning.rates import Rates
 
@@ -55,7 +55,7 @@ class Ways:
     def __init__(self, rates: Rates) -> None:
         self.rates = rates
         self._found: dict[tuple[Contract, tuple[int, ...], str], tuple[Way, ...]] = {}
-        self._products: dict[tuple[int, int, int, int, str], float] = {}
+        self._products: dict[tuple[int, int, int, int, str, str], float] = {}
         self._copies: dict[tuple[int, int, bool, int, str], float] = {}
 
     def best(self, op: Contract, sizes: tuple[int, ...], dtype: str) -> Way:
@@ -74,9 +74,11 @@ class Ways:
             found = self._found[key] = tuple(sorted(ways, key=lambda way: way.time_us))
         return found
 
-    def product_us(self, lead: int, rows: int, columns: int, k: int, dtype: str) -> float:
+    def product_us(
+        self, lead: int, rows: int, columns: int, k: int, dtype: str, form: str
+    ) -> float:
         """Microseconds of a product, with its start."""
-        key = (lead, rows, columns, k, dtype)
+        key = (lead, rows, columns, k, dtype, form)
         time = self._products.get(key)
         if time is None:
             work = work_us(self.rates, *key)
@@ -117,12 +119,14 @@ class Ways:
 _KNOWN: dict[int, Ways] = {}
 
 
-def work_us(rates: Rates, lead: int, rows: int, columns: int, k: int, dtype: str) -> float:
+def work_us(
+    rates: Rates, lead: int, rows: int, columns: int, k: int, dtype: str, form: str
+) -> float:
     """Microseconds of a product without its start; of one term as of a few where that is less.
 
     NumPy has a slow loop for one term, so that the code makes it two; see `numpy/runtime.py`.
     """
-    time = rates.product_us(lead, rows, columns, k, dtype)
+    time = rates.product_us(lead, rows, columns, k, dtype, form)
     return min(time, rates.product_us(lead, rows, columns, _FEW, dtype)) if k == 1 else time
 
 
@@ -165,7 +169,7 @@ class _Case:
                 self._readings(a, own_a, lead, k), self._readings(b, own_b, lead, k)
             ):
                 if not (first.outer and second.outer):
-                    yield from self._products(lead, counts, first, second)
+                    yield from self._products(lead, k, counts, first, second)
 
     def _free(self, own: Labels, other: Collection[int]) -> tuple[Labels, ...]:
         """The labels that an operand has alone, in the orders worth a look; its own comes first."""
@@ -190,7 +194,12 @@ class _Case:
         return found
 
     def _products(
-        self, lead: Labels, counts: tuple[int, int], first: _Reading, second: _Reading
+        self,
+        lead: Labels,
+        summed: Labels,
+        counts: tuple[int, int],
+        first: _Reading,
+        second: _Reading,
     ) -> Iterator[Way]:
         """Both ways round; ``counts``: positions of the batch, and of what is summed."""
         outer = (*first.outer, *second.outer, *lead)
@@ -199,8 +208,9 @@ class _Case:
         reading = first.time_us + second.time_us
         for rows, columns in ((first, second), (second, first)):
             natural = (*outer, *rows.free, *columns.free)
+            form = form_of_product(rows.order, columns.order, summed)
             time = reading + self.times.product_us(
-                batch, rows.extent, columns.extent, k, self.dtype
+                batch, rows.extent, columns.extent, k, self.dtype, form
             )
             time += self._permute_us(natural, self.op.output)
             yield Way(time, first.order, second.order, natural)
