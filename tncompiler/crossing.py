@@ -39,7 +39,10 @@ def enter(tensors: Sequence[Tensor], backend: str) -> Sequence[Any]:
     """Tensors as the backend's arrays, without a copy."""
     if backend != "numpy":
         return tensors
-    return [np.from_dlpack(_Memory(t.detach().resolve_conj().resolve_neg())) for t in tensors]
+    return [
+        np.from_dlpack(_Memory(t.resolve_conj().resolve_neg() if t.is_conj() or t.is_neg() else t))
+        for t in tensors
+    ]
 
 
 def leave(results: Sequence[Any], backend: str, entered: Sequence[Any]) -> list[Tensor]:
@@ -50,20 +53,22 @@ def leave(results: Sequence[Any], backend: str, entered: Sequence[Any]) -> list[
     """
     if backend != "numpy":
         return list(results)
-    owners = {id(array if array.base is None else _owner(array)) for array in entered}
+    owners = {id(_owner(array)) for array in entered}
     made: dict[int, Tensor] = {}
     for array in results:
-        if id(array) not in made:
-            owner = id(array if array.base is None else _owner(array))
-            made[id(array)] = from_numpy(array.copy() if owner in owners else _plain(array))
-            owners.add(owner)
+        if id(array) in made:
+            continue
+        owner = id(_owner(array))
+        made[id(array)] = from_numpy(array.copy() if owner in owners else _plain(array))
+        owners.add(owner)
     return [made[id(array)] for array in results]
 
 
 def _owner(array: np.ndarray) -> np.ndarray:
     """The array whose memory an array is a view of."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
+    base = array.base
+    while isinstance(base, np.ndarray):
+        array, base = base, base.base
     return array
 
 

@@ -55,12 +55,12 @@ SHARE = 0.7
 # rows or columns of a product from which on a library's threads share it
 NARROW = 32
 # what a step takes longer where two threads take turns at the interpreter's lock
-TURN_US = 6.0
+TURN_US = 8.0
 # to make NumPy's array of a tensor, or a tensor of an array
 HOP_US = 1.0
 # to hand blocks to other threads, and to wait for them: torch's, and our own, whose cores OpenBLAS
 # keeps busy for milliseconds after each of its products
-LANES_US = {"torch": 100.0, "numpy": 1_000.0}
+LANES_US = {"torch": 30.0, "numpy": 1_000.0}
 
 
 def program_us(program: Program, sizes: Sizes, rates: Rates) -> float:
