@@ -168,7 +168,8 @@ def _matmul(
     if length == 1 and is_inexact(step.out.dtype):
         text = emitter.outer(a, b, bool(lead), broad=is_broad(op, numbers))
     else:
-        text = emitter.matmul(a, b, bool(lead), long_k=long_k)
+        known = [count([sizes[label] for label in group], math.inf) for group in (rows, columns)]
+        text = emitter.matmul(a, b, bool(lead), (known[0], length, known[1]), long_k=long_k)
     natural = columns_first if swapped else rows_first
     blocks = [tuple(sizes[k] for k in g) for g in (*([lead] if lead else []), rows, columns)]
     if [len(block) for block in blocks] != [1] * len(natural):

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from tncompiler.ir.program import Labels, Value
 from tncompiler.ir.sizes import Size
 
+# rows, terms and columns of a product; infinite where only a call tells
+ProductShape = tuple[float, float, float]
+
 
 class Spelling(ABC):
     """What a backend says for itself; texts in, the text of the result out.
@@ -42,11 +45,12 @@ class Spelling(ABC):
     def permute(self, text: str, axes: Sequence[int]) -> str: ...
 
     @abstractmethod
-    def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str: ...
+    def matmul(self, a: str, b: str, batched: bool, shape: ProductShape, *, long_k: bool) -> str:
+        """The product of two matrices or stacks of them; ``long_k``: its sums are long."""
 
     def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
         """Every element of a column times every one of a row; ``broad``: there are many."""
-        return self.matmul(a, b, batched, long_k=False)
+        return self.matmul(a, b, batched, (1, 1, 1), long_k=False)
 
     def dot(self, a: str, b: str) -> str:
         """The inner product of two vectors of at most `long_sum` elements."""

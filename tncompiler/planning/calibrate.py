@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +44,7 @@ _PLAUSIBLE = (1e2, 1e9)
 PRODUCTS = ("float32", "float64", "complex64", "float32 nt", "float32 tn", "float32 tt")
 
 Run = Callable[[], object]
+Multiply = Callable[[Any, Any], Any]
 Clock = Callable[[], float]
 Shape = tuple[int, int, int]
 Times = dict[Any, float]
@@ -176,11 +178,13 @@ def _seconds(run: Run, calls: int, clock: Clock) -> float:
 
 def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
     """Every operation that a table is made of, by what it is."""
+    multiply = library.multiply()
     for name in PRODUCTS:
         dtype, _, form = name.partition(" ")
         pool = library.pool(dtype, _OPERANDS)
         for shape in SHAPES:
-            yield ("product", name, shape), _product(pool, shape, np.dtype(dtype).itemsize, form)
+            itemsize = np.dtype(dtype).itemsize
+            yield ("product", name, shape), _product(pool, multiply, shape, itemsize, form)
     pool = library.pool("float32", _POOL)
     for size in PASSES:
         yield ("pass", size), _Probe(library.copied(pool[: size // 4], (0,)))
@@ -195,7 +199,7 @@ def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
     yield "step", _Probe(lambda: (small.reshape(4, 4) @ square).reshape(2, 2, 4))
 
 
-def _product(pool: Any, shape: Shape, itemsize: int, form: str) -> _Probe:
+def _product(pool: Any, multiply: Multiply, shape: Shape, itemsize: int, form: str) -> _Probe:
     """A batch of products that stays in cache, of matrices as they lie or of transposed views."""
     m, n, k = shape
     size = (m * k + k * n + m * n) * itemsize
@@ -205,10 +209,23 @@ def _product(pool: Any, shape: Shape, itemsize: int, form: str) -> _Probe:
     b = b.reshape(batch, n, k).swapaxes(1, 2) if form[1:] == "t" else b.reshape(batch, k, n)
     if batch == 1:
         a, b = a[0], b[0]
-    return _Probe(lambda: a @ b, batch)
+    return _Probe(lambda: multiply(a, b), batch)
 
 
 class _Numpy:
+    def multiply(self) -> Multiply:
+        from tncompiler.backends.numpy.products import in_pieces
+        from tncompiler.backends.numpy.threads import blas_threads
+
+        if blas_threads() > 1:
+            return operator.matmul
+
+        def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            made = in_pieces(a, b)
+            return a @ b if made is None else made
+
+        return multiply
+
     def pool(self, dtype: str, count: int) -> Any:
         return np.linspace(-1.0, 1.0, count, dtype=dtype)
 
@@ -225,6 +242,9 @@ class _Numpy:
 
 
 class _Torch:
+    def multiply(self) -> Multiply:
+        return operator.matmul
+
     def pool(self, dtype: str, count: int) -> Any:
         import torch
 

@@ -8,8 +8,10 @@ from typing import Self
 
 from tncompiler.backends.emitter import Emitter
 from tncompiler.backends.gathering import HELPERS as POSITIONS
+from tncompiler.backends.numpy.products import LEAST_ACROSS, MOST_ACROSS, MOST_TERMS
 from tncompiler.backends.pairing import HELPERS as PAIRS
 from tncompiler.backends.source import Source
+from tncompiler.backends.spelling import ProductShape
 from tncompiler.ir.attention_body import expand_attention
 from tncompiler.ir.errors import BackendError
 from tncompiler.ir.functions import function
@@ -20,6 +22,7 @@ from tncompiler.ir.sizes import Size
 # OpenBLAS adds so in products of at most SMALL_PRODUCT multiplications and with vectors.
 LONG_SUM = 256
 SMALL_PRODUCT = 2**20
+_MOST_ACROSS = max(most for forms in MOST_ACROSS.values() for most in forms.values())
 # functions that can write their result into an operand
 UFUNCS = {
     "add": "np.add",
@@ -41,7 +44,8 @@ MODULES = {
     "run_blocks": "threads",
     "one_blas_thread": "threads",
     "fresh": "memory",
-    "product": "memory",
+    "product": "products",
+    "multiply": "products",
     "copied": "memory",
 }
 
@@ -73,6 +77,7 @@ class NumpyEmitter(Emitter):
         *(
             "copied",
             "fresh",
+            "multiply",
             "one_blas_thread",
             "product",
             "rsqrt",
@@ -154,18 +159,16 @@ class NumpyEmitter(Emitter):
             return f"{text}.T"
         return f"{text}.transpose({', '.join(map(str, axes))})"
 
-    def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str:
-        if not long_k and self.reuses:
-            self.imports.add("product")
-            return f"product({a}, {b})"
-        if not long_k:
+    def matmul(self, a: str, b: str, batched: bool, shape: ProductShape, *, long_k: bool) -> str:
+        if not long_k and not self.reuses and not _may_be_cut(shape):
             return f"{a} @ {b}"
-        self.imports.add("long_matmul")
-        return f"long_matmul({a}, {b})"
+        name = "long_matmul" if long_k else "product" if self.reuses else "multiply"
+        self.imports.add(name)
+        return f"{name}({a}, {b})"
 
     def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
         if not broad:
-            return self.matmul(a, b, batched, long_k=False)
+            return self.matmul(a, b, batched, (1, 1, 1), long_k=False)
         self.imports.add("two_terms")
         multiply = "product" if self.reuses else "np.matmul"
         self.imports.update(("product",) if self.reuses else ())
@@ -235,3 +238,11 @@ class NumpyEmitter(Emitter):
 
     def cast(self, text: str, dtype: str) -> str:
         return f"{text}.astype({self.dtype(dtype)})"
+
+
+def _may_be_cut(shape: ProductShape) -> bool:
+    """Whether a product, of extents that may be known at run time only, is skinny and long."""
+    short, middle, long = sorted(shape)
+    if math.isinf(middle):
+        return 0 < short <= _MOST_ACROSS
+    return LEAST_ACROSS <= short * middle <= _MOST_ACROSS and short * middle * long > MOST_TERMS

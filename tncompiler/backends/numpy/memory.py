@@ -67,15 +67,6 @@ def _rounded(size: int) -> int:
     return -(-size // step) * step
 
 
-def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`a @ b`, of matrices or of stacks of them."""
-    if a.dtype != b.dtype or a.shape[-1] != b.shape[-2]:
-        return a @ b  # type: ignore[no-any-return]
-    stack = a.shape[:-2] if a.ndim >= b.ndim else b.shape[:-2]
-    out = fresh((*stack, a.shape[-2], b.shape[-1]), a.dtype)
-    return np.matmul(a, b, out=out)
-
-
 def copied(x: np.ndarray) -> np.ndarray:
     """The array copied in the order of its axes."""
     out = fresh(x.shape, x.dtype)

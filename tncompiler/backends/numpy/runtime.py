@@ -115,7 +115,7 @@ def long_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     blocks, block, cut = _cut(length)
     left = a[..., :cut].reshape(*a.shape[:-1], blocks, block)
     right = b[..., :cut, :].reshape(*b.shape[:-2], blocks, block, columns)
-    total = (np.moveaxis(left, -2, -3) @ right).sum(axis=-3)
+    total = (left.swapaxes(-2, -3) @ right).sum(axis=-3)
     if cut < length:
         total += a[..., cut:] @ b[..., cut:, :]
     return total  # type: ignore[no-any-return]

@@ -73,6 +73,11 @@ class _OneThread:
 _one_thread = _OneThread()
 
 
+def has_one_blas_thread() -> bool:
+    """Whether a call is in progress that has taken BLAS's threads away."""
+    return _one_thread.inside > 0
+
+
 def one_blas_thread(run: Callable[P, T]) -> Callable[P, T]:
     """The function, with one thread for all BLAS libraries of the process while it runs.
 

@@ -11,6 +11,7 @@ from tncompiler.backends.emitter import Emitter
 from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.pairing import HELPERS as PAIRS
 from tncompiler.backends.source import Source
+from tncompiler.backends.spelling import ProductShape
 from tncompiler.ir.functions import function
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.program import (
@@ -114,7 +115,7 @@ class TorchEmitter(Emitter):
             return f"{text}.t()"
         return f"{text}.permute({', '.join(map(str, axes))})"
 
-    def matmul(self, a: str, b: str, batched: bool, *, long_k: bool) -> str:
+    def matmul(self, a: str, b: str, batched: bool, shape: ProductShape, *, long_k: bool) -> str:
         name = "bmm" if batched else "mm"
         if not long_k:
             return f"torch.{name}({a}, {b})"
