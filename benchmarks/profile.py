@@ -18,7 +18,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +26,7 @@ from benchmarks.cases import Cell, load_cases, select
 from benchmarks.peers.ours import expression
 from benchmarks.problems import build_problem, draw_arrays
 from tncompiler.backends.numpy.emit import emit
+from tncompiler.backends.numpy.threads import one_blas_thread
 from tncompiler.ir.program import Contract, Program, Step, contract_flops, operand_values
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.memory import is_view, nbytes
@@ -141,8 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(cells) != 1:
         print(f"{wanted!r} fits {len(cells)} cells; it must fit one", file=sys.stderr)
         return 2
-    with threadpoolctl.threadpool_limits(1):
-        statements = profile(cells[0])
+    statements = one_blas_thread(profile)(cells[0])
     table = Table(*HEADS, title=cells[0].id)
     for column in table.columns[2:]:
         column.justify = "right"
