@@ -43,7 +43,7 @@ class Counter:
 
 def long_sum(folder: Any, counter: Any, group: Any = None, **options: Any) -> Any:
     """A(i, k) B(k, l) C(l, j), cut along k and l."""
-    i, k, l, j = tnc.indices("i k l j", i=3, k=12, l=8, j=2)
+    i, k, l, j = tnc.indices("i k l j", i=4, k=12, l=8, j=4)
     y = tnc.contract(
         *(tnc.input(n, *two) for n, two in zip("ABC", ((i, k), (k, l), (l, j)), strict=True)),
         out=(i, j),
@@ -54,7 +54,7 @@ def long_sum(folder: Any, counter: Any, group: Any = None, **options: Any) -> An
 
 def arrays(seed: int = 0) -> list[torch.Tensor]:
     rng = np.random.default_rng(seed)
-    shapes = ((3, 12), (12, 8), (8, 2))
+    shapes = ((4, 12), (12, 8), (8, 4))
     return [torch.tensor(rng.standard_normal(s), dtype=torch.float32) for s in shapes]
 
 

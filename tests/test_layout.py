@@ -138,7 +138,8 @@ def test_the_search_only_improves(seed: int) -> None:
 
 @pytest.mark.parametrize("output", list(permutations((0, 1, 3))))
 def test_a_way_is_the_best_of_all_orders(output: tuple[int, ...]) -> None:
-    """Brute force over the orders of both operands, each paid for with its copy; within a tenth."""
+    """Brute force over the orders of both operands, each paid for with its copy; within a fifth,
+    as only the smaller operand is copied where both can be read as they are."""
     sizes, ways = (40, 6, 50, 70), Ways(RATES)
     given = Contract(((0, 2, 1), (3, 2)), output)
     best = ways.best(given, sizes, "float32")
@@ -155,7 +156,7 @@ def test_a_way_is_the_best_of_all_orders(output: tuple[int, ...]) -> None:
         for a in permutations((0, 1, 2))
         for b in permutations((2, 3))
     ]
-    assert min(tried) <= best.time_us * (1 + 1e-9) and best.time_us <= 1.1 * min(tried)
+    assert min(tried) <= best.time_us * (1 + 1e-9) and best.time_us <= 1.2 * min(tried)
 
 
 def test_results_come_as_they_can_and_the_fastest_first() -> None:

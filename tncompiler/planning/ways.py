@@ -19,6 +19,7 @@ from tncompiler.ir.matmul import form_of_product, led, readable
 from tncompiler.ir.program import Contract, Labels
 from tncompiler.planning.rates import Rates
 
+_SMALL = 2  # times as large must the other operand be for one to be copied only to be turned over
 _FEW = 4  # terms; the fewest of a product that BLAS was measured with
 
 
@@ -164,9 +165,11 @@ class _Case:
         counts = self._count(batch), self._count(summed)
         leads = _orders(batch, a, b, self.op.output)
         own_a, own_b = self._free(a, on_b), self._free(b, set(a))
+        size_a, size_b = self._count(a), self._count(b)
         for lead, k in choices(leads, _orders(summed, a, b)):
             for first, second in choices(
-                self._readings(a, own_a, lead, k), self._readings(b, own_b, lead, k)
+                self._readings(a, own_a, lead, k, _SMALL * size_a <= size_b),
+                self._readings(b, own_b, lead, k, _SMALL * size_b <= size_a),
             ):
                 if not (first.outer and second.outer):
                     yield from self._products(lead, k, counts, first, second)
@@ -176,18 +179,20 @@ class _Case:
         return _orders({label for label in own if label not in other}, own, self.op.output)
 
     def _readings(
-        self, own: Labels, free: tuple[Labels, ...], lead: Labels, k: Labels
+        self, own: Labels, free: tuple[Labels, ...], lead: Labels, k: Labels, small: bool
     ) -> list[_Reading]:
+        """How an operand can be read; ``small``: turning it over may cost less than it gains."""
         extent = self._count(free[0])
         found = []
         for m in free:
-            if readable(own, lead, m, k) is not None:
+            as_it_is = readable(own, lead, m, k) is not None
+            if as_it_is:
                 found.append(_Reading(own, (), m, 1, extent, 0.0))
-                continue
-            orders = ((*lead, *m, *k), (*lead, *k, *m))
-            times = [self._permute_us(own, order) for order in orders]
-            time = min(times)
-            found.append(_Reading(orders[times.index(time)], (), m, 1, extent, time))
+            if small or not as_it_is:
+                for order in dict.fromkeys(((*lead, *m, *k), (*lead, *k, *m))):
+                    time = self._permute_us(own, order)
+                    if time or not as_it_is:
+                        found.append(_Reading(order, (), m, 1, extent, time))
         if not lead and found[0].time_us:
             for outer, m, _ in led(own, free[0], k):
                 found.append(_Reading(own, outer, m, self._count(outer), self._count(m), 0.0))

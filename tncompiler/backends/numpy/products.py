@@ -72,7 +72,9 @@ def _form(a: np.ndarray, b: np.ndarray) -> str:
 
 
 def _lead(a: np.ndarray, b: np.ndarray) -> tuple[int, ...]:
-    return a.shape[:-2] if a.ndim >= b.ndim else b.shape[:-2]
+    if a.ndim > 2 < b.ndim:
+        return np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return a.shape[:-2] or b.shape[:-2]
 
 
 def _by_rows(a: np.ndarray, b: np.ndarray, piece: int, empty: Empty) -> np.ndarray:
