@@ -207,7 +207,7 @@ def test_a_step_changes_what_shows_it_and_nothing_else(shown: Callable[[Scene], 
 def test_a_size_changes_numbers_and_labels_but_no_source(shown: Callable[[Scene], Page]) -> None:
     page = shown(SCENES["step"])
     before = page.shot()
-    page.slide(200)  # within the range of the same plan
+    page.slide(100)  # within the range of the same plan
     changed = differences(before, page.shot())
     one, source, tree, *others = page.boxes(
         "#sliders", "#source", "#tree-picture", "#network-picture", "#plans", "#now", "#memory",
