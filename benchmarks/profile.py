@@ -47,6 +47,7 @@ class Statement:
     predicted_us: float
 
 
+@one_blas_thread
 def profile(cell: Cell) -> list[Statement]:
     """The statements of a cell's forward pass, and for a step of its backward pass."""
     problem = build_problem(cell)
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(cells) != 1:
         print(f"{wanted!r} fits {len(cells)} cells; it must fit one", file=sys.stderr)
         return 2
-    statements = one_blas_thread(profile)(cells[0])
+    statements = profile(cells[0])
     table = Table(*HEADS, title=cells[0].id)
     for column in table.columns[2:]:
         column.justify = "right"
