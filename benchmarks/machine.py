@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import threadpoolctl
+
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = (
     *("numpy", "torch", "scipy", "opt_einsum", "cotengra", "cotengrust"),
@@ -18,7 +20,7 @@ _PACKAGES = (
 
 
 def machine_facts(threads: int) -> dict[str, Any]:
-    """cpu, cores, threads, load, versions, commit and date."""
+    """cpu, cores, threads, load, versions, kernels of BLAS, commit and date."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -27,6 +29,7 @@ def machine_facts(threads: int) -> dict[str, Any]:
         "threads": threads,
         "load_1min": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
+        "blas": _blas(),
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
@@ -39,6 +42,15 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return done.stdout.strip()
+
+
+def _blas() -> list[str]:
+    """The BLAS libraries that are loaded, each with the core that its kernels are for."""
+    return [
+        " ".join(str(library.get(key) or "") for key in ("internal_api", "version", "architecture"))
+        for library in threadpoolctl.threadpool_info()
+        if library["user_api"] == "blas"
+    ]
 
 
 def _cpu() -> str:

@@ -28,6 +28,9 @@ distance of the quartiles. The machine is shared: read the ratios of one run, ne
 of two. `make bench` runs it again, `make bench ARGS="--against docs/benchmarks.json"` says what
 moved. This page is written by `docs/build_benchmarks.py`; do not edit it by hand.
 
+Environment variables may ask OpenBLAS for the kernels of an older core (`OPENBLAS_CORETYPE`), at
+half the speed; the run says which it had.
+
 - *ratio*: time of the best peer over ours; above 1 we are faster. Below 0.95 is **bold**.
 - *floor*: the share of our time that the fewest flops at the machine's measured matrix rate, or
   the bytes at its copy bandwidth, would take.
@@ -60,7 +63,7 @@ def _machine(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
     return (
         f"Run of {facts['date'][:10]} at commit `{facts['commit']}`: {facts['cpu']}, "
-        f"{facts['threads']} of {facts['cores']} cores; {flops}; copy "
+        f"{facts['threads']} of {facts['cores']} cores, {', '.join(facts['blas'])}; {flops}; copy "
         f"{rates['bytes_per_s'] / 1e9:.0f} GB/s read and written.\n\n{versions}.\n"
     )
 

@@ -496,6 +496,7 @@ def test_record_goes_to_a_file_and_back(tmp_path: Path) -> None:
     write_record(record, tmp_path / "out" / "results.json")
     assert read_record(tmp_path / "out" / "results.json") == json.loads(json.dumps(record))
     assert {"cpu", "cores", "threads", "commit", "date", "versions"} <= set(record["machine"])
+    assert any("openblas" in library for library in record["machine"]["blas"])
 
 
 @pytest.mark.parametrize(
