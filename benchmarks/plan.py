@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _machine(calibrated: bool) -> Machine:
-    from tncompiler.planning.calibrate import calibrate
+    from tncompiler.calibration import calibrate
     from tncompiler.planning.machine import load_machine
 
     return calibrate() if calibrated else load_machine("reference")

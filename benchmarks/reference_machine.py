@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.run import set_threads
-from tncompiler.planning.calibrate import CALL_US, CONVOLUTIONS, Times, library_of, measure_times
+from tncompiler.calibration import CALL_US, CONVOLUTIONS, Times, library_of, measure_times
 from tncompiler.planning.machine import load_machine
 
 TABLE = Path(__file__).parent.parent / "tncompiler/planning/machines/reference.json"

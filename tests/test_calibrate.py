@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import tncompiler as tnc
+from tncompiler import calibration as calibrate
+from tncompiler.calibration import SHAPES, Times, library_of, measure_times
 from tncompiler.ir.errors import PlanError
-from tncompiler.planning import calibrate
-from tncompiler.planning.calibrate import SHAPES, Times, library_of, measure_times
 from tncompiler.planning.machine import Machine, set_default_machine
 from tncompiler.planning.rates import EXTENTS, PASSES, RUNS
 

@@ -177,7 +177,7 @@ def test_calibrate_writes_a_machine(
     capsys: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "tncompiler.planning.calibrate.calibrate", lambda **options: load_machine("reference")
+        "tncompiler.calibration.calibrate", lambda **options: load_machine("reference")
     )
     assert "machine.json" in done(capsys, "calibrate")
     assert "flops" in done(capsys, "plan", EQUATION, "--machine", "machine.json")
@@ -219,7 +219,7 @@ def test_json_of_every_command_is_json_and_nothing_else(
     command: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "tncompiler.planning.calibrate.calibrate", lambda **options: load_machine("reference")
+        "tncompiler.calibration.calibrate", lambda **options: load_machine("reference")
     )
     arguments, wanted = ANSWERS[command]
     data = json.loads(done(capsys, command, *arguments, "--json"))

@@ -71,6 +71,16 @@ def test_orientation_batch_and_dtype() -> None:
     assert rates.product_us(0, 64, 4, 16, "float32") == 0.0
 
 
+def test_products_of_transposed_views_take_what_was_measured_of_them() -> None:
+    plain = library()
+    turned = tuple(3 * us for us in plain.products["float32"])
+    rates = library(products={**plain.products, "float32 nt": turned})
+    nn, nt, tn = (rates.product_us(2, 8, 4, 16, "float32", form) for form in ("nn", "nt", "tn"))
+    assert nn == tn == plain.product_us(2, 8, 4, 16, "float32", "nt")  # unmeasured: as they lie
+    assert nt == pytest.approx(3 * nn)
+    assert rates.product_us(2, 8, 4, 16, "float64", "nt") == pytest.approx(2 * nn)
+
+
 def test_complex_products_that_were_measured_take_what_was_measured() -> None:
     """Narrow complex products fill lanes that real ones leave empty."""
     real = library()
@@ -152,7 +162,7 @@ def test_the_reference_table_is_sane() -> None:
         for dtype in ("float32", "float64"):
             times = dict(zip(SHAPES, rates.products[dtype], strict=True))
             flops_per_us = {s: 2 * math.prod(s) / us for s, us in times.items()}
-            assert 4e4 < max(flops_per_us.values()) < 2e5  # one core of the reference machine
+            assert 4e4 < max(flops_per_us.values()) < 3e5  # one core of the reference machine
             for m, n, k in SHAPES:
                 if k > 1 and max(m, n, k) < EXTENTS[-1]:
                     assert times[m, n, k] <= times[4 * m, 4 * n, 4 * k]

@@ -24,6 +24,7 @@ from tests.test_slicing import (
     run,
 )
 from tncompiler.backends.numpy import memory, threads
+from tncompiler.backends.numpy.products import product
 from tncompiler.ir.program import Loop
 from tncompiler.ir.validate import validate
 from tncompiler.planning.machine import as_machine
@@ -277,4 +278,4 @@ def test_small_arrays_come_from_the_allocator(no_memory: None) -> None:
 def test_products_in_kept_memory(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     left, right = rng.normal(size=a), rng.normal(size=b)
-    np.testing.assert_array_equal(memory.product(left, right), left @ right)
+    np.testing.assert_array_equal(product(left, right), left @ right)

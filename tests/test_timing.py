@@ -35,8 +35,8 @@ class Counting:
     step_us: float = 1000.0
     call_us: float = 0.0
 
-    def product_us(self, batch: int, m: int, n: int, k: int, dtype: str) -> float:
-        self.asked.append(("product", batch, m, n, k, dtype))
+    def product_us(self, batch: int, m: int, n: int, k: int, dtype: str, form: str) -> float:
+        self.asked.append(("product", batch, m, n, k, dtype, form))
         return 10.0
 
     def pass_us(self, moved: float) -> float:
@@ -70,16 +70,24 @@ def asked(expr: Any, what: str, dtype: str = "float32") -> list[tuple[Any, ...]]
 
 def test_a_product_is_asked_by_its_extents() -> None:
     a, b = tnc.input("a", I, J), tnc.input("b", J, K)
-    assert asked(a @ b, "product") == [("product", 1, 2, 5, 3, "float32")]
-    assert asked(a @ b, "product", "float64") == [("product", 1, 2, 5, 3, "float64")]
+    assert asked(a @ b, "product") == [("product", 1, 2, 5, 3, "float32", "nn")]
+    assert asked(a @ b, "product", "float64") == [("product", 1, 2, 5, 3, "float64", "nn")]
     batched = tnc.contract(tnc.input("a", L, I, J), tnc.input("b", L, J, K), out=(L, I, K))
-    assert asked(batched, "product") == [("product", 7, 2, 5, 3, "float32")]
+    assert asked(batched, "product") == [("product", 7, 2, 5, 3, "float32", "nn")]
 
 
 def test_a_product_computed_the_other_way_round_is_asked_so() -> None:
     a, b = tnc.input("a", I, J), tnc.input("b", J, K)
     turned = tnc.contract(a, b, out=(K, I))
-    assert asked(turned, "product") == [("product", 1, 5, 2, 3, "float32")]
+    assert asked(turned, "product") == [("product", 1, 5, 2, 3, "float32", "tt")]
+
+
+@pytest.mark.parametrize("form", ["nn", "nt", "tn", "tt"])
+def test_a_product_is_asked_in_the_form_that_it_is_read(form: str) -> None:
+    a = tnc.input("a", *((I, J) if form[0] == "n" else (J, I)))
+    b = tnc.input("b", *((J, K) if form[1] == "n" else (K, J)))
+    (one,) = asked(tnc.contract(a, b, out=(I, K)), "product")
+    assert one == ("product", 1, 2, 5, 3, "float32", form)
 
 
 def test_steps_add_up() -> None:

@@ -26,7 +26,7 @@ OPAQUE_CELLS = [cell for cell in CELLS if cell.backend in operators.OPAQUE]
 LAYERS = (3, 8)  # a first one, a last one, and those between
 FORMATS = ("Tucker", "TTMatrix", "CP", "LowRank", "TensorRing", "BlockTerm", "Kronecker")
 # what torch's partitioner keeps twice: a copy of a factor, which costs it no more than the factor
-ALLOWED = {("torch", "BlockTerm"): 1.002}
+ALLOWED = {("torch", "BlockTerm"): 1.004}
 
 
 @pytest.fixture(autouse=True)

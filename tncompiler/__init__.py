@@ -42,7 +42,7 @@ _PUBLIC: dict[str, str] = {
     "ContractionPlan": "tncompiler.planning.plan",
     "PlanFamily": "tncompiler.planning.family",
     "Machine": "tncompiler.planning.machine",
-    "calibrate": "tncompiler.planning.calibrate",
+    "calibrate": "tncompiler.calibration",
     "tensorize": "tncompiler.models.tensorize",
     "tensorize_": "tncompiler.models.tensorize",
     "to_dense": "tncompiler.models.dense",

@@ -167,7 +167,7 @@ def calibrate(
     Close other programs first. Use the table with tnc plan --machine machine.json, or in Python
     with PlanOptions(machine=tnc.Machine.from_json(text)).
     """
-    from tncompiler.planning.calibrate import calibrate as measure
+    from tncompiler.calibration import calibrate as measure
 
     machine = measure(default=False, progress=not as_json)
     output.write_text(machine.to_json(), encoding="utf-8")

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from tncompiler.api import compile as compile_network
+from tncompiler.calibration import Clock, calibrate
 from tncompiler.distributed.cuts import stage_us
 from tncompiler.distributed.link import BULK, MESSAGE, Cluster, Link, Node, as_cluster
 from tncompiler.distributed.options import Ranks
@@ -28,7 +29,6 @@ from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.expressions import Expr
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.sizes import evaluate
-from tncompiler.planning.calibrate import Clock, calibrate
 from tncompiler.planning.machine import Machine
 from tncompiler.planning.options import PlanOptions
 

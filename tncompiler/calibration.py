@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from tncompiler.backends.numpy.products import in_pieces
+from tncompiler.backends.numpy.threads import blas_threads
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.origin import call_site
 from tncompiler.planning.machine import Machine, set_default_machine
@@ -34,7 +36,7 @@ _FRESH = 2**26  # bytes of a measured result in new memory
 _POOL = 2**25  # elements that copied arrays are cut out of
 _OPERANDS = 2**21  # and operands of products
 # entering NumPy from a torch module and coming back, which is torch's own and measured apart
-CALL_US = {"numpy": 50.0, "torch": 25.0}
+CALL_US = {"numpy": 35.0, "torch": 40.0}
 # oneDNN's convolutions on the reference machine: 0.4 to 0.6 of a product as torch calls it
 CONVOLUTIONS = {"numpy": 0.0, "torch": 0.5}
 # float32 flops per microsecond of the best product: outside, the clock or the library is broken
@@ -214,9 +216,6 @@ def _product(pool: Any, multiply: Multiply, shape: Shape, itemsize: int, form: s
 
 class _Numpy:
     def multiply(self) -> Multiply:
-        from tncompiler.backends.numpy.products import in_pieces
-        from tncompiler.backends.numpy.threads import blas_threads
-
         if blas_threads() > 1:
             return operator.matmul
 
