@@ -14,6 +14,7 @@ from tncompiler.compiler import Compilation
 from tncompiler.distributed.link import LOCAL, Cluster, Link, Node, as_cluster
 from tncompiler.distributed.planning import RankPlanner
 from tncompiler.ir.errors import ArgumentError, PlanError
+from tncompiler.planning.fit import UNLIMITED
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.options import PlanOptions
 
@@ -133,7 +134,8 @@ def test_an_order_that_sends_less_is_taken() -> None:
         link = Link(0.0, rate)
         cluster = replace(base, node=Node(2, None, link, link), slowdown=((2, 1.0),))
         planner = planner_of(cluster)
-        found = [planner._way(*order) for order in planner.orders()]
+        orders = planner.orders(UNLIMITED)
+        found = [way for order in orders for way in planner._ways(order, UNLIMITED)]
         assert len(found) > 1
         ways[rate] = found, planner.planned()
     slow, fast = ways.values()

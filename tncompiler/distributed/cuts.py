@@ -8,7 +8,7 @@ what they send each other included.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tncompiler.distributed.dealing import deal, work_before
 from tncompiler.distributed.link import Cluster
@@ -34,6 +34,7 @@ class Setting:
     """Where slices are to run.
 
     ``slices``: how many there should be; ``asked``: whether the user wants so many, fast or not.
+    ``cluster``: with the rates of the ``backend`` that is to run them.
     """
 
     world: int
@@ -41,6 +42,11 @@ class Setting:
     asked: bool
     limit: int
     cluster: Cluster
+    backend: str = "torch"
+
+    def on(self, backend: str) -> Setting:
+        """The same for slices that another library runs."""
+        return replace(self, cluster=self.cluster.on(backend), backend=backend)
 
 
 def choose_cuts(program: Program, setting: Setting, start: tuple[Cut, ...] = ()) -> tuple[Cut, ...]:
@@ -133,10 +139,19 @@ def sent_us(program: Program, world: int, cluster: Cluster) -> float:
 def stage_us(stage: Stage, world: int, cluster: Cluster) -> float:
     """What the rank that has most to do takes for a stage, while others are at it too."""
     if isinstance(stage, Slices):
-        alone = slices_us(stage, world, cluster) + _results_us(stage, world, cluster.rates)
+        own = cluster.crowding(world, held_by_slice(stage)) * slices_us(stage, world, cluster)
+        alone = own + _results_us(stage, world, cluster.rates)
     else:
         alone = program_us(stage.program, {}, cluster.rates)
     return cluster.turns(world) * alone
+
+
+def held_by_slice(slices: Slices) -> int:
+    """The most bytes of computed values that a slice has at one time."""
+    binding: Binding = {}
+    for level in slices.levels:
+        binding = within(level.loop, binding)
+    return peak_bytes(slices.levels[-1].loop.body, binding)
 
 
 def _results_us(slices: Slices, world: int, rates: Rates) -> float:

@@ -6,7 +6,8 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -19,6 +20,10 @@ from tncompiler.planning.rates import Rates
 
 MESSAGE = 2**23  # bytes of a message that a cache has room for, which rates are of
 BULK = 2**25  # and of one that goes through memory
+# of a cache that ranks share: how full their slices make it where one begins to slow the others
+# down, and where it is as slow as it gets; how many times as long slices take then. Read on two
+# cores with 32 MiB, of slices with 6 to 24 MiB each, in processes that did not speak to each other
+_BEGINS, _ENDS, _CROWDED = 0.6, 1.1, 1.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class Link:
         return math.ceil(math.log2(world)) * self.latency_us + sent / self.rate(sent)
 
 
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 LOCAL = Link(latency_us=150.0, bytes_per_us=1_500.0)  # gloo between processes of one machine
 
 
@@ -89,6 +95,8 @@ class Cluster:
     so many of them are at it; nothing for GPUs, of which there are as many as ranks.
     ``calls``: numbers of ranks with the microseconds that a call of next to no work takes; nothing
     where only what ranks send each other before a call is known.
+    ``libraries``: rates of a rank by the library that runs its slices; empty where there is one.
+    ``cache_bytes``: of the cache that the ranks of a node share; None: each has its own.
     """
 
     name: str
@@ -97,6 +105,12 @@ class Cluster:
     slice_us: float = 60.0
     slowdown: tuple[tuple[int, float], ...] = ()
     calls: tuple[tuple[int, float], ...] = ()
+    libraries: Mapping[str, Rates] = field(default_factory=dict)
+    cache_bytes: int | None = None
+
+    def on(self, library: str) -> Cluster:
+        """With the rates of a library, where they are known apart."""
+        return replace(self, rates=self.libraries.get(library, self.rates))
 
     def link(self, world: int) -> Link:
         """The slowest link that a sum goes over."""
@@ -118,6 +132,18 @@ class Cluster:
         worlds, factors = zip(*self.slowdown, strict=True)
         between = float(np.interp(world, worlds, factors))
         return between * max(world / float(worlds[-1]), 1.0)
+
+    def cache_share(self, world: int) -> float:
+        """Bytes of a shared cache for each of the ranks that are at work at one time."""
+        together = min(world, self.node.ranks)
+        if self.cache_bytes is None or together < 2:
+            return math.inf
+        return self.cache_bytes / together
+
+    def crowding(self, world: int, held: float) -> float:
+        """How many times as long slices that hold so many bytes take, as others fill the cache."""
+        full = held / self.cache_share(world)
+        return float(np.interp(full, (_BEGINS, _ENDS), (1.0, _CROWDED)))
 
 
 def as_cluster(given: str | Machine | Cluster | None) -> Cluster:
@@ -151,4 +177,27 @@ def _local(machine: Machine) -> Cluster:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rates = machine.libraries.get("torch", machine.planning)
     node = Node(cores or 1, None, LOCAL, LOCAL)
-    return Cluster(machine.name, rates, node, slowdown=((node.ranks, 1.0),))
+    return Cluster(
+        machine.name,
+        rates,
+        node,
+        slowdown=((node.ranks, 1.0),),
+        libraries=dict(machine.libraries),
+        cache_bytes=shared_cache_bytes(),
+    )
+
+
+def shared_cache_bytes(folder: Path = _CACHES) -> int | None:
+    """The largest cache that several cores of this computer share; None if that is not known."""
+    found = [_shared_bytes(cache) for cache in sorted(folder.glob("index*"))]
+    return max((size for size in found if size), default=None)
+
+
+def _shared_bytes(cache: Path) -> int | None:
+    """The bytes of a cache as Linux describes it; None unless several cores share it."""
+    try:
+        size = re.fullmatch(r"([0-9]+)K", (cache / "size").read_text().strip())
+        cores = (cache / "shared_cpu_list").read_text().strip()
+    except OSError:
+        return None
+    return int(size[1]) * 2**10 if size and not cores.isdecimal() else None

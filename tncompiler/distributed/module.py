@@ -20,12 +20,12 @@ from tncompiler.binding import Call
 from tncompiler.compiler import Compilation
 from tncompiler.distributed.heap import keep_freed_memory
 from tncompiler.distributed.options import Ranks
-from tncompiler.distributed.planning import RankPlanner, RankPrograms
+from tncompiler.distributed.planning import RankPlanner, RankPrograms, backends_on_cpu
 from tncompiler.distributed.run import RankedRun, Work
 from tncompiler.distributed.shards import Shard
 from tncompiler.distributed.stages import Slices, Stage, stages_of
 from tncompiler.distributed.team import team_of
-from tncompiler.ir.dtypes import LOW_PRECISION, NUMPY_ONLY, is_differentiable
+from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.program import Program
 from tncompiler.module import CompiledModule
@@ -111,30 +111,28 @@ class RankedModule(CompiledModule):
             )
             if grad and tensor.requires_grad and is_differentiable(dtype)
         )
-        backend = self._backend_of(call, {tensor.device.type for tensor in tensors})
+        backends = self._backends_of(call, {tensor.device.type for tensor in tensors})
         with self.team.one_call():
-            programs = self._planner(call, wrt).programs(self.team)
-        return self._specialisation(call, wrt, backend, programs)
+            programs = self._planner(call, wrt, backends).programs(self.team)
+        return self._specialisation(call, wrt, programs.plan.backend, programs)
 
-    def _planner(self, call: Call, wrt: tuple[str, ...]) -> RankPlanner:
-        return RankPlanner(self.compilation, call, wrt, self.ranks, self.team.world)
+    def _planner(self, call: Call, wrt: tuple[str, ...], backends: Sequence[str]) -> RankPlanner:
+        return RankPlanner(self.compilation, call, wrt, self.ranks, self.team.world, backends)
 
     def _specialisation(
         self, call: Call, wrt: tuple[str, ...], backend: str, programs: RankPrograms
     ) -> RankedSpecialisation:
         return RankedSpecialisation(self, call, wrt, backend, programs)
 
-    def _backend_of(self, call: Call, devices: set[str]) -> str:
-        """The one that was named; else NumPy where torch cannot, torch on a CPU, Triton on a GPU.
-
-        The same on every rank, whatever each one's machine is predicted to do faster.
-        """
-        if self.backend != "auto":
-            low = any(dtype in LOW_PRECISION for dtype in call.dtypes)
-            return "torch" if low and self.backend == "numpy" else self.backend
-        if set(NUMPY_ONLY) & set(call.dtypes):
-            return "numpy"
-        return "triton" if devices == {"cuda"} else "torch"
+    def _backends_of(self, call: Call, devices: set[str]) -> tuple[str, ...]:
+        """The one that was named; else Triton on a GPU, and on a CPU those that rank 0 is to choose
+        the faster of."""
+        if self.backend not in ("auto", "numpy"):
+            return (self.backend,)
+        if devices <= {"cpu"}:
+            known = backends_on_cpu(call.dtypes)
+            return known if self.backend == "auto" else known[-1:]
+        return ("triton" if devices == {"cuda"} and self.backend == "auto" else "torch",)
 
     def function_of(
         self,

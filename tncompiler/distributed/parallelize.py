@@ -167,8 +167,8 @@ class ShardedModule(RankedModule):
             tensor = tensor.redistribute(self.mesh, [Replicate()])
         return tensor.to_local()
 
-    def _planner(self, call: Call, wrt: tuple[str, ...]) -> ShardPlanner:
-        given = self.compilation, call, wrt, self.ranks, self.team.world
+    def _planner(self, call: Call, wrt: tuple[str, ...], backends: Sequence[str]) -> ShardPlanner:
+        given = self.compilation, call, wrt, self.ranks, self.team.world, backends[:1]
         return ShardPlanner(self.report.index, *given)
 
     def _specialisation(

@@ -6,7 +6,7 @@ forward and backward programs with loops, the same on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from tncompiler.distributed.cuts import Setting, choose_cuts, ranks_us, sent_us
 from tncompiler.distributed.link import as_cluster
 from tncompiler.distributed.options import Ranks
 from tncompiler.distributed.rank_plan import RankPlan
+from tncompiler.ir.dtypes import LOW_PRECISION, NUMPY_ONLY
 from tncompiler.ir.errors import PlanError, TncError
 from tncompiler.ir.passes.partition import TrainingPrograms, partition
 from tncompiler.ir.program import Program
@@ -52,13 +53,27 @@ class RankPrograms:
         return max(peak_bytes(forward, {}), *(held + peak_bytes(one, {}) for one in backward), 0)
 
 
+def backends_on_cpu(dtypes: Collection[str]) -> tuple[str, ...]:
+    """What may run slices on a CPU; the last one may be NumPy."""
+    if set(NUMPY_ONLY).intersection(dtypes):
+        return ("numpy",)
+    return ("torch",) if set(LOW_PRECISION).intersection(dtypes) else ("torch", "numpy")
+
+
 class RankPlanner:
-    """One call's plan, for so many ranks."""
+    """One call's plan, for so many ranks; the fastest of some backends runs it."""
 
     def __init__(
-        self, compilation: Compilation, call: Call, wrt: tuple[str, ...], ranks: Ranks, world: int
+        self,
+        compilation: Compilation,
+        call: Call,
+        wrt: tuple[str, ...],
+        ranks: Ranks,
+        world: int,
+        backends: Sequence[str] = ("torch",),
     ) -> None:
         self.compilation, self.call, self.wrt = compilation, call, wrt
+        self.backends = backends
         options = compilation.options
         limit = UNLIMITED if options.memory_limit is None else int(options.memory_limit)
         self.setting = Setting(
@@ -67,7 +82,7 @@ class RankPlanner:
             asked=ranks.slices is not None,
             limit=limit,
             cluster=as_cluster(ranks.machine or options.machine),
-        )
+        ).on(backends[0])
 
     def programs(self, team: Team) -> RankPrograms:
         """The programs, from the plan of rank 0; an error there is one on every rank."""
@@ -89,26 +104,51 @@ class RankPlanner:
         """Orders and cuts. Raises: PlanError if the limit of memory cannot be kept.
 
         Where ranks send much, the orders that are best by other measures are cut as well, and the
-        fastest is taken: one that is slower on one rank may send less.
+        fastest is taken: one that is slower on one rank may send less. So are orders for less
+        memory, where the slices of all ranks crowd the cache that they share.
         """
-        orders = self.orders()
-        ways = [self._way(*next(orders))]
+        limit = self.setting.limit
+        orders = self.orders(limit)
+        ways = self._ways(next(orders), limit)
         if ways[0].sent_us > _SENDING * ways[0].time_us:
-            ways += [self._way(*order) for order in orders]
-        best = min(ways, key=lambda way: way.order(self.setting.limit))
+            ways += [way for order in orders for way in self._ways(order, limit)]
+        if limit != UNLIMITED:  # slices are there for the sake of memory
+            ways += self._less_crowded(ways[0].peak)
+        best = min(ways, key=lambda way: way.order(limit))
         self._check(best.peak)
         return best.plan
 
-    def orders(self) -> Iterator[tuple[Compilation, ContractionPlan]]:
-        """Plans, each with the problem that it is the plan of: as it is asked for; where time is
-        the question and no order is given, the best by arithmetic and by memory as well."""
+    def _less_crowded(self, peak: int) -> Iterator[_Way]:
+        """Plans for as much memory as a rank has of a cache that ranks share, and for half of it,
+        as long as they still slow each other down."""
+        world, cluster = self.setting.world, self.setting.cluster
+        for share in (1.0, 0.5):
+            if cluster.crowding(world, peak) == 1.0:
+                return
+            limit = int(share * cluster.cache_share(world))
+            if limit < peak:
+                try:
+                    found = self._ways(next(self.orders(limit)), limit)
+                except PlanError:
+                    return
+                peak = min(way.peak for way in found)
+                yield from found
+
+    def orders(self, limit: int) -> Iterator[tuple[Compilation, ContractionPlan]]:
+        """Plans within a limit of memory, each with the problem that it is the plan of: as it is
+        asked for; where time is the question and no order is given, the best by arithmetic and by
+        memory as well."""
         given = self.compilation
         asked = given.options.minimize
         free = asked == "time" and given.fixed_plan is None and given.options.path is None
         found: set[object] = set()
         for objective in (asked, *(("flops", "memory") if free else ())):
             bound = self._bound()
-            bound.options = replace(bound.options, minimize=objective)
+            bound.options = replace(
+                bound.options,
+                minimize=objective,
+                memory_limit=None if limit == UNLIMITED else limit,
+            )
             try:
                 plan = bound.plan({}, self.call.dtypes, self.wrt)
             except PlanError:
@@ -119,22 +159,27 @@ class RankPlanner:
                 yield bound, plan
             found.add(plan.networks)
 
-    def _way(self, bound: Compilation, plan: ContractionPlan) -> _Way:
-        """A plan's orders, cut further than the limit of memory asks for."""
+    def _ways(self, order: tuple[Compilation, ContractionPlan], limit: int) -> list[_Way]:
+        """A plan's orders for each backend, cut further than the limit of memory asks for."""
+        settings = (replace(self.setting, limit=limit).on(backend) for backend in self.backends)
+        return [self._way(*order, setting) for setting in settings]
+
+    def _way(self, bound: Compilation, plan: ContractionPlan, setting: Setting) -> _Way:
         if not self.wrt:
-            return self._call(plan, bound.inference(self.call.dtypes, {}).fitted.cuts)
+            return self._call(plan, bound.inference(self.call.dtypes, {}).fitted.cuts, setting)
         fitted = bound.training_step(self.call.dtypes, {}, self.wrt).fitted
         steps = [
-            self._step(plan, saves, fitted.forward.cuts, fitted.backward.cuts)
+            self._step(plan, saves, fitted.forward.cuts, fitted.backward.cuts, setting)
             for saves in (True, False)
         ]
-        return min(steps, key=lambda step: step.order(self.setting.limit))
+        return min(steps, key=lambda step: step.order(setting.limit))
 
-    def _call(self, plan: ContractionPlan, start: tuple[Cut, ...]) -> _Way:
+    def _call(self, plan: ContractionPlan, start: tuple[Cut, ...], setting: Setting) -> _Way:
         """A call without gradients."""
         program = self._twin(plan).scheduled(self.call.dtypes, {})[0]
-        cuts = choose_cuts(program, self.setting, start)
-        return self._timed(RankPrograms(RankPlan(plan, cuts), apply_cuts(program, cuts), None))
+        cuts = choose_cuts(program, setting, start)
+        made = RankPlan(plan, cuts, backend=setting.backend)
+        return self._timed(RankPrograms(made, apply_cuts(program, cuts), None), setting)
 
     def _step(
         self,
@@ -142,18 +187,19 @@ class RankPlanner:
         saves: bool,
         start: tuple[Cut, ...],
         start_backward: tuple[Cut, ...],
+        setting: Setting,
     ) -> _Way:
         """A training step that saves values, or makes them again in its slices."""
-        setting = self.setting
         programs = self._partition(plan, saves)
         forward = choose_cuts(programs.forward, setting, start)
         held = held_bytes(programs.forward, {})
         later = replace(setting, limit=max(setting.limit - held, 0))
         backward = choose_cuts(programs.backward, later, start_backward)
-        return self._timed(self._stepping(RankPlan(plan, forward, backward, saves), programs))
+        made = RankPlan(plan, forward, backward, saves, setting.backend)
+        return self._timed(self._stepping(made, programs), setting)
 
-    def _timed(self, made: RankPrograms) -> _Way:
-        world, cluster = self.setting.world, self.setting.cluster
+    def _timed(self, made: RankPrograms, setting: Setting) -> _Way:
+        world, cluster = setting.world, setting.cluster
         time = sum(ranks_us(one, world, cluster) for one in made.passes)
         sent = sum(sent_us(one, world, cluster) for one in made.passes)
         return _Way(made.plan, made.peak, time, sent)

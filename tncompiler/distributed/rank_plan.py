@@ -12,18 +12,22 @@ from tncompiler.ir.origin import call_site
 from tncompiler.planning.plan import ContractionPlan
 from tncompiler.planning.slicing import Cut
 
-FORMAT, SCHEMA = "tncompiler plan for ranks", 1
+FORMAT, SCHEMA = "tncompiler plan for ranks", 2
 
 
 @dataclass(frozen=True, slots=True)
 class RankPlan:
     """The plan, the cuts of the forward and of the backward program, and whether the forward pass
-    saves values (of whole results) or the backward pass makes them again in its slices."""
+    saves values (of whole results) or the backward pass makes them again in its slices.
+
+    ``backend``: what runs them.
+    """
 
     plan: ContractionPlan
     forward: tuple[Cut, ...]
     backward: tuple[Cut, ...] = ()
     saves: bool = False
+    backend: str = "torch"
 
     def to_json(self) -> str:
         return json.dumps(
@@ -34,6 +38,7 @@ class RankPlan:
                 "forward": _cuts_data(self.forward),
                 "backward": _cuts_data(self.backward),
                 "saves": self.saves,
+                "backend": self.backend,
             }
         )
 
@@ -46,7 +51,7 @@ class RankPlan:
                 raise KeyError("schema")
             plan = ContractionPlan.from_json(data["plan"])
             cuts = _cuts_from(data["forward"]), _cuts_from(data["backward"])
-            return RankPlan(plan, *cuts, bool(data["saves"]))
+            return RankPlan(plan, *cuts, bool(data["saves"]), str(data["backend"]))
         except TncError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

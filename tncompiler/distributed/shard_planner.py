@@ -39,7 +39,7 @@ class ShardPlanner(RankPlanner):
     def plans(self) -> tuple[ContractionPlan, ...]:
         """The orders that are best by time, by arithmetic and by memory: one that is slower on one
         rank may send less."""
-        self._plans = self._plans or tuple(plan for _, plan in self.orders())
+        self._plans = self._plans or tuple(plan for _, plan in self.orders(self.setting.limit))
         return self._plans
 
     def planned(self) -> RankPlan:
@@ -59,10 +59,10 @@ class ShardPlanner(RankPlanner):
         """A plan's orders with the index cut."""
         if not self.wrt:
             program = self._twin(plan).scheduled(self.call.dtypes, {})[0]
-            return RankPlan(plan, self._cuts(program, ()), saves=True)
+            return RankPlan(plan, self._cuts(program, ()), (), True, self.setting.backend)
         programs = self._partition(plan, saves=True)
         cuts = self._cuts(programs.forward, ()), self._cuts(programs.backward, self.wrt)
-        return RankPlan(plan, *cuts, saves=True)
+        return RankPlan(plan, *cuts, True, self.setting.backend)
 
     def _cuts(self, program: Program, gradients: Sequence[str]) -> tuple[Cut, ...]:
         """The index wherever a parameter, or the gradient of one, has it."""

@@ -15,7 +15,7 @@ from tncompiler.compiler import Compilation
 from tncompiler.distributed.cuts import stage_us
 from tncompiler.distributed.link import Cluster, as_cluster
 from tncompiler.distributed.options import Ranks
-from tncompiler.distributed.planning import RankPlanner, RankPrograms
+from tncompiler.distributed.planning import RankPlanner, RankPrograms, backends_on_cpu
 from tncompiler.distributed.shard_planner import ShardPlanner, parts_of
 from tncompiler.distributed.stages import Slices, stages_of
 from tncompiler.distributed.traffic import traffic_of
@@ -186,8 +186,8 @@ class _Simulated:
             )
 
     def prediction(self) -> Prediction:
-        cluster, world = self.cluster, self.world
         planner, programs = self._planned()
+        cluster, world = self.cluster.on(programs.plan.backend), self.world
         stages = [stage for program in programs.passes for stage in stages_of(program)]
         common = [stage for stage in stages if not isinstance(stage, Slices)]
         nests = [stage for stage in stages if isinstance(stage, Slices)]
@@ -221,7 +221,10 @@ class _Simulated:
     def _planned_in(self, limit: int | None) -> tuple[RankPlanner, RankPrograms]:
         given = self.compilation, self.call, self.wrt, Ranks(machine=self.cluster), self.world
         self.compilation.options = replace(self.compilation.options, memory_limit=limit)
-        planner = RankPlanner(*given) if self.index is None else ShardPlanner(self.index, *given)
+        known = backends_on_cpu(self.call.dtypes) if self.cluster.libraries else ("torch",)
+        planner = (
+            RankPlanner(*given, known) if self.index is None else ShardPlanner(self.index, *given)
+        )
         return planner, planner.made(planner.planned())
 
     def _held_bytes(self) -> int:
