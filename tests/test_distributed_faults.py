@@ -128,6 +128,16 @@ def test_nan_alone_raises() -> None:
         module(torch.ones(8), with_nan(3))
 
 
+def test_infinities_of_both_signs_are_no_nan() -> None:
+    """Their sum would be one."""
+    i, k = tnc.indices("i k", i=3, k=8)
+    expr = tnc.contract(tnc.input("A", k, i), tnc.input("x", k), out=(i,))
+    module = tnc.compile(expr, process_group=tnc.Ranks(slices=2, not_finite="raise"))
+    ends = torch.tensor([torch.inf, -torch.inf, 1.0])
+    assert torch.equal(module(ends.expand(8, 3), torch.ones(8)), 8 * ends)
+    assert module.slices() == 2  # along either index, one has both
+
+
 # Lost ranks -------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from tncompiler.planning.machine import load_machine
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.rates import Library
 
-CACHE = 2**21
+CACHE = 2**23
 
 
 def computer(cache_bytes: int | None, ranks: int = 2) -> Cluster:
@@ -34,12 +34,14 @@ def computer(cache_bytes: int | None, ranks: int = 2) -> Cluster:
     return replace(here, node=node, slowdown=((ranks, 1.0),), cache_bytes=cache_bytes)
 
 
-def planner_of(cluster: Cluster, world: int = 2, limit: str | None = "2MiB") -> RankPlanner:
-    """A cycle of matrices, two of which make one of 4 MiB; it is cut into rows."""
-    a, b, c = tnc.indices("a b c", size=1024)
+def planner_of(cluster: Cluster, world: int = 2, limit: str | None = "8MiB") -> RankPlanner:
+    """A cycle of matrices, two of which make one of 16 MiB; it may be cut into blocks."""
+    a, b, c = tnc.indices("a b c", a=2048, b=128, c=2048)
     pairs = zip("ABC", ((a, b), (b, c), (c, a)), strict=True)
     expr = tnc.contract(*(tnc.input(name, *own) for name, own in pairs), out=())
-    compilation = Compilation(expr, None, {}, PlanOptions(memory_limit=limit))
+    compilation = Compilation(
+        expr, None, {}, PlanOptions(memory_limit=limit, path=((0, 1), (0, 1)))
+    )
     call = Call(compilation.default_dtypes("float32"), {}, {})
     backends = backends_on_cpu(call.dtypes)
     return RankPlanner(compilation, call, (), tnc.Ranks(machine=cluster), world, backends)
@@ -86,7 +88,7 @@ def test_slices_leave_others_their_share_of_a_cache() -> None:
     crowded, held, plan = peaks(planner_of(computer(CACHE)))
     whole, roomy, usual = peaks(planner_of(computer(None)))
     assert held <= CACHE / 2 < roomy
-    assert crowded < whole <= 2**21
+    assert crowded < whole <= CACHE
     assert plan != usual
     assert peaks(planner_of(computer(CACHE), world=1))[2] == peaks(planner_of(computer(None), 1))[2]
 
@@ -102,8 +104,27 @@ def test_smaller_slices_are_taken_where_they_are_predicted_to_be_faster() -> Non
     assert times[0] < times[1]
 
 
+@pytest.mark.parametrize(("cache", "limits"), [(CACHE, [CACHE, CACHE // 2, CACHE // 4]),
+                                               (2 * CACHE, [CACHE])])  # fmt: skip
+def test_an_order_is_cut_further_before_others_are_looked_for(
+    cache: int, limits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the cache has room for smaller blocks of one order, that is enough."""
+    asked: list[int] = []
+    orders = RankPlanner.orders
+
+    def seen(planner: RankPlanner, limit: int) -> Any:
+        asked.append(limit)
+        return orders(planner, limit)
+
+    monkeypatch.setattr(RankPlanner, "orders", seen)
+    plan = planner_of(computer(cache)).planned()
+    assert asked == limits
+    assert plan.forward != planner_of(computer(None)).planned().forward
+
+
 def test_without_a_limit_of_memory_the_cache_asks_for_nothing() -> None:
-    plans = [planner_of(computer(size), limit=None).planned() for size in (2**10, None)]
+    plans = [planner_of(computer(size), limit=None).planned() for size in (2**16, None)]
     assert plans[0] == plans[1]
 
 

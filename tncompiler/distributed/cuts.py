@@ -83,7 +83,7 @@ class _Look:
     @staticmethod
     def at(program: Program, cuts: tuple[Cut, ...], setting: Setting) -> _Look:
         looped = apply_cuts(program, cuts)
-        counts = [s.count for s in stages_of(looped) if isinstance(s, Slices)]
+        counts = [nest.count for nest in slices_of(looped)]
         time = ranks_us(looped, setting.world, setting.cluster)
         return _Look(time, peak_bytes(looped, {}), max(counts, default=1) or 1)
 
@@ -132,7 +132,7 @@ def ranks_us(program: Program, world: int, cluster: Cluster) -> float:
 
 def sent_us(program: Program, world: int, cluster: Cluster) -> float:
     """Those in which ranks send each other what their slices come to."""
-    nests = (stage for stage in stages_of(program) if isinstance(stage, Slices))
+    nests = slices_of(program)
     return sum(traffic_of(nest, world).time_us(cluster.link(world)) for nest in nests)
 
 
@@ -147,11 +147,18 @@ def stage_us(stage: Stage, world: int, cluster: Cluster) -> float:
 
 
 def held_by_slice(slices: Slices) -> int:
-    """The most bytes of computed values that a slice has at one time."""
+    """The bytes that a slice reads, with the most that it makes and has at one time."""
     binding: Binding = {}
     for level in slices.levels:
         binding = within(level.loop, binding)
-    return peak_bytes(slices.levels[-1].loop.body, binding)
+    body = slices.levels[-1].loop.body
+    read = sum(nbytes(argument.value).evaluate(binding) for argument in body.arguments)
+    return read + peak_bytes(body, binding)
+
+
+def slices_of(program: Program) -> list[Slices]:
+    """The nests of loops of a program."""
+    return [stage for stage in stages_of(program) if isinstance(stage, Slices)]
 
 
 def _results_us(slices: Slices, world: int, rates: Rates) -> float:

@@ -126,12 +126,14 @@ class RankedModule(CompiledModule):
 
     def _backends_of(self, call: Call, devices: set[str]) -> tuple[str, ...]:
         """The one that was named; else Triton on a GPU, and on a CPU those that rank 0 is to choose
-        the faster of."""
+        the faster of: of slices, NumPy has one thread each."""
         if self.backend not in ("auto", "numpy"):
             return (self.backend,)
         if devices <= {"cpu"}:
             known = backends_on_cpu(call.dtypes)
-            return known if self.backend == "auto" else known[-1:]
+            if self.backend == "numpy":
+                return known[-1:]
+            return known if torch.get_num_threads() == 1 else known[:1]
         return ("triton" if devices == {"cuda"} and self.backend == "auto" else "torch",)
 
     def function_of(

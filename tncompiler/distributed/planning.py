@@ -6,13 +6,22 @@ forward and backward programs with loops, the same on every rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation
-from tncompiler.distributed.cuts import Setting, choose_cuts, ranks_us, sent_us
+from tncompiler.distributed.cuts import (
+    Setting,
+    choose_cuts,
+    held_by_slice,
+    ranks_us,
+    sent_us,
+    slices_of,
+)
 from tncompiler.distributed.link import as_cluster
 from tncompiler.distributed.options import Ranks
 from tncompiler.distributed.rank_plan import RankPlan
@@ -29,6 +38,8 @@ if TYPE_CHECKING:  # which loads torch
     from tncompiler.distributed.team import Team
 
 _FAILED = "failed: "
+_HALVINGS = 6  # of slices that crowd a cache, at most
+_CROWDED = 1.2  # times as long as alone: from which on other slices are worth a look
 _SENDING = 0.05  # of the time: what ranks send from which on other orders are worth a look
 
 
@@ -104,35 +115,48 @@ class RankPlanner:
         """Orders and cuts. Raises: PlanError if the limit of memory cannot be kept.
 
         Where ranks send much, the orders that are best by other measures are cut as well, and the
-        fastest is taken: one that is slower on one rank may send less. So are orders for less
-        memory, where the slices of all ranks crowd the cache that they share.
+        fastest is taken: one that is slower on one rank may send less. So are more slices, and
+        orders for less memory, where slices of all ranks crowd the cache that they share.
         """
         limit = self.setting.limit
         orders = self.orders(limit)
         ways = self._ways(next(orders), limit)
         if ways[0].sent_us > _SENDING * ways[0].time_us:
             ways += [way for order in orders for way in self._ways(order, limit)]
-        if limit != UNLIMITED:  # slices are there for the sake of memory
-            ways += self._less_crowded(ways[0].peak)
         best = min(ways, key=lambda way: way.order(limit))
+        if limit != UNLIMITED:  # slices are there for the sake of memory
+            best = min(best, *self._less_crowded(best), key=lambda way: way.order(limit))
         self._check(best.peak)
         return best.plan
 
-    def _less_crowded(self, peak: int) -> Iterator[_Way]:
-        """Plans for as much memory as a rank has of a cache that ranks share, and for half of it,
-        as long as they still slow each other down."""
-        world, cluster = self.setting.world, self.setting.cluster
-        for share in (1.0, 0.5):
-            if cluster.crowding(world, peak) == 1.0:
-                return
-            limit = int(share * cluster.cache_share(world))
-            if limit < peak:
-                try:
-                    found = self._ways(next(self.orders(limit)), limit)
-                except PlanError:
-                    return
-                peak = min(way.peak for way in found)
-                yield from found
+    def _less_crowded(self, way: _Way) -> list[_Way]:
+        """Plans whose slices leave the others their share of a cache: the same orders cut further
+        and, if ranks still slow each other down, orders for as much memory as that is, or half."""
+        found = [way]
+        while self._is_crowded(found[-1]) and len(found) < _HALVINGS:
+            finer = self._finer(found[-1])
+            if finer.slices == found[-1].slices:
+                break
+            found.append(finer)
+        share = self.setting.cluster.cache_share(self.setting.world)
+        for limit in (int(share), int(share / 2)) if share < math.inf else ():
+            if self._is_crowded(found[-1]) and limit < found[-1].held:
+                with suppress(PlanError):  # there may be none
+                    ways = self._ways(next(self.orders(limit)), limit)
+                    found.append(min(ways, key=lambda way: way.time_us))
+        return found
+
+    def _is_crowded(self, way: _Way) -> bool:
+        return self.setting.cluster.crowding(self.setting.world, way.held) > _CROWDED
+
+    def _finer(self, way: _Way) -> _Way:
+        """Twice as many slices, if that is predicted to be faster."""
+        plan = way.plan
+        more = replace(self.setting, slices=2 * way.slices, asked=False)
+        setting = more.on(plan.backend)
+        if not self.wrt:
+            return self._call(plan.plan, plan.forward, setting)
+        return self._step(plan.plan, plan.saves, plan.forward, plan.backward, setting)
 
     def orders(self, limit: int) -> Iterator[tuple[Compilation, ContractionPlan]]:
         """Plans within a limit of memory, each with the problem that it is the plan of: as it is
@@ -202,7 +226,15 @@ class RankPlanner:
         world, cluster = setting.world, setting.cluster
         time = sum(ranks_us(one, world, cluster) for one in made.passes)
         sent = sum(sent_us(one, world, cluster) for one in made.passes)
-        return _Way(made.plan, made.peak, time, sent)
+        nests = [nest for program in made.passes for nest in slices_of(program)]
+        return _Way(
+            made.plan,
+            made.peak,
+            time,
+            sent,
+            slices=max((nest.count for nest in nests), default=1),
+            held=max(map(held_by_slice, nests), default=0),
+        )
 
     def _check(self, peak: int) -> None:
         limit = self.setting.limit
@@ -262,13 +294,16 @@ class RankPlanner:
 class _Way:
     """Orders with cuts, their peak on a rank, and their predicted microseconds.
 
-    ``sent_us``: those that ranks spend sending.
+    ``sent_us``: those that ranks spend sending. ``slices``: the most that a stage has; ``held``:
+    the bytes that one of them works on.
     """
 
     plan: RankPlan
     peak: int
     time_us: float
     sent_us: float
+    slices: int
+    held: int
 
     def order(self, limit: int) -> tuple[int, float]:
         """The least memory beyond the limit, then the least time."""
