@@ -28,10 +28,11 @@ CACHE = 2**23
 
 
 def computer(cache_bytes: int | None, ranks: int = 2) -> Cluster:
-    """The reference machine with so many cores that share a cache, or none."""
+    """The reference machine with so many cores that share a cache, or none; slices cost what their
+    steps do."""
     here = as_cluster(load_machine("reference"))
-    node = replace(here.node, ranks=ranks)
-    return replace(here, node=node, slowdown=((ranks, 1.0),), cache_bytes=cache_bytes)
+    node, slowdown = replace(here.node, ranks=ranks), ((ranks, 1.0),)
+    return replace(here, node=node, slowdown=slowdown, slice_us=0.0, cache_bytes=cache_bytes)
 
 
 def planner_of(cluster: Cluster, world: int = 2, limit: str | None = "8MiB") -> RankPlanner:
