@@ -110,7 +110,7 @@ def test_curves_cross_where_the_family_says(layer: NumpyFunction) -> None:
     assert len(curves) == len(family.members) > 1
     for number, member in enumerate(family.members):
         for size, _ in member.curve:
-            assert curves[number][size] <= 1.15 * min(curve[size] for curve in curves)
+            assert curves[number][size] <= 1.06 * min(curve[size] for curve in curves)
 
 
 def test_crossovers_are_lines(layer: NumpyFunction) -> None:

@@ -30,7 +30,10 @@ REHEARSED_UP_TO = 32  # tensors; scheduling more takes longer than the choice ga
 SHORTLIST = 3  # orders of a forward pass, which must be planned in 10 ms
 STEP_SHORTLIST = 6  # of a training step, where layouts matter more
 LAID_OUT_FROM_US = 50.0  # from here on axes are placed by time, as they will be: 3 ms
-_COPIES = 1.52  # times the cost without copies: up to there a forward pass keeps them
+_COPIES = 1.1  # times the cost without copies: up to there a forward pass keeps them
+# times the time of the best as a program: operands read transposed may be as much faster than the
+# cost says, which knows them as they lie
+_FORMS = 1.5
 # times the cost of the best: further than copies move an order, and than stacking does
 _WITHIN, _LARGE_WITHIN = 2.0, 3.0
 # what surrounds a step (views, names that are let go), which tells where there are hundreds of them
@@ -129,7 +132,7 @@ def best_rehearsed(
     """The fastest of the first few, which come with their costs, the least first.
 
     Of those that there is time for; at least of one. Of a forward pass the cost that comes with it
-    leaves out copies, and is not less: what costs more than another one takes need not be tried.
+    leaves out copies: what costs far more than another one takes need not be tried.
     """
     count = STEP_SHORTLIST if rehearsal.wrt else SHORTLIST
     times: dict[tuple[Pair, ...], float] = {}
@@ -137,7 +140,7 @@ def best_rehearsed(
     for cost, pairs in ranked[:count]:
         if cost > _WITHIN * ranked[0][0] or (times and budget.spent()):
             break
-        if not rehearsal.wrt and cost > min(times.values(), default=math.inf):
+        if not rehearsal.wrt and cost > _FORMS * min(times.values(), default=math.inf):
             break
         times[pairs] = rehearsal.time_us(pairs, ways, cost)
     return min(times, key=times.__getitem__)
