@@ -52,7 +52,10 @@ def test_checkpoint(backend: str, reentrant: bool) -> None:
     f, data = two_layers(backend), torch.randn(600, 4, requires_grad=True)
     (expected,) = torch.autograd.grad(f(data).square().sum(), data)
     checkpoint(f, data, use_reentrant=reentrant).square().sum().backward()
-    assert torch.equal(data.grad, expected)
+    if reentrant and backend == "auto":  # whose pass without gradients may be another library's
+        torch.testing.assert_close(data.grad, expected)
+    else:
+        assert torch.equal(data.grad, expected)
 
 
 @BACKENDS
