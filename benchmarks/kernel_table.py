@@ -187,9 +187,10 @@ def bytes_and_times(
             if "SPLITS" in launch.constants:
                 next(waiting)  # adds up the parts: small beside what it adds up
             continue
-        rows = -(-sizes[action.stream.size] // launch.constants["ROWS"])
+        turns = -(-sizes[action.stream.size] // launch.constants["ROWS"])
         way = action.ways[launch.constants.get("WAY", 0)]
-        moved += bundle_traffic(action, way, sizes, count_programs(rows, PROCESSORS[cell.target]))
+        programs = count_programs(turns, PROCESSORS[cell.target])
+        moved += bundle_traffic(action, way, sizes, programs, -(-turns // programs))
         if action.sums:
             next(waiting)  # adds up the sums, which bundle_traffic has counted
     given = sum(nbytes(a.value, sizes) for a in program.arguments)
