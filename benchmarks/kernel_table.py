@@ -28,15 +28,17 @@ from typing import Any
 
 import tncompiler as tnc
 from benchmarks.layer_shapes import PROMISED, SHAPES, THREE
-from tncompiler.backends.source import Source
 from tncompiler.backends.triton.actions import count_launches
 from tncompiler.backends.triton.atoms import Unfit
 from tncompiler.backends.triton.bundle import Bundle, find_bundle
+from tncompiler.backends.triton.emit import emit_without
+from tncompiler.backends.triton.fitting import count_programs
 from tncompiler.backends.triton.fuse import program_low_dtype
-from tncompiler.backends.triton.kernels import SHARED_LIMIT, compile_jobs, job_of
+from tncompiler.backends.triton.kernels import SHARED_LIMIT, compile_program
 from tncompiler.backends.triton.launches import plan_launches
 from tncompiler.backends.triton.pairwise import Pairwise
 from tncompiler.backends.triton.predict import predicted_us
+from tncompiler.backends.triton.stretches import Refused
 from tncompiler.backends.triton.traffic import Traffic, bundle_traffic, nbytes, pairwise_traffic
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.program import Program
@@ -86,8 +88,8 @@ def cells(everything: bool) -> Iterator[Cell]:
 # ---------------------------------------------------------------------------- one cell
 
 
-def program_of(cell: Cell) -> tuple[Program, Source, Any]:
-    """The program that a training step runs for the part, its source, and the sizes it is for."""
+def program_of(cell: Cell) -> tuple[Program, Any]:
+    """The program that a training step runs for the part, and the sizes it is for."""
     ins, outs = SHAPES[cell.format][cell.shape]
     layer = tnc.nn.Linear(
         math.prod(ins),
@@ -103,25 +105,31 @@ def program_of(cell: Cell) -> tuple[Program, Source, Any]:
     dtypes = compilation.default_dtypes(cell.dtype)
     wrt = tuple(leaf.name for leaf in (*compilation.inputs, *compilation.params))
     programs = compilation.training_programs(dtypes, nominal, wrt, "triton")
-    program = getattr(programs, cell.part)
-    source = compilation.executable(program, "triton", cell.part).source
-    return program, source, {**compilation.binding, **nominal}
+    return getattr(programs, cell.part), {**compilation.binding, **nominal}
 
 
-def digest_of(cell: Cell) -> str:
-    """What the cell's row was made from."""
-    return program_of(cell)[1].digest
+def digest_of(row: dict[str, Any]) -> str:
+    """Of the source that the row would be made from now."""
+    program, _ = program_of(cell_of(row))
+    return emit_without(refused_of(row), program, row["part"]).source.digest
+
+
+def refused_of(row: dict[str, Any]) -> Refused:
+    """The chains that spill on the row's target, by digest."""
+    return frozenset(row.get("refused", ()))
 
 
 def row_of(cell: Cell) -> dict[str, Any]:
     """Compile a cell and count its bytes."""
-    program, source, sizes = program_of(cell)
-    (launches,) = compile_jobs([job_of(program, source, sizes, cell.target)])
-    program, actions = plan_launches(program)
-    state, why = state_of(actions, program, launches)
+    program, sizes = program_of(cell)
+    compiled = compile_program(program, cell.part, "ieee", sizes, cell.target)
+    launches, refused = compiled.launches, compiled.refused
+    program, actions = plan_launches(program, refused)
+    state, why = state_of(actions, program, launches, refused)
     row: dict[str, Any] = {
         **asdict(cell),
-        "digest": source.digest,
+        "digest": compiled.source.digest,
+        **({"refused": sorted(refused)} if refused else {}),
         "triton": version("triton"),
         "state": state,
         "why": why,
@@ -140,9 +148,11 @@ def row_of(cell: Cell) -> dict[str, Any]:
     return row
 
 
-def state_of(actions: Any, program: Program, launches: Any) -> tuple[str, str]:
+def state_of(actions: Any, program: Program, launches: Any, refused: Refused) -> tuple[str, str]:
     """ "fits" in one chain, "cut" into branches or launches, or "pairwise"; and why."""
     bundles = [action for action in actions if isinstance(action, Bundle)]
+    if not bundles and refused:
+        return "pairwise", "every chain spills"
     if not bundles:
         try:
             find_bundle(program, program_low_dtype(program))
@@ -150,7 +160,8 @@ def state_of(actions: Any, program: Program, launches: Any) -> tuple[str, str]:
             return "pairwise", str(reason)
         return "pairwise", "a chain is predicted to be no faster"
     rest = count_launches(actions) - count_launches(bundles)
-    reasons = [f"{len(bundles)} chains one after the other"] if len(bundles) > 1 else []
+    reasons = [f"{len(refused)} larger chains would spill"] if refused else []
+    reasons += [f"{len(bundles)} chains one after the other"] if len(bundles) > 1 else []
     reasons += [f"{rest} launches beside"] if rest else []
     own = [launch for launch in launches if "ROWS" in launch.constants]
     for bundle, launch in zip(bundles, own, strict=True):
@@ -176,9 +187,10 @@ def bytes_and_times(
             if "SPLITS" in launch.constants:
                 next(waiting)  # adds up the parts: small beside what it adds up
             continue
-        rows = -(-sizes[action.stream.size] // launch.constants["ROWS"])
+        turns = -(-sizes[action.stream.size] // launch.constants["ROWS"])
         way = action.ways[launch.constants.get("WAY", 0)]
-        moved += bundle_traffic(action, way, sizes, min(rows, PROCESSORS[cell.target]))
+        programs = count_programs(turns, PROCESSORS[cell.target])
+        moved += bundle_traffic(action, way, sizes, programs, -(-turns // programs))
         if action.sums:
             next(waiting)  # adds up the sums, which bundle_traffic has counted
     given = sum(nbytes(a.value, sizes) for a in program.arguments)
@@ -201,10 +213,9 @@ def times(cell: Cell, program: Program, actions: Any, sizes: Any) -> dict[str, f
     }
 
 
-def renewed(row: dict[str, Any], given: tuple[Program, Source, Any]) -> dict[str, Any]:
+def renewed(row: dict[str, Any], program: Program, sizes: Any) -> dict[str, Any]:
     """The row of the same source, with the times that are predicted now."""
-    program, _, sizes = given
-    planned, cell = plan_launches(program), cell_of(row)
+    planned, cell = plan_launches(program, refused_of(row)), cell_of(row)
     (batch,) = [symbol for symbol in sizes if symbol.name == "b"]
     moved = {
         f"batch {n}": row[f"batch {n}"] | times(cell, *planned, {**sizes, batch: n})
@@ -328,9 +339,8 @@ def main(argv: list[str] | None = None) -> int:
     def made(cell: Cell) -> dict[str, Any] | None:
         if time.monotonic() > end:
             return None
-        given = program_of(cell)
-        if cell in rows and rows[cell]["digest"] == given[1].digest:
-            return renewed(rows[cell], given)
+        if cell in rows and rows[cell]["digest"] == digest_of(rows[cell]):
+            return renewed(rows[cell], *program_of(cell))
         return row_of(cell)
 
     with ThreadPoolExecutor(options.jobs) as pool:  # the work is done in processes of their own

@@ -17,7 +17,7 @@ from tncompiler.backends.triton.bundle import Bundle
 from tncompiler.backends.triton.chain import renames
 from tncompiler.backends.triton.fuse import fuse, program_low_dtype
 from tncompiler.backends.triton.launches import LaunchPlan, plan_launches, planned_us
-from tncompiler.backends.triton.stretches import cut_actions
+from tncompiler.backends.triton.stretches import Refused, cut_actions
 from tncompiler.ir.function_body import expand_functions
 from tncompiler.ir.program import Program
 
@@ -117,7 +117,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def most_chains(actions: Sequence[Launch], program: Program, sizes: object = None) -> float:
         return -float(chains(actions))
 
-    def as_cut(program: Program) -> LaunchPlan:
+    def as_cut(program: Program, refused: Refused) -> LaunchPlan:
         program = expand_functions(program)
         plan = LaunchPlan(program, cut_actions(program, program_low_dtype(program)))
         found.append(chains(plan.actions))

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispat
 
 from tncompiler.backends.numpy.threads import among_tensors
 from tncompiler.backends.ranges import Ranged, Run
-from tncompiler.backends.source import Loaded
+from tncompiler.backends.source import Code
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation, KeptExecutable
 from tncompiler.crossing import enter, leave
@@ -63,7 +63,7 @@ class Specialisation:
         """Where the network was written, for errors."""
         return self._compilation.place()
 
-    def _called(self, loaded: Loaded) -> Run:
+    def _called(self, loaded: Code) -> Run:
         """The program as it is called: captured, or with ranges while a profiler looks."""
         if self.graph:
             return Graphed(loaded.run)

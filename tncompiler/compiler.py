@@ -12,8 +12,8 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tncompiler.backends import emitter_of
-from tncompiler.backends.source import Loaded, Source, load
+from tncompiler.backends import code_of
+from tncompiler.backends.source import Code, Source
 from tncompiler.debug import show
 from tncompiler.ir.interchange.graphs import from_network
 from tncompiler.ir.network import TensorNetwork
@@ -45,8 +45,11 @@ class Executable:
     """A scheduled program with its source and callable."""
 
     program: Program
-    source: Source
-    loaded: Loaded
+    loaded: Code
+
+    @property
+    def source(self) -> Source:
+        return self.loaded.source
 
     @property
     def run(self) -> Callable[..., tuple[Any, ...]]:
@@ -196,9 +199,9 @@ class Compilation(Training):
         """The program as a callable; the same source is loaded once."""
 
         def make() -> Executable:
-            source = emitter_of(backend)(program, entry, self.options.precision)
-            show(4, f"{entry} source", lambda: source.text)
-            return Executable(program, source, load(source))
+            code = code_of(backend, program, entry, self.options.precision)
+            show(4, f"{entry} source", lambda: code.source.text)
+            return Executable(program, code)
 
         return self._once(("executable", id(program), backend, entry), make)  # type: ignore[no-any-return]
 

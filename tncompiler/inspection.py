@@ -234,19 +234,20 @@ class Inspection:
 
         No GPU is needed. ``target``: "sm_80", "sm_90", "sm_100" or "gfx942"; free sizes that are
         not given count as 128. Each has `.name`, `.registers` and `.spill_bytes` of a thread,
-        `.shared_bytes`, `.grid`, `.asm` and `.binary`.
+        `.shared_bytes`, `.grid`, `.asm` and `.binary`. They are those of the fastest plan that
+        spills nothing there: a chain that does in each configuration is cut, or made pairwise.
         Cost: seconds a kernel, in a child process. Raises: BackendError for an unknown target.
         """
-        from tncompiler.backends.triton.kernels import compile_jobs, job_of
+        from tncompiler.backends.triton.kernels import compile_program
 
         nominal = self.compilation.nominal({} if sizes is None else sizes)
         known = {**self.compilation.binding, **nominal}
-        jobs = []
+        precision = self.compilation.options.precision
+        launches: list[CompiledLaunch] = []
         for name in ("forward", "backward") if part == "step" else (part,):
             program = self._run_program(sizes, name, wrt, "triton")
-            source = self.compilation.executable(program, "triton", name).source
-            jobs.append(job_of(program, source, known, target))
-        return [launch for launches in compile_jobs(jobs) for launch in launches]
+            launches += compile_program(program, name, precision, known, target).launches
+        return launches
 
     def explain(self, sizes: Mapping[Any, Any] | None = None, part: str = "forward") -> str:
         """A text table: one line a step with equation, sizes, flops and bytes; totals below."""

@@ -10,8 +10,9 @@ if __name__ != "tncompiler.backends":
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
-from tncompiler.backends.source import Source
+from tncompiler.backends.source import Code, Source, load
 from tncompiler.ir.errors import BackendError
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.program import Program
@@ -20,6 +21,10 @@ BACKENDS: dict[str, str] = {
     "numpy": "tncompiler.backends.numpy.emit:emit",
     "torch": "tncompiler.backends.torch.emit:emit",
     "triton": "tncompiler.backends.triton.emit:emit",
+}
+
+LOADERS: dict[str, str] = {  # of backends that have more than one source for a program
+    "triton": "tncompiler.backends.triton.replanning:Replanned",
 }
 
 Emit = Callable[[Program, str, str], Source]
@@ -32,5 +37,16 @@ def emitter_of(name: str) -> Emit:
         raise BackendError(
             f"there is no backend {name!r}", where=call_site(), fix=f"choose one of {known}"
         )
-    module, attribute = BACKENDS[name].split(":")
-    return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
+    return _found(BACKENDS[name])  # type: ignore[no-any-return]
+
+
+def code_of(name: str, program: Program, entry: str, precision: str) -> Code:
+    """A program's code in a backend, ready to run. Raises BackendError."""
+    if name in LOADERS:
+        return _found(LOADERS[name])(program, entry, precision)  # type: ignore[no-any-return]
+    return load(emitter_of(name)(program, entry, precision))
+
+
+def _found(place: str) -> Any:
+    module, attribute = place.split(":")
+    return getattr(import_module(module), attribute)

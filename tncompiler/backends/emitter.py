@@ -128,16 +128,20 @@ class Emitter(Spelling):
 
     def beside(self, body: Program, entry: str) -> Self:
         """An emitter for another function of the same source."""
-        other = type(self)(body, entry)
+        other = self.for_body(body, entry)
         other.imports, other.extra, other.shares = self.imports, self.extra, False
         return other
 
     def nested(self, body: Program) -> Self:
         """An emitter for the body of a loop: names, sizes and imports are those of the whole."""
-        inner = type(self)(body, self.entry)
+        inner = self.for_body(body, self.entry)
         for shared in _SHARED:
             setattr(inner, shared, getattr(self, shared))
         return inner
+
+    def for_body(self, body: Program, entry: str) -> Self:
+        """A new emitter with the options of this one."""
+        return type(self)(body, entry)
 
     def write_steps(self) -> None:
         """Append the lines of all steps; what is not needed any more is let go."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch.autograd import profiler
 
-from tncompiler.backends.source import Loaded, Source, load
+from tncompiler.backends.source import Code, Loaded, Source, load
+from tncompiler.ir.errors import NoConfiguration
 
 Run = Callable[..., tuple[Any, ...]]
 _PLAIN = (ast.Delete, ast.Return, ast.Pass, ast.FunctionDef)  # statements that compute nothing
@@ -24,7 +25,7 @@ class Ranged:
     ``around``: what is done to its function, and to the one with ranges, before they are called.
     """
 
-    def __init__(self, loaded: Loaded, around: Callable[[Run], Run] | None = None) -> None:
+    def __init__(self, loaded: Code, around: Callable[[Run], Run] | None = None) -> None:
         self._loaded, self._around = loaded, around
         self.run = self._wrapped(loaded.run)
         self._shown: tuple[Loaded, Run] | None = None  # the source is held while it may run
@@ -38,10 +39,14 @@ class Ranged:
         if self._shown is None:
             shown = load(with_ranges(self._loaded))
             self._shown = shown, self._wrapped(shown.run)
-        return self._shown[1](*arguments)
+        try:
+            return self._shown[1](*arguments)
+        except NoConfiguration:  # other code runs here, as the plain call finds out
+            self._shown = None
+            return self.run(*arguments)
 
 
-def with_ranges(loaded: Loaded) -> Source:
+def with_ranges(loaded: Code) -> Source:
     """The source of an entry with ranges, which takes everything else from the loaded one."""
     source = loaded.source
     tree = ast.parse(source.text)

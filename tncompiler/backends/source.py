@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,19 @@ class Source:
 
     def __str__(self) -> str:
         return self.text
+
+
+class Code(Protocol):
+    """What can be run, with its source and the name of the module that holds that."""
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def run(self) -> Callable[..., Any]: ...
 
 
 class Loaded:

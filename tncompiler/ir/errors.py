@@ -179,6 +179,10 @@ class BackendError(TncError):
     """A backend or framework is unknown, missing, or cannot do what is asked."""
 
 
+class NoConfiguration(BackendError):
+    """No configuration of a kernel runs on this GPU without spilling; ``where`` is the kernel."""
+
+
 class FileFormatError(TncError):
     """A JSON text or file is not what this version of tncompiler writes."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 from tncompiler.backends.triton.atoms import Atom, Unfit
 from tncompiler.backends.triton.chain import Chain, check_fit, find_chain, pressure
@@ -44,6 +45,17 @@ class Bundle:
     def done(self) -> frozenset[str]:
         """Names of the values that the launch makes."""
         return frozenset(v.name for v in (*self.outputs, *self.sums))
+
+    @property
+    def digest(self) -> str:
+        """Of what the launch computes: equal for equal layers, whatever their values are called."""
+        values = self.program.values
+        made = [step for step in self.program.steps if step.out.name in self.steps]
+        steps = [
+            repr((s.op, s.out.dtype, s.out.shape, [values[name].shape for name in s.operands]))
+            for s in made
+        ]
+        return blake2b("\n".join(sorted(steps)).encode(), digest_size=8).hexdigest()
 
 
 def find_bundle(program: Program, low: str | None) -> Bundle:

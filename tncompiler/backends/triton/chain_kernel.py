@@ -94,7 +94,9 @@ class _Template(TileWriter):
             self.make_cores()
         if chain.tile is None:
             self.all_rows()
-        elif chain.sums and not self.tile_in_sums:
+        elif not chain.sums:
+            self.rows_in_tiles(chain.tile)
+        elif not self.tile_in_sums:
             self.start_sums()
             self.open_tiles(chain.tile)
             self.rows()
@@ -153,14 +155,30 @@ class _Template(TileWriter):
     def all_rows(self) -> None:
         """All rows, with what is done before and after them."""
         if not self.chain.sums:  # beside sums, cores would take registers for the whole loop
-            for step in self.chain.streamed:
-                for name in step.operands:
-                    if self.chain.stream not in self.chain.flat(name):
-                        self.need(name)
+            self.load_cores()
         self.start_sums()
         self.rows()
         if self.chain.sums:
             self.store_sums()
+
+    def load_cores(self) -> None:
+        """Load or make what all rows, and all tiles of an open index, read."""
+        for step in self.chain.streamed:
+            for name in step.operands:
+                if self.chain.stream not in self.chain.flat(name) and not self._is_tiled(name):
+                    self.need(name)
+
+    def rows_in_tiles(self, tile: Atom) -> None:
+        """All rows, for each all tiles of an open index: what has not the index is read and made
+        once, and only the tiles' part of the cores anew for other rows.
+        """
+        self.load_cores()
+        self.open_rows()
+        inner = [s for s in self.chain.streamed if tile in self.chain.flat(s.out.name)]
+        self.run([step for step in self.chain.streamed if step not in inner])
+        self.open_tiles(tile)
+        self.run(inner)
+        self.indent -= 2
 
     def start_sums(self) -> None:
         """Here go the zeros of the sums."""
@@ -168,6 +186,12 @@ class _Template(TileWriter):
 
     def rows(self) -> None:
         """The loop over rows."""
+        self.open_rows()
+        self.run(self.chain.streamed)
+        self.indent -= 1
+
+    def open_rows(self) -> None:
+        """The head of the loop over rows."""
         chain = self.chain
         first, stride = "tl.program_id(0) * ROWS", "tl.num_programs(0) * ROWS"
         self.line(f"for start in tl.range({first}, {self.extent}, {stride}, disable_licm=True):")
@@ -175,13 +199,15 @@ class _Template(TileWriter):
         self.line(f"row = start + tl.arange(0, ROWS)  # {comment_name(chain.stream.name, 0)}")
         self.line("if WIDE:")
         self.line("    row = row.to(tl.int64)  # an offset may not fit into 32 bits")
-        for step in chain.streamed:
+
+    def run(self, steps: Iterable[Step]) -> None:
+        """Steps on the rows at hand; results are written as they are made."""
+        for step in steps:
             for name in step.operands:
                 self.need(name)
             self.step(step)
-            if step.out in chain.outputs:
+            if step.out in self.chain.outputs:
                 self.store(step.out)
-        self.indent -= 1
 
     def describe(self) -> str:
         made = [*self.chain.outputs, *self.chain.sums]
@@ -492,12 +518,16 @@ class _Template(TileWriter):
         larger = max((0, 1), key=lambda k: self.count(atoms[key] for key in wires[k]))
         depth = [k for k in ordered[larger] if k in depth]
         low = None if step in self.chain.reduced else self.chain.low  # sums have a wide range
-        x = self._matrix(left, wires[0], (batch, m, depth), atoms, low)
-        y = self._matrix(right, wires[1], (batch, depth, n), atoms, low)
+        single: list[Key] = []  # of a batch each warp has matrices of its own: too much in 32 bits
+        if not self.chain.low and self.count((atoms[k] for k in batch), ROWS) == 1:
+            batch, single = [], batch
+        x = self._matrix(left, wires[0], (batch, [*single, *m], depth), atoms, low)
+        y = self._matrix(right, wires[1], (batch, [*single, *depth], n), atoms, low)
         terms = self.count(atoms[k] for k in depth)
         while terms < MIN_DEPTH:
             kind = "widen_batch" if batch else "widen"
             x, y, terms = f"{kind}({x})", f"{kind}_rows({y})", 2 * terms
+        m = [*single, *m]
         kept = [*batch, *m, *n]
         sides = (batch, m, n) if batch else (m, n)
         zeros = f"({', '.join(self.extent_text([atoms[k] for k in side]) for side in sides)})"

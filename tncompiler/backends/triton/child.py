@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,15 @@ from triton.runtime.jit import JITFunction
 
 from tncompiler.backends.source import Source, load
 from tncompiler.backends.triton import fitting, runtime
-from tncompiler.backends.triton.fitting import OPTIONS, first_fitting
+from tncompiler.backends.triton.fitting import (
+    HOPELESS,
+    OPTIONS,
+    Config,
+    first_fitting,
+    is_hopeless,
+    rows_per_warp,
+    way_of,
+)
 from tncompiler.backends.triton.kernels import SHARED_LIMIT
 from tncompiler.backends.triton.lanes import sums_rightly
 
@@ -40,6 +49,7 @@ _POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+TENSOR_COLUMNS = 512  # of Blackwell's memory for products, in a program
 _PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
 
 
@@ -61,25 +71,21 @@ def compile_job(job: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     def fit(kernel: Any, candidates: Any, grid: Any, *args: Any, **constants: Any) -> Any:
         """The first candidate that spills nothing and fits the chip."""
-        tried: list[int | None] = []
-        for config in candidates:
-            if fitting.is_hopeless(config, list(zip(candidates, tried, strict=False))):
-                tried.append(None)
-                continue
+
+        def spill(config: Any) -> int | None:
             options = {key: v for key, v in config.items() if key in _OPTIONS}
             given = {**constants, **{k: v for k, v in config.items() if k not in _OPTIONS}}
             options.update(OPTIONS)
             made = compile_launch(kernel, args, given, options, target, (1,))
             fits = "error" not in made and made["shared_bytes"] <= SHARED_LIMIT[job["target"]]
-            tried.append(made["spill_bytes"] if fits else None)
-            if tried[-1] == 0:
-                break
-        return candidates[first_fitting(tried)]
+            return made["spill_bytes"] if fits else None
+
+        return candidates[first_fitting(spills_until_none(candidates, spill))]
 
     def share(kernel: Any, candidates: Any, grid: Any, rows: int, *args: Any, **more: Any) -> Any:
         """As `fit`; a program on each multiprocessor."""
         config = fit(kernel, candidates, grid, *fitting.with_sums(args, 1), **more)
-        return config, min(triton.cdiv(rows, config["ROWS"]), processors)
+        return config, fitting.count_programs(triton.cdiv(rows, config["ROWS"]), processors)
 
     processors = _PROCESSORS.get(job["target"], 128)
     tensors = [
@@ -89,6 +95,34 @@ def compile_job(job: Mapping[str, Any]) -> list[dict[str, Any]]:
     with _recording(record, fit, share):
         load(Source(job["text"], job["entry"])).run(*tensors)
     return found
+
+
+def spills_until_none(
+    candidates: Sequence[Config], spill: Callable[[Config], int | None]
+) -> list[int | None]:
+    """What each candidate spills, as far as is needed to know the first that spills nothing.
+
+    They are tried in their order until one spills many bytes; from then on those of a way with the
+    fewest rows a warp come first: what would spill thousands takes the compiler minutes.
+    """
+    spills: dict[int, int | None] = {}
+    first = len(candidates)
+    for _, group in itertools.groupby(range(len(candidates)), lambda k: _group(candidates[k])):
+        pending = list(group)
+        while pending:
+            if any((spilled or 0) >= HOPELESS for spilled in spills.values()):
+                pending.sort(key=lambda k: rows_per_warp(candidates[k]))
+            k = pending.pop(0)
+            tried = [(candidates[other], spilled) for other, spilled in spills.items()]
+            if k < first and not is_hopeless(candidates[k], tried):
+                spills[k] = spill(candidates[k])
+                first = k if spills[k] == 0 else first
+    return [spills.get(k) for k in range(len(candidates))]
+
+
+def _group(config: Config) -> tuple[int | None, int]:
+    """What a candidate is tried together with."""
+    return way_of(config), config.get("WAY", 0)
 
 
 @contextlib.contextmanager
@@ -117,11 +151,22 @@ def compile_launch(
         compiled = triton.compile(source, target=target, options=dict(options))
     except Exception as error:
         return {"name": kernel.__name__, "grid": grid, "error": f"{type(error).__name__}: {error}"}
+    wrong = too_wide(getattr(compiled.metadata, "tmem_size", None) or 0)
     if not sums_rightly(compiled.asm["ttgir"], triton.__version__):
         wrong = f"triton {triton.__version__} adds up wrong lanes of it; 3.9 does not"
+    if wrong:
         return {"name": kernel.__name__, "grid": grid, "error": wrong}
     said = {"name": kernel.__name__, "grid": grid, "constants": dict(constants), **options}
     return {**said, **resources(compiled, target)}
+
+
+def too_wide(columns: int) -> str | None:
+    """What is wrong with a kernel of Blackwell that takes so many columns of tensor memory: where
+    there are not as many, all that triton compiles is a trap.
+    """
+    if columns <= TENSOR_COLUMNS:
+        return None
+    return f"it takes {columns} columns of tensor memory, of {TENSOR_COLUMNS}"
 
 
 def specialise(kernel: JITFunction, args: Sequence[Any], constants: Mapping[str, Any]) -> ASTSource:

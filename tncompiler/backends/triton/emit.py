@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Self
+from typing import NamedTuple, Self
 
 from tncompiler.backends.source import Source
 from tncompiler.backends.torch.emit import TorchEmitter
@@ -16,6 +16,7 @@ from tncompiler.backends.triton.launches import plan_launches
 from tncompiler.backends.triton.pairwise import Pairwise, split_sum, sum_of_parts
 from tncompiler.backends.triton.pairwise_kernel import KernelSource, blocks_of, pairwise_kernel
 from tncompiler.backends.triton.spelling import HELPERS
+from tncompiler.backends.triton.stretches import NONE, Refused
 from tncompiler.backends.triton.tiles import Tiles, tile_candidates, unsplit, way_candidates
 from tncompiler.ir.dtypes import kind
 from tncompiler.ir.program import Literal, Merge, Program, Split, Step, Value
@@ -35,9 +36,24 @@ _RUNTIME = (
 )
 
 
+class Emitted(NamedTuple):
+    """A source, and of each of its kernels that runs a chain the digest of that chain."""
+
+    source: Source
+    chains: Mapping[str, str]
+
+
 def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
     """Triton source of a scheduled program; "tf32" lets float32 products round their operands."""
-    return TritonEmitter(program, entry, precision).source()
+    return emit_without(NONE, program, entry, precision).source
+
+
+def emit_without(
+    refused: Refused, program: Program, entry: str, precision: str = "ieee"
+) -> Emitted:
+    """The source of a plan that has none of the refused chains."""
+    emitter = TritonEmitter(program, entry, precision, refused)
+    return Emitted(emitter.source(), emitter.chains)
 
 
 class TritonEmitter(TorchEmitter):
@@ -46,10 +62,13 @@ class TritonEmitter(TorchEmitter):
     helpers: tuple[str, ...] = (*TorchEmitter.helpers, *_RUNTIME, "triton", "tl")
     decorators = ("@on_device_of_arguments",)
 
-    def __init__(self, program: Program, entry: str, precision: str = "ieee") -> None:
-        self.planned = plan_launches(program)
+    def __init__(
+        self, program: Program, entry: str, precision: str = "ieee", refused: Refused = NONE
+    ) -> None:
+        self.planned = plan_launches(program, refused)
         super().__init__(self.planned.program, entry)
-        self.precision = precision
+        self.precision, self.refused = precision, refused
+        self.chains: dict[str, str] = {}  # digests by kernel
         self.kernels: list[KernelSource] = []
         self.tables: list[str] = []  # candidates of kernels that have several
         self.alive: list[str] = []  # what the last action still reads
@@ -100,8 +119,11 @@ class TritonEmitter(TorchEmitter):
     def nested(self, body: Program) -> Self:
         """As for every emitter; the kernels of a loop's body stand beside the others."""
         inner = super().nested(body)
-        inner.kernels, inner.tables, inner.precision = self.kernels, self.tables, self.precision
+        inner.kernels, inner.tables, inner.chains = self.kernels, self.tables, self.chains
         return inner
+
+    def for_body(self, body: Program, entry: str) -> Self:
+        return type(self)(body, entry, self.precision, self.refused)
 
     def _note_layout(self, step: Step) -> None:
         if isinstance(step.op, Split | Merge) and step.operands[0] in self.dense:
@@ -179,6 +201,7 @@ class TritonEmitter(TorchEmitter):
         names = {v.name: self.name(v) for v in (*bundle.inputs, *bundle.outputs, *bundle.sums)}
         first = (*bundle.outputs, *bundle.sums)[0]
         name = self._kernel_name(first)
+        self.chains[name] = bundle.digest
         made = bundle_kernel(bundle, name, names, self._function_name, self.precision)
         self.kernels.append(made.kernel)
         for value in bundle.outputs:

@@ -1,8 +1,9 @@
 """Which of a kernel's configurations runs: none that spills if another does not, then the fastest.
 
 In: a kernel, candidates and a launch's arguments. Out: one candidate, and for a kernel whose
-programs share rows, how many of them. Choices are kept by device, kernel and shape class, in
-memory and as JSON on disk: configurations, never code.
+programs share rows, how many of them; such a kernel is a chain, which other launches can replace
+(`replanning.py`), so that none of it is chosen where all spill. Choices are kept by device, kernel
+and shape class, in memory and as JSON on disk: configurations, never code.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,18 +26,19 @@ from torch import Tensor
 
 from tncompiler.backends.triton import runtime
 from tncompiler.backends.triton.lanes import sums_rightly
-from tncompiler.ir.errors import BackendError
+from tncompiler.ir.errors import BackendError, NoConfiguration
 
 Config = Mapping[str, int]  # keyword arguments of a launch: block sizes, num_warps, num_stages
 Grid = Callable[[Config], tuple[int, ...]]
 SharedGrid = Callable[[Config, int], tuple[int, ...]]
+Otherwise = Callable[[Sequence[int | None]], "Choice"]
 
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}  # the default changes with triton 3.10
 
-_VERSION = 3
+_VERSION = 4
 _REPEATS = 5
 _FEW_WARPS = 4
-_HOPELESS = 256  # bytes a thread spills: more rows a warp would spill more, and take minutes
+HOPELESS = 256  # bytes a thread spills: more rows a warp would spill more, and take minutes
 _CROWDS = (1, 2, 4, 8)  # programs on a multiprocessor: more hide more latency, and add more sums
 _SUM_BYTES_PER_US = 1.5e6  # what each program's sums cost to be written and read again
 _FLUSH_BYTES, _FLUSHES = 2**26, 4
@@ -46,6 +49,9 @@ class Choice(NamedTuple):
 
     candidate: int
     crowd: int = 1
+
+
+NONE = Choice(-1)  # of these: each spills, or does not run
 
 
 _ready: dict[object, Any] = {}  # by kernel, device and shape class: a look-up for each launch
@@ -69,7 +75,7 @@ def fitting(
         def runs(config: Config) -> Iterator[tuple[int, float]]:
             yield 1, _microseconds(kernel, config, grid(config), args, constants)
 
-        chosen = _chosen(kernel, candidates, args, constants, runs)
+        chosen = _chosen(kernel, candidates, args, constants, runs, _spilling_least)
         _ready[ready] = candidates[chosen.candidate]
     return _ready[ready]  # type: ignore[no-any-return]
 
@@ -86,7 +92,7 @@ def sharing(
 
     ``grid`` makes the launch's grid of a candidate and that number. An array among ``args`` that
     has a row of sums for each program comes as (dtype, sums). A GPU gets as many programs as run
-    fastest together with adding up what they leave.
+    fastest together with adding up what they leave. Raises: NoConfiguration where all spill.
     """
     device = args[0].device
     most = runtime.count_processors(device)
@@ -106,8 +112,15 @@ def sharing(
                     yield crowd, us + _summing_us(args, programs)
                 before = programs
 
-        _ready[ready] = _chosen(kernel, candidates, with_sums(args, 1), constants, runs)
+        given = with_sums(args, 1)
+        _ready[ready] = _chosen(kernel, candidates, given, constants, runs, lambda spills: NONE)
     chosen: Choice = _ready[ready]
+    if chosen == NONE:
+        raise NoConfiguration(
+            f"each configuration of {kernel.__name__} spills, or does not run on this GPU",
+            where=kernel.__name__,
+            fix='choose backend="torch"',
+        )
     config = candidates[chosen.candidate]
     return config, _programs(rows, config, most * chosen.crowd)
 
@@ -123,14 +136,14 @@ def is_hopeless(config: Config, tried: Sequence[tuple[Config, int | None]]) -> b
     spill thousands takes the compiler minutes.
     """
     return any(
-        (spilled or 0) >= _HOPELESS
+        (spilled or 0) >= HOPELESS
         and other.get("WAY") == config.get("WAY")
-        and _rows_per_warp(other) < _rows_per_warp(config)
+        and rows_per_warp(other) < rows_per_warp(config)
         for other, spilled in tried
     )
 
 
-def _rows_per_warp(config: Config) -> float:
+def rows_per_warp(config: Config) -> float:
     return config.get("ROWS", 0) / config["num_warps"]
 
 
@@ -140,6 +153,7 @@ def _chosen(
     args: Sequence[Any],
     constants: Mapping[str, Any],
     runs: Callable[[Config], Iterator[tuple[int, float]]],
+    otherwise: Otherwise,
 ) -> Choice:
     """The choice that is kept for such a launch, made now if there is none.
 
@@ -150,7 +164,7 @@ def _chosen(
     kept = known.get(key)
     if kept is None or kept.candidate >= len(candidates):
         spills = functools.partial(_spill, kernel, args=args, constants=constants)
-        kept = known[key] = _fastest(candidates, spills, runs)
+        kept = known[key] = _fastest(candidates, spills, runs, otherwise)
         _save(known)
     return kept
 
@@ -159,19 +173,20 @@ def _fastest(
     candidates: Sequence[Config],
     spill: Callable[[Config], int | None],
     runs: Callable[[Config], Iterator[tuple[int, float]]],
+    otherwise: Otherwise,
 ) -> Choice:
-    """The fastest of those that spill nothing, else of those that spill least.
+    """The fastest of those that spill nothing, else what is made of all that they spill.
 
     Compiling takes seconds a candidate: ways to cut a kernel are tried while they make it faster,
     and those of many warps where nothing else fits.
     """
     spills: dict[int, int | None] = {}
     best, least = Choice(0), math.inf
-    for many, group in itertools.groupby(range(len(candidates)), lambda k: _way(candidates[k])):
+    for many, group in itertools.groupby(range(len(candidates)), lambda k: way_of(candidates[k])):
         if many is None and least < math.inf:
             break
         found: dict[int, int | None] = {}
-        for k in sorted(group, key=lambda k: _rows_per_warp(candidates[k])):
+        for k in sorted(group, key=lambda k: rows_per_warp(candidates[k])):
             tried = [(candidates[other], spilled) for other, spilled in found.items()]
             found[k] = None if is_hopeless(candidates[k], tried) else spill(candidates[k])
         spills.update(found)
@@ -183,16 +198,22 @@ def _fastest(
         if timed[first] >= least:
             break
         best, least = first, timed[first]
-    if all(spilled is None for spilled in spills.values()):
+    if least < math.inf:
+        return best
+    return otherwise([spills.get(k) for k in range(len(candidates))])
+
+
+def _spilling_least(spills: Sequence[int | None]) -> Choice:
+    """What runs although it spills."""
+    if all(spilled is None for spilled in spills):
         raise BackendError(
             "no configuration of a kernel fits this GPU, or is compiled rightly",
             fix='update triton (from 3.9 on it adds up the right lanes), or choose backend="torch"',
         )
-    in_order = [spills.get(k) for k in range(len(candidates))]
-    return best if least < math.inf else Choice(first_fitting(in_order))
+    return Choice(first_fitting(spills))
 
 
-def _way(config: Config) -> int | None:
+def way_of(config: Config) -> int | None:
     """What a candidate is tried together with: those of many warps are the last resort."""
     return config.get("WAY", 0) if config["num_warps"] <= _FEW_WARPS else None
 
@@ -221,7 +242,15 @@ def _spill(
 
 
 def _programs(rows: int, config: Config, most: int) -> int:
-    return min(-(-rows // config["ROWS"]), most)
+    return count_programs(-(-rows // config["ROWS"]), most)
+
+
+def count_programs(tiles: int, most: int) -> int:
+    """The fewest programs that take as many turns as the most there may be: each reads all cores
+    and leaves sums of its own.
+    """
+    turns = -(-tiles // most)
+    return -(-tiles // max(turns, 1))
 
 
 def with_sums(args: Sequence[Any], programs: int) -> list[Any]:
@@ -283,9 +312,9 @@ def _size_class(args: Sequence[Any]) -> tuple[int, ...]:
 def _key(
     kernel: Any, candidates: Sequence[Config], sizes: Sequence[int], device: torch.device
 ) -> str:
-    """Device, kernel source, candidates, and sizes to the next power of two."""
-    name = torch.cuda.get_device_name(device)
-    text = json.dumps([_VERSION, name, kernel.src, [dict(c) for c in candidates], sizes])
+    """Device, compiler, kernel source, candidates, and sizes to the next power of two."""
+    made_by = [_VERSION, metadata.version("triton"), torch.cuda.get_device_name(device)]
+    text = json.dumps([*made_by, kernel.src, [dict(c) for c in candidates], sizes])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -309,7 +338,7 @@ def _choices() -> dict[str, Choice]:
 def _is_choice(value: object) -> bool:
     match value:
         case [int(candidate), int(crowd)]:
-            return candidate >= 0 and crowd in _CROWDS
+            return candidate >= NONE.candidate and crowd in _CROWDS
     return False
 
 

@@ -1,6 +1,7 @@
 """The launches of a program, compiled for a GPU that need not be there, with what they take.
 
-In: sources with the shapes of their arguments. Out: `CompiledLaunch`es, in the order of launching.
+In: programs, or sources with the shapes of their arguments. Out: `CompiledLaunch`es, in the order
+of launching; of a program those of the fastest plan that does without chains which spill.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tncompiler.backends.source import Source
+from tncompiler.backends.triton.emit import Emitted, emit_without
+from tncompiler.backends.triton.stretches import NONE, Refused
 from tncompiler.ir.errors import BackendError
 from tncompiler.ir.program import Program
 from tncompiler.ir.sizes import Binding, evaluate
@@ -77,6 +80,50 @@ def compile_jobs(jobs: Sequence[Job]) -> list[list[CompiledLaunch]]:
 
     Raises: BackendError for an unknown target, and where a kernel does not compile.
     """
+    return [[read_launch(found) for found in launches] for launches in _compiled(jobs)]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledProgram:
+    """The source and launches of a plan for a target, which has none of the ``refused`` chains."""
+
+    source: Source
+    launches: list[CompiledLaunch]
+    refused: Refused
+
+
+def compile_program(
+    program: Program, entry: str, precision: str, sizes: Binding, target: str
+) -> CompiledProgram:
+    """A program in the fastest plan whose chains all have a configuration that spills nothing.
+
+    Raises: BackendError for an unknown target, and where a kernel does not compile.
+    """
+    refused = NONE
+    while True:  # a plan has fewer and fewer chains
+        emitted = emit_without(refused, program, entry, precision)
+        (found,) = _compiled([job_of(program, emitted.source, sizes, target)])
+        spilling = _spilling(emitted, found, target)
+        if not spilling:
+            launches = [read_launch(launch) for launch in found]
+            return CompiledProgram(emitted.source, launches, refused)
+        refused |= spilling
+
+
+def _spilling(emitted: Emitted, found: Sequence[Mapping[str, Any]], target: str) -> Refused:
+    """The chains of a plan that have no configuration which runs and spills nothing."""
+    unfit = {
+        launch["name"]
+        for launch in found
+        if "error" in launch
+        or launch["spill_bytes"]
+        or launch["shared_bytes"] > SHARED_LIMIT[target]
+    }
+    return frozenset(digest for kernel, digest in emitted.chains.items() if kernel in unfit)
+
+
+def _compiled(jobs: Sequence[Job]) -> list[list[dict[str, Any]]]:
+    """What the child says of each job's launches. Raises BackendError."""
     for job in jobs:
         if job.target not in TARGETS:
             raise BackendError(
@@ -95,7 +142,7 @@ def compile_jobs(jobs: Sequence[Job]) -> list[list[CompiledLaunch]]:
     if child.returncode:
         reason = child.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise BackendError(f"the kernels did not compile: {reason[0]}")
-    return [[read_launch(found) for found in launches] for launches in json.loads(child.stdout)]
+    return json.loads(child.stdout)  # type: ignore[no-any-return]
 
 
 def read_launch(found: dict[str, Any]) -> CompiledLaunch:

@@ -24,11 +24,15 @@ MOST_CUTS = 256  # places where a program may be cut
 LONGEST = 4  # parts between two such places that a stretch may have
 
 Actions = Sequence[Launch]
+Refused = frozenset[str]  # digests of the chains that have turned out to spill
+NONE: Refused = frozenset()
 
 
-def chain_actions(program: Program, low: str | None) -> Actions:
+def chain_actions(program: Program, low: str | None, refused: Refused = NONE) -> Actions:
     """One chain, what is computed for it before, and what needs its results after. Raises Unfit."""
     bundle = find_bundle(program, low)
+    if bundle.digest in refused:
+        raise Unfit("every configuration of the chain spills")
     made = tuple(Argument(v, "saved") for v in (*bundle.outputs, *bundle.sums))
     needed = [v.name for v in bundle.inputs if v.name in program.producers]
     rest = Program(
@@ -47,7 +51,7 @@ def chain_actions(program: Program, low: str | None) -> Actions:
     return [*before, bundle, *after]
 
 
-def cut_actions(program: Program, low: str | None) -> Actions:
+def cut_actions(program: Program, low: str | None, refused: Refused = NONE) -> Actions:
     """The actions of the stretches that are together predicted to be the fastest."""
     stretches = _Stretches(_parameters_late(program))
     costs: dict[object, float] = {}  # equal layers have equal stretches, which are tried once
@@ -56,12 +60,12 @@ def cut_actions(program: Program, low: str | None) -> Actions:
         stretch = stretches(start, stop)
         key = _structure(stretch)
         if key not in costs:
-            costs[key] = predicted_us(_fastest(stretch, low), stretch)
+            costs[key] = predicted_us(_fastest(stretch, low, refused), stretch)
         return costs[key]
 
     cuts = _cheapest_cuts(_places(stretches.program), cost)
     chosen = (stretches(start, stop) for start, stop in itertools.pairwise(cuts))
-    return [action for stretch in chosen for action in _fastest(stretch, low)]
+    return [action for stretch in chosen for action in _fastest(stretch, low, refused)]
 
 
 def _cheapest_cuts(places: Sequence[int], cost: Callable[[int, int], float]) -> list[int]:
@@ -82,11 +86,11 @@ def _cheapest_cuts(places: Sequence[int], cost: Callable[[int, int], float]) -> 
     return [places[number] for number in cuts]
 
 
-def _fastest(stretch: Program, low: str | None) -> Actions:
+def _fastest(stretch: Program, low: str | None, refused: Refused) -> Actions:
     """The actions of a stretch: a chain if it is one and that is predicted to be faster."""
     pairwise: Actions = fuse(stretch, low)
     try:
-        chained = chain_actions(stretch, low)
+        chained = chain_actions(stretch, low, refused)
     except Unfit:
         return pairwise
     return min((pairwise, chained), key=lambda actions: predicted_us(actions, stretch))

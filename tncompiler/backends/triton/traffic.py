@@ -35,9 +35,12 @@ def nbytes(value: Value, sizes: Binding) -> int:
     return ITEM_BYTES[value.dtype] * math.prod(evaluate(size, sizes) for size in value.shape)
 
 
-def bundle_traffic(bundle: Bundle, way: Way, sizes: Binding, programs: int) -> Traffic:
-    """A branch reads its rows for each of its tiles; every program of it reads all of its cores and
-    writes its own sums.
+def bundle_traffic(
+    bundle: Bundle, way: Way, sizes: Binding, programs: int, turns: int = 1
+) -> Traffic:
+    """Every program of a branch reads all of its cores and writes its own sums. A branch that sums
+    reads rows and cores for each of its tiles; another reads tiles of cores for each of its
+    ``turns``, the times that a program takes rows.
     """
     sums = programs * sum(_sum_bytes(value, sizes) for value in bundle.sums)
     unique = sum(nbytes(v, sizes) for v in (*bundle.inputs, *bundle.outputs)) + sums
@@ -45,9 +48,10 @@ def bundle_traffic(bundle: Bundle, way: Way, sizes: Binding, programs: int) -> T
     for part in way:
         tiles = int(part.tile.size) // part.width if part.tile else 1
         for value in part.inputs:
-            times = 1 if part.tile and part.tile in part.flat(value.name) else tiles
+            tiled = part.tile is not None and part.tile in part.flat(value.name)
+            times = tiles if part.sums and not tiled else 1
             if part.stream not in part.flat(value.name):
-                times *= programs
+                times *= programs * (turns if tiled and not part.sums else 1)
             cached += times * nbytes(value, sizes)
         cached += sum(nbytes(value, sizes) for value in part.outputs)
     return Traffic(unique, cached)
