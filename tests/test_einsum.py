@@ -1088,12 +1088,12 @@ def test_errors_say_where() -> None:
 
 
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A list that grows with every source that is loaded."""
+    """A list that grows with every program that is written and loaded."""
     from tncompiler import compiler
 
     loaded: list[Any] = []
-    load = compiler.load
-    monkeypatch.setattr(compiler, "load", lambda source: loaded.append(source) or load(source))
+    code_of = compiler.code_of
+    monkeypatch.setattr(compiler, "code_of", lambda *of: loaded.append(of) or code_of(*of))
     return loaded
 
 
