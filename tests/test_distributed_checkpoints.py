@@ -302,7 +302,7 @@ def test_torchrun_starts_a_killed_job_again(tmp_path: Path) -> None:
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert [rank["attempt"] for rank in ranks] == [1, 1]
     assert ranks[0]["bits"] == ranks[1]["bits"]
-    found = np.frombuffer(bytes.fromhex(ranks[0]["bits"]), np.float32).reshape(3, 2)
+    found = np.frombuffer(bytes.fromhex(ranks[0]["bits"]), np.float32).reshape(4, 4)
     wanted = np.linalg.multi_dot([a.double().numpy() for a in arrays()])
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     assert ranks[1]["done"] == ranks[1]["total"] - (KILLED_AT - 1)
