@@ -138,8 +138,10 @@ def test_the_search_only_improves(seed: int) -> None:
 
 @pytest.mark.parametrize("output", list(permutations((0, 1, 3))))
 def test_a_way_is_the_best_of_all_orders(output: tuple[int, ...]) -> None:
-    """Brute force over the orders of both operands, each paid for with its copy; within a fifth,
-    as only the smaller operand is copied where both can be read as they are."""
+    """Brute force over the orders of both operands, each paid for with its copy; within a tenth.
+
+    Of one output within a fifth: a copy is made for one product, not with an axis left outermost.
+    """
     sizes, ways = (40, 6, 50, 70), Ways(RATES)
     given = Contract(((0, 2, 1), (3, 2)), output)
     best = ways.best(given, sizes, "float32")
@@ -156,7 +158,8 @@ def test_a_way_is_the_best_of_all_orders(output: tuple[int, ...]) -> None:
         for a in permutations((0, 1, 2))
         for b in permutations((2, 3))
     ]
-    assert min(tried) <= best.time_us * (1 + 1e-9) and best.time_us <= 1.2 * min(tried)
+    most = 1.2 if output == (1, 3, 0) else 1.1
+    assert min(tried) <= best.time_us * (1 + 1e-9) and best.time_us <= most * min(tried)
 
 
 def test_results_come_as_they_can_and_the_fastest_first() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
 from tncompiler.backends.numpy import products
 from tncompiler.backends.numpy.products import MOST_ACROSS, in_pieces, multiply, product
-from tncompiler.backends.numpy.threads import one_blas_thread
+from tncompiler.backends.numpy.threads import has_one_blas_thread, one_blas_thread
 
 LONG = 4096 + 37  # no multiple of a piece
 SHORT = {128: (8, 16), 1024: (32, 32), 4096: (64, 64)}  # two extents, by their product
@@ -93,6 +95,24 @@ def test_only_a_call_without_blas_threads_is_cut(monkeypatch: pytest.MonkeyPatch
     a, b = pair("m", "nn", 1024, "float32")
     assert np.allclose(multiply(a, b), a @ b) and not seen
     assert np.allclose(one_blas_thread(multiply)(a, b), a @ b) and seen
+
+
+def test_calls_of_other_threads_change_nothing() -> None:
+    """Whether a product is cut is told by the call that it is in, or its bits would vary."""
+    inside, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        inside.set()
+        done.wait(10)
+
+    other = threading.Thread(target=one_blas_thread(hold))
+    other.start()
+    try:
+        assert inside.wait(10) and not has_one_blas_thread()
+    finally:
+        done.set()
+        other.join()
+    assert one_blas_thread(has_one_blas_thread)() and not has_one_blas_thread()
 
 
 def test_a_block_takes_memory_that_was_left(monkeypatch: pytest.MonkeyPatch) -> None:

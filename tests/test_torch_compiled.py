@@ -25,7 +25,7 @@ from tncompiler.module import CompiledModule
 OPAQUE_CELLS = [cell for cell in CELLS if cell.backend in operators.OPAQUE]
 LAYERS = (3, 8)  # a first one, a last one, and those between
 FORMATS = ("Tucker", "TTMatrix", "CP", "LowRank", "TensorRing", "BlockTerm", "Kronecker")
-# what torch's partitioner keeps twice: a copy of a factor, which costs it no more than the factor
+# what torch's partitioner keeps twice: copies of factors, which cost it no more than the factors
 ALLOWED = {("torch", "BlockTerm"): 1.004}
 
 

@@ -60,22 +60,27 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(error / wanted.detach().abs().max())
 
 
-def check_layer(name: str, dtype: torch.dtype, batch: int) -> None:
-    """Output and every gradient against the same layer in float64 on aten."""
-    ours, exact = layer(name, "triton", dtype), layer(name, "torch", torch.float64)
+def worst_error(ours: torch.nn.Module, exact: torch.nn.Module, x: torch.Tensor) -> float:
+    """Of the output and every gradient, against a module in float64 that gets our parameters."""
     with torch.no_grad():
         for mine, theirs in zip(ours.parameters(), exact.parameters(), strict=True):
             theirs.copy_(mine)
-    x = torch.randn(batch, ours.in_features, generator=torch.Generator().manual_seed(1)).to(dtype)
+    z = x.double().requires_grad_()
     x.requires_grad_()
-    z = x.detach().double().requires_grad_()
-    y, reference = ours(x), exact(z)
+    y, wanted = ours(x), exact(z)
     cotangent = torch.randn_like(y)
     y.backward(cotangent)
-    reference.backward(cotangent.double())
-    pairs = [(y, reference), (x.grad, z.grad)]
+    wanted.backward(cotangent.double())
+    pairs = [(y, wanted), (x.grad, z.grad)]
     pairs += [(p.grad, q.grad) for p, q in zip(ours.parameters(), exact.parameters(), strict=True)]
-    worst = max(relative_error(got, wanted) for got, wanted in pairs)
+    return max(relative_error(got, right) for got, right in pairs)
+
+
+def check_layer(name: str, dtype: torch.dtype, batch: int) -> None:
+    """Output and every gradient against the same layer in float64 on aten."""
+    ours, exact = layer(name, "triton", dtype), layer(name, "torch", torch.float64)
+    x = torch.randn(batch, ours.in_features, generator=torch.Generator().manual_seed(1)).to(dtype)
+    worst = worst_error(ours, exact, x)
     assert worst <= TOLERANCE[dtype], f"{name} {dtype}: {worst:.1e}"
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tncompiler.backends.numpy.products import in_pieces
+from tncompiler.backends.numpy.products import multiply_alone
 from tncompiler.backends.numpy.threads import blas_threads
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.origin import call_site
@@ -216,14 +216,7 @@ def _product(pool: Any, multiply: Multiply, shape: Shape, itemsize: int, form: s
 
 class _Numpy:
     def multiply(self) -> Multiply:
-        if blas_threads() > 1:
-            return operator.matmul
-
-        def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            made = in_pieces(a, b)
-            return a @ b if made is None else made
-
-        return multiply
+        return operator.matmul if blas_threads() > 1 else multiply_alone
 
     def pool(self, dtype: str, count: int) -> Any:
         return np.linspace(-1.0, 1.0, count, dtype=dtype)

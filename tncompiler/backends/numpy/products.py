@@ -33,7 +33,12 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """`a @ b` of shapes (..., m, k) and (..., k, n)."""
-    made = in_pieces(a, b) if has_one_blas_thread() else None
+    return multiply_alone(a, b) if has_one_blas_thread() else a @ b
+
+
+def multiply_alone(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`multiply` where BLAS has one thread."""
+    made = in_pieces(a, b)
     return a @ b if made is None else made
 
 
@@ -103,7 +108,8 @@ def _by_columns(a: np.ndarray, b: np.ndarray, piece: int, empty: Empty) -> np.nd
     return out
 
 
-def _by_terms(a: np.ndarray, b: np.ndarray, piece: int, _: Empty) -> np.ndarray:
+def sum_of_pieces(a: np.ndarray, b: np.ndarray, piece: int, _: Empty = np.empty) -> np.ndarray:
+    """`a @ b` as a sum over so many terms at a time."""
     terms, n = a.shape[-1], b.shape[-1]
     count = terms // piece
     cut = count * piece
@@ -115,4 +121,5 @@ def _by_terms(a: np.ndarray, b: np.ndarray, piece: int, _: Empty) -> np.ndarray:
     return out
 
 
-_PIECES = {"m": _by_rows, "n": _by_columns, "k": _by_terms}
+Cut = Callable[[np.ndarray, np.ndarray, int, Empty], np.ndarray]
+_PIECES: dict[str, Cut] = {"m": _by_rows, "n": _by_columns, "k": sum_of_pieces}

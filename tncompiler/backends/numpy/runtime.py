@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tncompiler.backends.numpy.emit import LONG_SUM, SMALL_PRODUCT
+from tncompiler.backends.numpy.products import sum_of_pieces
 from tncompiler.ir.functions.random import scramble as scramble  # for generated code
 
 _HELD = 2**15  # elements that are worked on at a time where a function takes more than its result
@@ -112,13 +113,7 @@ def long_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     work = rows * length * columns
     if length <= LONG_SUM or (work > SMALL_PRODUCT and rows > 1 and columns > 1):
         return a @ b  # type: ignore[no-any-return]
-    blocks, block, cut = _cut(length)
-    left = a[..., :cut].reshape(*a.shape[:-1], blocks, block)
-    right = b[..., :cut, :].reshape(*b.shape[:-2], blocks, block, columns)
-    total = (left.swapaxes(-2, -3) @ right).sum(axis=-3)
-    if cut < length:
-        total += a[..., cut:] @ b[..., cut:, :]
-    return total  # type: ignore[no-any-return]
+    return sum_of_pieces(a, b, _cut(length)[1])
 
 
 def long_sum(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

@@ -73,9 +73,13 @@ class _OneThread:
 _one_thread = _OneThread()
 
 
+_call = threading.local()  # what is known of the call that this thread is in
+
+
 def has_one_blas_thread() -> bool:
-    """Whether a call is in progress that has taken BLAS's threads away."""
-    return _one_thread.inside > 0
+    """Whether this thread is in a call that has taken BLAS's threads away; others do not count, or
+    a result would depend on what they do."""
+    return getattr(_call, "alone", False)
 
 
 def one_blas_thread(run: Callable[P, T]) -> Callable[P, T]:
@@ -87,11 +91,13 @@ def one_blas_thread(run: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(run)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
-        setting = _one_thread
+        setting, before = _one_thread, has_one_blas_thread()
         setting.enter()
+        _call.alone = True
         try:
             return run(*args, **kwargs)
         finally:
+            _call.alone = before
             setting.leave()
 
     return guarded
@@ -219,9 +225,6 @@ def _run_in_team(run: Callable[[], None], threads: int) -> None:
         _gomp().GOMP_parallel(_enter_region, number, threads, 0)
     finally:
         del _regions[number]
-
-
-_call = threading.local()  # what is known of the call that this thread is in
 
 
 def among_tensors(run: Callable[P, T]) -> Callable[P, T]:

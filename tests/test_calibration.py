@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import tncompiler as tnc
-from tncompiler import calibration as calibrate
+from tncompiler import calibration
 from tncompiler.calibration import SHAPES, Times, library_of, measure_times
 from tncompiler.ir.errors import PlanError
 from tncompiler.planning.machine import Machine, set_default_machine
@@ -19,7 +19,7 @@ def quiet_times() -> Times:
     """A machine of 50 flops a nanosecond that nobody else uses."""
     times: Times = {
         ("product", dtype, shape): 2 * math.prod(shape) / 5e4 * (1 + (dtype == "float64"))
-        for dtype in calibrate.PRODUCTS
+        for dtype in calibration.PRODUCTS
         for shape in SHAPES
     }
     times |= {("pass", size): size / 1e4 for size in PASSES}
@@ -34,7 +34,7 @@ def test_the_table_of_a_quiet_machine() -> None:
     assert rates.products["float64"][-1] == pytest.approx(
         2 * rates.products["float32"][-1], rel=0.01
     )
-    assert rates.products.keys() == set(calibrate.PRODUCTS)
+    assert rates.products.keys() == set(calibration.PRODUCTS)
     assert rates.passes == (2e4,) * len(PASSES)
     assert (
         rates.gathers == rates.transposes == pytest.approx((8 * 2**18 / 100,) * len(RUNS), rel=0.01)
@@ -62,13 +62,13 @@ def test_random_disturbances_leave_a_table_in_order() -> None:
     for m, n, k in SHAPES:
         if k > 1:
             assert all(
-                found[m, n, k] <= found[larger] for larger in calibrate._next_larger((m, n, k))
+                found[m, n, k] <= found[larger] for larger in calibration._next_larger((m, n, k))
             )
 
 
 def test_the_largest_shape_has_none_larger() -> None:
-    assert list(calibrate._next_larger((EXTENTS[-1],) * 3)) == []
-    assert set(calibrate._next_larger((1, 4, 1024))) == {(4, 4, 1024), (1, 16, 1024)}
+    assert list(calibration._next_larger((EXTENTS[-1],) * 3)) == []
+    assert set(calibration._next_larger((1, 4, 1024))) == {(4, 4, 1024), (1, 16, 1024)}
 
 
 @pytest.mark.parametrize("factor", [1e6, 1e-6])
@@ -89,10 +89,10 @@ def test_every_operation_runs_and_the_least_round_counts(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real operations, made-up seconds: the second round is the quiet one."""
-    monkeypatch.setattr(calibrate, "_POOL", 2**18)
-    monkeypatch.setattr(calibrate, "PASSES", (2**12,))
-    monkeypatch.setattr(calibrate, "_FRESH", 2**14)
-    monkeypatch.setattr(calibrate, "SHAPES", ((4, 4, 4), (16, 4, 64), (256, 256, 16)))
+    monkeypatch.setattr(calibration, "_POOL", 2**18)
+    monkeypatch.setattr(calibration, "PASSES", (2**12,))
+    monkeypatch.setattr(calibration, "_FRESH", 2**14)
+    monkeypatch.setattr(calibration, "SHAPES", ((4, 4, 4), (16, 4, 64), (256, 256, 16)))
     seconds = iter([1.0] * 100_000)
     rounds: list[float] = [3.0, 1.0, 2.0]
     done = [0]
@@ -103,7 +103,7 @@ def test_every_operation_runs_and_the_least_round_counts(
             return next(seconds)
         return calls * rounds[done[0]]
 
-    monkeypatch.setattr(calibrate, "_seconds", took)
+    monkeypatch.setattr(calibration, "_seconds", took)
 
     class Bar:
         def __init__(self, **options: Any) -> None: ...
@@ -114,7 +114,7 @@ def test_every_operation_runs_and_the_least_round_counts(
         def update(self) -> None:
             done[0] += 1
 
-    monkeypatch.setattr(calibrate, "tqdm", Bar)
+    monkeypatch.setattr(calibration, "tqdm", Bar)
     times = measure_times(name, 3)
     assert times.keys() >= {("product", "complex64", (4, 4, 4)), ("pass", 4096), "fresh", "step"}
     assert times["step"] == 1e6
@@ -129,8 +129,8 @@ def test_samples_are_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(calls)
         return 1e-5 * calls
 
-    monkeypatch.setattr(calibrate, "_seconds", took)
-    probe = calibrate._Probe(lambda: None, units=4)
+    monkeypatch.setattr(calibration, "_seconds", took)
+    probe = calibration._Probe(lambda: None, units=4)
     probe.sample(time.perf_counter)
     probe.sample(time.perf_counter)
     assert asked == [1, 20, 20]
@@ -139,7 +139,7 @@ def test_samples_are_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_calibrate_returns_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """It becomes the default of the process unless told not to, and writes nothing."""
-    monkeypatch.setattr(calibrate, "measure_times", lambda name, **options: quiet_times())
+    monkeypatch.setattr(calibration, "measure_times", lambda name, **options: quiet_times())
     try:
         kept = tnc.calibrate(default=False, progress=False)
         assert isinstance(kept, Machine) and kept.libraries.keys() == {"numpy", "torch"}
