@@ -104,14 +104,14 @@ def test_the_roof_of_a_gpu_is_its_published_figure() -> None:
 
 
 def test_curves_cross_where_the_family_says(layer: NumpyFunction) -> None:
-    """Axes of what takes a few microseconds are not placed by time when orders are compared."""
+    """To an eighth, as axes are placed by time from 50 µs on only when orders are compared."""
     (symbol,) = layer.compilation.free_symbols
     family = layer.plans(1, 4096)
     curves = [dict(points) for points in family_curves(layer, family, symbol)]
     assert len(curves) == len(family.members) > 1
     for number, member in enumerate(family.members):
         for size, _ in member.curve:
-            assert curves[number][size] <= 1.06 * min(curve[size] for curve in curves) + 0.5
+            assert curves[number][size] <= 1.12 * min(curve[size] for curve in curves)
 
 
 def test_crossovers_are_lines(layer: NumpyFunction) -> None:

@@ -29,7 +29,7 @@ from tncompiler.planning.ways import Ways
 REHEARSED_UP_TO = 32  # tensors; scheduling more takes longer than the choice gains
 SHORTLIST = 3  # orders of a forward pass, which must be planned in 10 ms
 STEP_SHORTLIST = 6  # of a training step, where layouts matter more
-LAID_OUT_FROM_US = 20.0  # from here on axes are placed by time, as they may be: a millisecond
+LAID_OUT_FROM_US = 50.0  # from here on axes are placed by time, as they will be: a millisecond
 _COPIES = 1.1  # times the cost without copies: up to there a forward pass keeps them
 # times the time of the best as a program: operands read transposed may be as much faster than the
 # cost says, which knows them as they lie
