@@ -55,6 +55,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier results.json")
     parser.add_argument("--minutes", type=float, help="another budget")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: as many as cores")
+    parser.add_argument("--calibrated", action="store_true", help="plans for this machine's rates")
     parser.add_argument("--every-peer", action="store_true", help="a table for each cell")
     parser.add_argument("--list", action="store_true", help="print the cells and stop")
     parser.add_argument("--cases", type=Path, default=CASES, help="another corpus")
@@ -90,6 +91,10 @@ def _bench(console: Console, cells: Sequence[Cell], options: argparse.Namespace)
     from benchmarks.table import change_table, print_results
 
     warnings.simplefilter("ignore")  # of peers
+    if options.calibrated:
+        from tncompiler.calibration import calibrate
+
+        calibrate()
     earlier = None if options.against is None else read_record(options.against)
     facts, missing = machine_facts(threads), find_missing()
     dtypes = tuple(dict.fromkeys(cell.dtype for cell in cells))

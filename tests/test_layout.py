@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import permutations
 from typing import Any
 
@@ -35,8 +36,15 @@ LAYERS = {
 }
 
 
-def layer(name: str, batch: int | None) -> Any:
-    form, ins, outs = LAYERS[name]
+WIDE = {
+    "TTMatrix": (tnc.formats.TTMatrix(rank=4), (8, 8, 12), (8, 16, 24)),
+    "Kronecker": (tnc.formats.Kronecker(rank=8), (24, 32), (48, 64)),
+    "TT": (tnc.formats.TT(rank=8), (8, 8, 12), (8, 16, 24)),
+}
+
+
+def layer(name: str, batch: int | None, layers: Mapping[str, Any] = LAYERS) -> Any:
+    form, ins, outs = layers[name]
     weight = form.network(ins, outs, name="w")
     b = tnc.Index("b", batch) if batch else tnc.indices("b")[0]
     legs = weight.indices
@@ -111,6 +119,21 @@ def test_layers_in_found_layouts(name: str, batch: int | None) -> None:
             module = tnc.compile(expr, backend=backend, dtype="float64", share=reference)
             for ours, theirs in zip(_values(module, x), wanted, strict=True):
                 torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("name", "batch"), [("TTMatrix", 256), ("Kronecker", 256), ("TT", 64)])
+def test_every_copy_is_a_step(name: str, batch: int) -> None:
+    """Nothing is copied inside a product, where it would be copied for each that reads it."""
+    module = tnc.compile(layer(name, batch, WIDE), backend="torch")
+    x = torch.randn(batch, *WIDE[name][1], requires_grad=True)
+    leaves = (x, *module.parameters())
+    cotangent = torch.randn_like(module(x))
+    torch.autograd.grad(module(x), leaves, cotangent)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        torch.autograd.grad(module(x), leaves, cotangent)
+    code = module.source(part="forward") + module.source(part="backward")
+    inside = [event for event in seen.events() if event.name == "aten::clone"]
+    assert code.count("copied") + 1 >= len(inside) > 0  # one of the cotangent, for all who read it
 
 
 def _values(module: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

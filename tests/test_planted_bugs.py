@@ -269,7 +269,7 @@ BUGS = (
     Bug(
         "a copied operand read in the order that it had",
         "planning.layout:_Copying._product",
-        "Contract((chosen.a, chosen.b), chosen.out)",
+        "Contract(read, chosen.out)",
         "Contract(tuple(wires), chosen.out)",
     ),
     Bug(

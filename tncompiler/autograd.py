@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from tncompiler.compiler import Compilation, KeptExecutable
 from tncompiler.crossing import enter, leave
 from tncompiler.graphs import Graphed
 from tncompiler.ir.errors import ChangedInPlace
+from tncompiler.ir.program import Permute, Program
 
 _PLAIN = {Tensor, nn.Parameter}  # types that torch does not look into
 _KEEPING = {_CachingTorchDispatchMode, _CachedTorchDispatchMode}  # keep what operations give
@@ -54,10 +56,22 @@ class Specialisation:
         if wrt:
             self.pair = compilation.training_executable(call.dtypes, call.free, wrt, backend)
             self.output_count = self.pair.output_count
-            arguments = [a.value.name for a in self.pair.backward.program.arguments]
-            self.read = tuple(names.index(name) for name in arguments if name in names)
+            self._read_by(self.pair.backward.program, names)
             self.forward = self._called(self.pair.forward.loaded)
             self.backward = self._called(self.pair.backward.loaded)
+
+    def _read_by(self, backward: Program, names: Sequence[str]) -> None:
+        """Which leaves a backward program reads, and which cotangents several of its steps would
+        copy where they do not lie in order.
+
+        A cotangent has the strides of its result, often a permuted view; kernels read any strides.
+        """
+        arguments = [argument.value.name for argument in backward.arguments]
+        self.read = tuple(names.index(name) for name in arguments if name in names)
+        steps = [step for step in backward.steps if not isinstance(step.op, Permute)]
+        uses = Counter(name for step in steps for name in set(step.operands))
+        cotangents = arguments[len(arguments) - self.value_count :]
+        self.read_often = tuple(self.backend != "triton" and uses[n] > 1 for n in cotangents)
 
     def place(self) -> str:
         """Where the network was written, for errors."""
@@ -124,7 +138,11 @@ class NetworkFunction(torch.autograd.Function):
             results: Sequence[Tensor] = _flat_gradients(spec, tensors, cotangents)
         else:
             read = [tensors[position] for position in spec.read]
-            values = enter((*read, *saved, *cotangents), spec.backend)
+            given = [
+                cotangent.contiguous() if often else cotangent
+                for cotangent, often in zip(cotangents, spec.read_often, strict=True)
+            ]
+            values = enter((*read, *saved, *given), spec.backend)
             results = leave(spec.backward(*values), spec.backend, values)
         for position, gradient in zip(spec.positions, results, strict=True):
             grads[1 + position] = gradient

@@ -174,9 +174,7 @@ class RankedSpecialisation(Specialisation):
         self.positions = tuple(names.index(name) for name in wrt)
         self._load(programs, wrt)
         if programs.training is not None:
-            backward = programs.training.backward
-            arguments = [argument.value.name for argument in backward.arguments]
-            self.read = tuple(names.index(name) for name in arguments if name in names)
+            self._read_by(programs.training.backward, names)
             self.forward, self.backward = self._forward, self._backward
             self.output_count = len(programs.forward.outputs) - len(programs.training.saved)
 

@@ -95,12 +95,19 @@ def is_broad(op: Contract, sizes: Mapping[int, int] | Sequence[int]) -> bool:
 def matmul_form(op: Contract, sizes: Mapping[int, int], *, stacks: bool = False) -> MatmulForm:
     """The form with the fewest copied elements; among equals the first in a fixed order.
 
-    ``stacks``: whether one operand may meet every matrix of the other (`MatmulForm.outer`).
+    ``stacks``: as code is written, where one operand may meet every matrix of the other
+    (`MatmulForm.outer`), and a result that comes with its axes in another order is copied too.
     """
     forms = _forms(op, stacks)
     if len(forms) == 1:
         return forms[0]
-    return min(forms, key=lambda form: copied_elements(form, op, sizes))
+    askew = _count(op.output, sizes) if stacks else 0
+
+    def copied(form: MatmulForm) -> int:
+        result = askew if askew and op.output not in form.natural() else 0
+        return copied_elements(form, op, sizes) + result
+
+    return min(forms, key=copied)
 
 
 @lru_cache(maxsize=_KEPT)

@@ -9,12 +9,12 @@ wants to change. `passes/layout.py` gives the start.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product as choices
 
 from tncompiler.ir.builder import Builder
 from tncompiler.ir.convolution import form_of, natural_axes
-from tncompiler.ir.matmul import is_product
+from tncompiler.ir.matmul import is_product, matmul_form
 from tncompiler.ir.passes.layout import free_values, order_axes, permuted, reordered, reread
 from tncompiler.ir.program import (
     Contract,
@@ -284,6 +284,7 @@ class _Copying:
         self.source, self.costs = program, _Costs(nominal, ways)
         self.builder = Builder(like=program)
         self.made: dict[str, dict[Labels, Value]] = {}  # source → axes → copy
+        self.read = {name for step in program.steps for name in step.operands}
 
     def program(self, is_late: Callable[[], bool]) -> Program | None:
         """The program with its copies; None if it got late."""
@@ -303,7 +304,17 @@ class _Copying:
                 self._map(step, op, operands)
             else:
                 self.builder.copy(step, operands)
-        return self.source.with_steps(self.builder.steps)
+        return self.source.with_steps(self._needed(self.builder.steps))
+
+    def _needed(self, steps: Sequence[Step]) -> Iterator[Step]:
+        """The steps without copies that nobody reads; what is only given back is a view."""
+        read = {name for step in steps for name in step.operands}
+        for step in steps:
+            if step.out.name in read or not isinstance(step.op, Permute):
+                yield step
+            elif step.out.name in self.source.outputs:
+                whole = tuple(range(len(step.op.axes)))
+                yield Step(step.out, canonical(Contract((whole,), step.op.axes)), step.operands)
 
     def _product(self, step: Step, operands: tuple[Value, ...], sizes: tuple[int, ...]) -> None:
         op: Contract = step.op  # type: ignore[assignment]
@@ -315,10 +326,18 @@ class _Copying:
         wires = min(choices(first, second), key=lambda pair: way(pair).time_us)
         chosen = way(wires)
         given = [first[wires[0]], second[wires[1]]]
-        for side, order in enumerate((chosen.a, chosen.b)):
+        read = self._written(chosen, sizes)
+        for side, order in enumerate(read):
             if order != wires[side]:
                 given[side] = self._copied(operands[side], op.inputs[side], order)
-        self._emit(step, op.output, Contract((chosen.a, chosen.b), chosen.out), tuple(given))
+        self._emit(step, op.output, Contract(read, chosen.out), tuple(given))
+
+    def _written(self, way: Way, sizes: tuple[int, ...]) -> tuple[Labels, Labels]:
+        """The orders in which backends read the operands, which may copy where many small products
+        would do."""
+        numbers = dict(enumerate(sizes))
+        form = matmul_form(Contract((way.a, way.b), way.out), numbers, stacks=True)
+        return form.a_order, form.b_order
 
     def _convolution(self, step: Step, op: Convolve, operands: tuple[Value, ...]) -> None:
         """With images in the order in which they are read; kernels are small, and stay."""
@@ -349,7 +368,8 @@ class _Copying:
         self.builder.copy(Step(step.out, Map(op.function, tuple(inputs)), ()), given)
 
     def _emit(self, step: Step, wanted: Labels, op: Networks, operands: tuple[Value, ...]) -> None:
-        """The product as it comes out, and if its axes are wanted otherwise a view of it."""
+        """The product as it comes out, and if its axes are wanted otherwise a copy, which is made
+        once for all who read it; or a view, where that is the same in memory or nobody does."""
         numbered = canonical_convolve(op) if isinstance(op, Convolve) else canonical(op)
         if op.output == wanted:
             self.builder.copy(Step(step.out, numbered, ()), operands)
@@ -357,8 +377,19 @@ class _Copying:
         place = {label: axis for axis, label in enumerate(wanted)}
         made = permuted(step.out, tuple([place[label] for label in op.output]))
         product = self.builder.emit(numbered, operands, made.shape, made.dtype, made.axes)
-        view = canonical(Contract((op.output,), wanted))
-        self.builder.copy(Step(step.out, view, ()), (product,))
+        turned: Permute | Contract = canonical(Contract((op.output,), wanted))
+        if step.out.name in self.read and self._moves(op.output, wanted, step.out):
+            turned = Permute(tuple([op.output.index(label) for label in wanted]))
+            back = tuple([place[label] for label in op.output])
+            self.made.setdefault(step.out.name, {})[back] = product
+        self.builder.copy(Step(step.out, turned, ()), (product,))
+
+    def _moves(self, own: Labels, order: Labels, out: Value) -> bool:
+        """Whether axes of a product, given by label, change places in memory; those of size 1 do
+        not count."""
+        size = dict(zip(order, out.shape, strict=True))
+        one, other = ([k for k in labels if size[k] != 1] for labels in (own, order))
+        return one != other
 
     def _readings(self, value: Value, labels: Labels) -> dict[Labels, Value]:
         """The operand and its copies that exist already, by the labels of their axes."""
