@@ -4,6 +4,7 @@
     make bench ARGS="--quick"             a few, at most 3 minutes
     make bench ARGS="--all"               every cell, as long as it takes
     make bench ARGS="--case 'ttm-*' --every-peer"
+    make bench ARGS="--calibrated"        plans for this machine's rates, not the committed ones
     make bench ARGS="--against bench-output/results.json"
 
 Prints tables, writes results.json and pictures. The machine may be shared: read the ratios of one

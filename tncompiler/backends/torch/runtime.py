@@ -54,6 +54,8 @@ def long_mm(a: Tensor, b: Tensor) -> Tensor:
     if not _loses_digits(a, b):
         return torch.mm(a, b)
     (rows, length), columns = a.shape, b.shape[1]
+    if rows == columns == 1:  # a fifth of the time, and sums go in pairs
+        return (a.reshape(length) * b.reshape(length)).sum().reshape(1, 1)
     blocks, block, cut = _cut(length)
     left = a[:, :cut].reshape(rows, blocks, block).transpose(0, 1)
     total = torch.bmm(left, b[:cut].reshape(blocks, block, columns)).sum(0)
@@ -65,6 +67,8 @@ def long_bmm(a: Tensor, b: Tensor) -> Tensor:
     if not _loses_digits(a, b):
         return torch.bmm(a, b)
     (batch, rows, length), columns = a.shape, b.shape[2]
+    if rows == columns == 1:
+        return (a.reshape(batch, length) * b.reshape(batch, length)).sum(1).reshape(batch, 1, 1)
     blocks, block, cut = _cut(length)
     left = a[:, :, :cut].reshape(batch, rows, blocks, block).transpose(1, 2)
     right = b[:, :cut].reshape(batch * blocks, block, columns)
