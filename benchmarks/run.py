@@ -4,7 +4,7 @@
     make bench ARGS="--quick"             a few, at most 3 minutes
     make bench ARGS="--all"               every cell, as long as it takes
     make bench ARGS="--case 'ttm-*' --every-peer"
-    make bench ARGS="--calibrated"        plans for this machine's rates, not the committed ones
+    make bench ARGS="--calibrate"         plans for this machine's rates, not the committed ones
     make bench ARGS="--against bench-output/results.json"
 
 Prints tables, writes results.json and pictures. The machine may be shared: read the ratios of one
@@ -56,7 +56,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier results.json")
     parser.add_argument("--minutes", type=float, help="another budget")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: as many as cores")
-    parser.add_argument("--calibrated", action="store_true", help="plans for this machine's rates")
+    parser.add_argument("--calibrate", action="store_true", help="measure this machine first")
     parser.add_argument("--every-peer", action="store_true", help="a table for each cell")
     parser.add_argument("--list", action="store_true", help="print the cells and stop")
     parser.add_argument("--cases", type=Path, default=CASES, help="another corpus")
@@ -90,14 +90,15 @@ def _bench(console: Console, cells: Sequence[Cell], options: argparse.Namespace)
     from benchmarks.plots import draw_plots
     from benchmarks.record import as_record, compare, read_record, write_record
     from benchmarks.table import change_table, print_results
+    from tncompiler.calibration import calibrate
+    from tncompiler.planning.machine import as_machine, default_machine
 
     warnings.simplefilter("ignore")  # of peers
-    if options.calibrated:
-        from tncompiler.calibration import calibrate
-
-        calibrate()
     earlier = None if options.against is None else read_record(options.against)
-    facts, missing = machine_facts(threads), find_missing()
+    if options.calibrate:
+        calibrate()  # from here on what is compiled is planned for it
+    planned_for = as_machine(default_machine()).name
+    facts, missing = {**machine_facts(threads), "planned_for": planned_for}, find_missing()
     dtypes = tuple(dict.fromkeys(cell.dtype for cell in cells))
     rates = measure_rates(dtypes)
     minutes = options.minutes or BUDGET_MINUTES[options.selection]
@@ -115,7 +116,7 @@ def _bench(console: Console, cells: Sequence[Cell], options: argparse.Namespace)
     console.print(
         f"{facts['cpu']}, {threads} of {facts['cores']} cores, load {facts['load_1min']}; {shown}, "
         f"copy {rates.bytes_per_s / 1e9:.0f} GB/s read and written; "
-        f"{len(results)} cells in {used / 60:.1f} min; "
+        f"planned for: {planned_for}; {len(results)} cells in {used / 60:.1f} min; "
         f"{options.out / 'results.json'}, {', '.join(str(p) for p in pictures)}",
         highlight=False,
     )

@@ -375,21 +375,14 @@ class _Copying:
             self.builder.copy(Step(step.out, numbered, ()), operands)
             return
         place = {label: axis for axis, label in enumerate(wanted)}
-        made = permuted(step.out, tuple([place[label] for label in op.output]))
+        back = tuple([place[label] for label in op.output])
+        made = permuted(step.out, back)
         product = self.builder.emit(numbered, operands, made.shape, made.dtype, made.axes)
         turned: Permute | Contract = canonical(Contract((op.output,), wanted))
-        if step.out.name in self.read and self._moves(op.output, wanted, step.out):
+        if step.out.name in self.read and self.costs.askew(back, tuple(range(len(back))), step.out):
             turned = Permute(tuple([op.output.index(label) for label in wanted]))
-            back = tuple([place[label] for label in op.output])
             self.made.setdefault(step.out.name, {})[back] = product
         self.builder.copy(Step(step.out, turned, ()), (product,))
-
-    def _moves(self, own: Labels, order: Labels, out: Value) -> bool:
-        """Whether axes of a product, given by label, change places in memory; those of size 1 do
-        not count."""
-        size = dict(zip(order, out.shape, strict=True))
-        one, other = ([k for k in labels if size[k] != 1] for labels in (own, order))
-        return one != other
 
     def _readings(self, value: Value, labels: Labels) -> dict[Labels, Value]:
         """The operand and its copies that exist already, by the labels of their axes."""
