@@ -131,8 +131,11 @@ def _branches(program: Program, chain: Chain, results: list[str], count: int) ->
     for first, last in itertools.pairwise(cuts):
         wanted = tuple(results[first:last])
         part = find_chain(drop_dead_steps(replace(program, outputs=wanted)), chain.low)
-        made = {value.name for value in (*part.outputs, *part.sums)}
-        if made != {*wanted} or not same_size(part.stream.size, chain.stream.size):
+        alike = same_size(part.stream.size, chain.stream.size)
+        if not alike or any(
+            {value.name for value in made} != {value.name for value in whole}.intersection(wanted)
+            for made, whole in ((part.outputs, chain.outputs), (part.sums, chain.sums))
+        ):  # what is summed over one index stands along another
             raise Unfit("a branch would stream another index")
         parts.append(part)
     return tuple(parts)
