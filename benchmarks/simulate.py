@@ -105,7 +105,9 @@ def table_of(rows: Sequence[Row], cluster: Cluster) -> Table:
         caption=f"sums {node.within.latency_us:.0f} us, {node.within.bytes_per_us:,.0f} B/us "
         f"({node.between.latency_us:.0f} us, {node.between.bytes_per_us:,.0f} B/us beyond the "
         f"cores); a slice {cluster.slice_us:.0f} us; own work takes "
-        + ", ".join(f"{factor:.2f} times as long on {world}" for world, factor in cluster.slowdown),
+        + ", ".join(f"{factor:.2f} times as long on {world}" for world, factor in cluster.slowdown)
+        + "; large arrays "
+        + ", ".join(f"{1e6 * far:.0f} us a MB on {world}" for world, far in cluster.far),
     )
     for heading in ("ranks", "slices", "predicted", "measured", "ratio", ""):
         table.add_column(heading, justify="right")
@@ -132,7 +134,7 @@ Task = Callable[[Stopwatch], Any]
 
 def calibrated(watch: Stopwatch) -> Cluster:
     """What the ranks reach together."""
-    return calibrate_ranks(clock=watch.clock)
+    return calibrate_ranks(clock=watch.clock, progress=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.memory import nbytes, peak_bytes, within
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.slicing import Cut, apply_cuts, fit_program
-from tncompiler.planning.timing import copy_us, program_us, step_us
+from tncompiler.planning.timing import copy_us, far_bytes, program_us, step_us
 
 _TRIED = 6  # indices that are looked at for one cut
 _MOST_CUTS = 12
@@ -143,7 +143,18 @@ def stage_us(stage: Stage, world: int, cluster: Cluster) -> float:
         alone = own + _results_us(stage, world, cluster.rates)
     else:
         alone = program_us(stage.program, {}, cluster.rates)
-    return cluster.turns(world) * alone
+    far = stage_far_bytes(stage, world) if cluster.far else 0.0
+    return cluster.turns(world) * alone + cluster.far_us(world, far)
+
+
+def stage_far_bytes(stage: Stage, world: int) -> float:
+    """The bytes that the rank that has most to do reads and writes of arrays beyond FAR_BYTES."""
+    if not isinstance(stage, Slices):
+        return far_bytes(stage.program, {})
+    binding: Binding = {}
+    for level in stage.levels:
+        binding = within(level.loop, binding)
+    return _most_slices(stage, world) * far_bytes(stage.levels[-1].loop.body, binding)
 
 
 def held_by_slice(slices: Slices) -> int:
@@ -179,12 +190,18 @@ def _results_us(slices: Slices, world: int, rates: Rates) -> float:
 
 def slices_us(slices: Slices, world: int, cluster: Cluster) -> float:
     """The slices of the rank that has most to do, if it were alone."""
+    most = _most_slices(slices, world)
+    return most * slice_us(slices, cluster) if most else 0.0
+
+
+def _most_slices(slices: Slices, world: int) -> float:
+    """How many whole slices' work the rank has that has most."""
     whole = work_before(slices, slices.count)
     if not whole:
         return 0.0
     shares = deal(slices, world)
     most = max(work_before(slices, s.stop) - work_before(slices, s.start) for s in shares)
-    return most / whole * slices.count * slice_us(slices, cluster)
+    return most / whole * slices.count
 
 
 def slice_us(slices: Slices, cluster: Cluster) -> float:

@@ -31,19 +31,25 @@ class Link:
     """What connects ranks: microseconds until something arrives, and bytes a microsecond after.
 
     ``bulk_bytes_per_us``: the rate from BULK bytes on, between ranks that go through memory; None:
-    the same.
+    the same. ``exchange_bytes_per_us``, ``exchange_bulk_bytes_per_us``: where bytes are sent as
+    they are, and not added up; None: as fast as sums.
     """
 
     latency_us: float
     bytes_per_us: float
     bulk_bytes_per_us: float | None = None
+    exchange_bytes_per_us: float | None = None
+    exchange_bulk_bytes_per_us: float | None = None
 
     def rate(self, sent: float) -> float:
-        """Bytes a microsecond of so many."""
-        if self.bulk_bytes_per_us is None or sent <= MESSAGE:
-            return self.bytes_per_us
-        rates = self.bytes_per_us, self.bulk_bytes_per_us
-        return float(np.interp(np.log(sent), np.log((MESSAGE, BULK)), rates))
+        """Bytes a microsecond of so many of a sum."""
+        return _rate(sent, self.bytes_per_us, self.bulk_bytes_per_us)
+
+    def exchange_rate(self, sent: float) -> float:
+        """Bytes a microsecond of so many as they are."""
+        if self.exchange_bytes_per_us is None:
+            return self.rate(sent)
+        return _rate(sent, self.exchange_bytes_per_us, self.exchange_bulk_bytes_per_us)
 
     def sum_us(self, size: float, world: int) -> float:
         """To add up so many bytes between ranks, each of which gets the sum: in a ring, each sends
@@ -57,7 +63,14 @@ class Link:
         """To send others what is theirs, so many bytes from the rank that sends or gets most."""
         if world == 1 or not sent:
             return 0.0
-        return math.ceil(math.log2(world)) * self.latency_us + sent / self.rate(sent)
+        return math.ceil(math.log2(world)) * self.latency_us + sent / self.exchange_rate(sent)
+
+
+def _rate(sent: float, large: float, bulk: float | None) -> float:
+    """Between a message that a cache has room for and one that goes through memory."""
+    if bulk is None or sent <= MESSAGE:
+        return large
+    return float(np.interp(np.log(sent), np.log((MESSAGE, BULK)), (large, bulk)))
 
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -93,6 +106,8 @@ class Cluster:
     ``slice_us``: what a slice takes beside its steps: blocks, sums, looking for NaN.
     ``slowdown``: numbers of ranks, ascending, with how many times as long their own work takes when
     so many of them are at it; nothing for GPUs, of which there are as many as ranks.
+    ``far``: numbers of ranks with the microseconds that each byte of arrays beyond FAR_BYTES takes
+    besides, as ranks share the way to memory; nothing where that is not known.
     ``calls``: numbers of ranks with the microseconds that a call of next to no work takes; nothing
     where only what ranks send each other before a call is known.
     ``libraries``: rates of a rank by the library that runs its slices; empty where there is one.
@@ -104,6 +119,7 @@ class Cluster:
     node: Node
     slice_us: float = 60.0
     slowdown: tuple[tuple[int, float], ...] = ()
+    far: tuple[tuple[int, float], ...] = ()
     calls: tuple[tuple[int, float], ...] = ()
     libraries: Mapping[str, Rates] = field(default_factory=dict)
     cache_bytes: int | None = None
@@ -125,13 +141,12 @@ class Cluster:
         return float(np.interp(world, worlds, times)) * rounds
 
     def turns(self, world: int) -> float:
-        """How many times as long ranks take for their own work when so many are at it: between
-        numbers that are known interpolated, beyond them taking turns."""
-        if not self.slowdown:
-            return 1.0
-        worlds, factors = zip(*self.slowdown, strict=True)
-        between = float(np.interp(world, worlds, factors))
-        return between * max(world / float(worlds[-1]), 1.0)
+        """How many times as long ranks take for their own work when so many are at it."""
+        return _in_turns(self.slowdown, world) if self.slowdown else 1.0
+
+    def far_us(self, world: int, size: float) -> float:
+        """What so many bytes of arrays beyond FAR_BYTES take a rank besides."""
+        return _in_turns(self.far, world) * size if self.far else 0.0
 
     def cache_share(self, world: int) -> float:
         """Bytes of a shared cache for each of the ranks that are at work at one time."""
@@ -144,6 +159,12 @@ class Cluster:
         """How many times as long slices that hold so many bytes take, as others fill the cache."""
         full = held / self.cache_share(world)
         return float(np.interp(full, (_BEGINS, _ENDS), (1.0, _CROWDED)))
+
+
+def _in_turns(figures: tuple[tuple[int, float], ...], world: int) -> float:
+    """Between numbers of ranks that are known interpolated, beyond them ranks take turns."""
+    worlds, found = zip(*figures, strict=True)
+    return float(np.interp(world, worlds, found)) * max(world / float(worlds[-1]), 1.0)
 
 
 def as_cluster(given: str | Machine | Cluster | None) -> Cluster:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation
-from tncompiler.distributed.cuts import stage_us
+from tncompiler.distributed.cuts import stage_far_bytes, stage_us
 from tncompiler.distributed.link import Cluster, as_cluster
 from tncompiler.distributed.options import Ranks
 from tncompiler.distributed.planning import RankPlanner, RankPrograms, backends_on_cpu
@@ -38,7 +38,8 @@ class Prediction:
     ``slices_us``: those of the rank that has most; ``sending_us``: what ranks then send each other,
     and before that to see whether all are at the same work.
     ``peak_bytes``: computed values of a rank, beside ``held_bytes`` of inputs and parameters;
-    ``sent_bytes``: what the busiest rank sends. ``fits``: whether a rank has the memory; None
+    ``sent_bytes``: what the busiest rank sends; ``far_bytes``: what its steps read and write of
+    arrays that a core's own caches have no room for. ``fits``: whether a rank has the memory; None
     where that of the machine is not known.
     """
 
@@ -52,6 +53,7 @@ class Prediction:
     held_bytes: int
     peak_bytes: int
     sent_bytes: int
+    far_bytes: int
     fits: bool | None
 
     @property
@@ -206,6 +208,7 @@ class _Simulated:
             held_bytes=self.held,
             peak_bytes=programs.peak,
             sent_bytes=sum(traffic.sent_bytes for traffic in sent),
+            far_bytes=round(sum(stage_far_bytes(stage, world) for stage in stages)),
             fits=None if self.room is None else programs.peak <= self.room,
         )
 
@@ -258,6 +261,7 @@ def _added(found: Sequence[Prediction]) -> Prediction:
             held_bytes=first.held_bytes + other.held_bytes,
             peak_bytes=max(first.peak_bytes, other.peak_bytes),
             sent_bytes=first.sent_bytes + other.sent_bytes,
+            far_bytes=first.far_bytes + other.far_bytes,
             fits=None if first.fits is None else bool(first.fits and other.fits),
         )
     return first

@@ -46,6 +46,8 @@ _AT_MEMORY_SPEED = frozenset(
         *("power_of_two", "exponent", "shift_exponent", "decimal_exponent"),
     )
 )
+# bytes of an array that a core's own caches have no room for
+FAR_BYTES = 2**21
 # below this a forward pass is left to torch's own autograd, whose start costs about 30 us less
 TINY_US = 40.0
 # a step of a library with threads of its own that takes as long is shared out among them; the time
@@ -110,6 +112,20 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
         return program_us(body_of(step, operands), sizes, rates)
     work = _work_us(step, operands, sizes, rates)
     return rates.step_us + work + rates.fresh_us(_bytes(step.out, sizes))
+
+
+def far_bytes(program: Program, sizes: Sizes) -> int:
+    """The bytes that steps read and write of arrays beyond FAR_BYTES."""
+    total = 0
+    for step in program.steps:
+        if isinstance(step.op, Loop | Scan):
+            inner = far_bytes(step.op.body, within(step.op, sizes))
+            total += evaluate(step.op.count, sizes) * inner
+        elif not is_view(step):
+            touched = (*read_values(step, operand_values(program, step)), step.out)
+            found = (_bytes(value, sizes) for value in touched)
+            total += sum(size for size in found if size > FAR_BYTES)
+    return total
 
 
 def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates) -> float:
