@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import tncompiler.formats as formats
-from tncompiler.dsl import contract, indices
+from tncompiler.dsl import Index, contract, indices
 from tncompiler.dsl import input as given
 from tncompiler.ir.expressions import Expr
 
@@ -78,18 +77,27 @@ def _circuit(qubits: int, depth: int) -> Expr:
     return contract(*tensors, out=())
 
 
+# layers 768 -> 3072 as equations, sizes by letter: what comes in (n and some), cores, what goes out
+_MODES = {"a": 24, "b": 32, "c": 48, "d": 64}
+_LAYERS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("na,ar,rb->nb", {"a": 768, "r": 64, "b": 3072}),  # low rank
+    ("nab,ap,bq,pqst,sc,td->ncd", {**_MODES, **dict.fromkeys("pqst", 16)}),  # Tucker
+    ("nab,ap,bq,pqr,rst,sc,td->ncd", {**_MODES, **dict.fromkeys("pqrst", 16)}),  # HT
+    ("nab,kap,kbq,kpqst,ksc,ktd->ncd", {**_MODES, **dict.fromkeys("kpqst", 4)}),  # block terms
+    (
+        "nabc,ap,pbq,qcr,rds,set,tf->ndef",  # TT
+        dict(zip("abcdefpqrst", (8, 8, 12, 8, 16, 24, 8, 32, 32, 32, 24), strict=True)),
+    ),
+)
+
+
 def _layers() -> Iterator[Expr]:
-    """Weights applied to batches; what comes in and goes out does not stay in caches."""
-    modes = (24, 32), (48, 64)
-    yield _layer(formats.TT(32, clamp=True).network((8, 8, 12), (8, 16, 24)))
-    yield _layer(formats.Tucker(16).network(*modes))
-    yield _layer(formats.HT(16).network(*modes))
-    yield _layer(formats.BlockTerm(4).network(*modes))
-    yield _layer(formats.LowRank(64).network((768,), (3072,)))
-
-
-def _layer(weight: Expr) -> Expr:
-    (rows,) = indices("rows", size=2048)
-    inputs = [index for index in weight.indices if index.name.startswith("i")]
-    outputs = [index for index in weight.indices if index not in inputs]
-    return contract(given("x", rows, *inputs), weight, out=(rows, *outputs))
+    """Layers on batches; what comes in and goes out does not stay in caches."""
+    for equation, sizes in _LAYERS:
+        terms, out = equation.split("->")
+        made = {k: Index(k, size) for k, size in {"n": 2048, **sizes}.items()}
+        leaves = [
+            given(f"x{number}", *(made[letter] for letter in term))
+            for number, term in enumerate(terms.split(","))
+        ]
+        yield contract(*leaves, out=tuple(made[letter] for letter in out))
