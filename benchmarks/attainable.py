@@ -5,8 +5,8 @@
 A cell's floor is its fewest flops at the rate of a large product. Here every matrix product of its
 program is timed alone: contiguous arrays that are in the cache if they fit, memory that is there,
 no copies, no bias, no call around, with NumPy's BLAS or torch's, whichever is faster. Their sum is
-what is left of the floor's promise when everything else costs nothing. Products of shapes that
-occur several times count each time.
+what is left of the floor's promise when everything else costs nothing, and of what is promised
+against the best peer. Products of shapes that occur several times count each time.
 """
 
 from __future__ import annotations
@@ -32,12 +32,20 @@ import tncompiler as tnc
 from benchmarks.cases import Cell, load_cases, select
 from benchmarks.peers.ours import expression
 from benchmarks.problems import build_problem
+from benchmarks.record import FAR
 from tncompiler.ir.matmul import is_product, matmul_form
 from tncompiler.ir.program import Contract, Program, label_sizes, operand_values
 from tncompiler.ir.sizes import evaluate
 
 Shape = tuple[int, int, int, int, str]  # batch, rows, columns, terms, dtype
 TIMES, LEAST_S = 7, 0.002
+COLUMNS = (
+    ("floor", "products"),
+    ("products", "ours"),
+    ("floor", "ours"),
+    ("peer", "products"),
+    ("peer", "ours"),
+)
 
 
 def products(cell: Cell) -> Counter[Shape]:
@@ -105,18 +113,22 @@ def main(arguments: list[str] | None = None) -> int:
     record = json.loads(parser.parse_args(arguments).results.read_text(encoding="utf-8"))
     measured = {cell["id"]: cell for cell in record["cells"]}
     known = [c for c in select(load_cases(), "all", "*") if c.id in measured]
-    table = Table("cell", "floor / products", "products / ours", "floor / ours")
+    table = Table("cell", *(f"{a} / {b}" for a, b in COLUMNS))
     shares: dict[str, list[tuple[float, float]]] = {"forward": [], "step": []}
+    gains: dict[str, list[tuple[float, float]]] = {"forward": [], "step": []}
     for cell in tqdm(known, desc="cells", leave=False):
         counted = products(cell)
         least = 1e3 * sum(n * product_s(shape) for shape, n in counted.items())
         found = measured[cell.id]
         if not counted or found["floor"]["flops"] <= 0:
             continue
-        floor = found["floor"]["time_ms"]
-        share = found["floor_fraction"]
+        floor, share = found["floor"]["time_ms"], found["floor_fraction"]
+        times = {"floor": floor, "products": least, "ours": floor / share}
+        times["peer"] = found["ratio"] * times["ours"] if found["ratio"] else math.nan
         shares[cell.part].append((floor / least, share))
-        table.add_row(cell.id, *(f"{v:.2f}" for v in (floor / least, share * least / floor, share)))
+        if times["peer"] >= FAR * floor:
+            gains[cell.part].append((times["peer"] / least, found["ratio"]))
+        table.add_row(cell.id, *(f"{times[a] / times[b]:.2f}" for a, b in COLUMNS))
     console = Console(width=100)
     console.print(table)
     for part, pairs in shares.items():
@@ -124,6 +136,12 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(
             f"{part}: products alone reach {reached:.2f} of the floor in the median of "
             f"{len(pairs)} cells, ours {ours:.2f}"
+        )
+    for part, pairs in gains.items():
+        reached, ours = (statistics.geometric_mean(side) for side in zip(*pairs, strict=True))
+        console.print(
+            f"{part}: products alone are {reached:.2f} times as fast as the best peer in the "
+            f"geometric mean of {len(pairs)} cells, ours {ours:.2f}"
         )
     return 0
 

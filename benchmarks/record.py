@@ -19,6 +19,7 @@ from benchmarks.peers import OURS, PEERS, RECONSTRUCTION
 
 SCHEMA = 1
 MOVED = 1.1  # a ratio of ratios beyond this, and beyond the spread, counts as moved
+FAR = 2  # floors that the best peer takes at least in cells that count for the mean ratio
 
 
 class RecordError(ValueError):
@@ -127,7 +128,7 @@ def summary(results: Sequence[CellResult]) -> dict[str, Any]:
 
 def _is_far(result: CellResult) -> bool:
     best = None if result.best_peer is None else result.median_ms(result.best_peer)
-    return best is not None and best >= 2 * result.floor.time_ms
+    return best is not None and best >= FAR * result.floor.time_ms
 
 
 def _is_dearer(result: CellResult) -> bool:

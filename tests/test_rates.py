@@ -104,6 +104,9 @@ def test_passes_copies_and_fresh_memory() -> None:
         assert rates.permute_us(2**16, run, True) == pytest.approx(2**16 / run)
         expected = 2**16 / min(10.0 * run, 2000.0)  # no faster than a pass
         assert rates.permute_us(2**16, run, False) == pytest.approx(expected)
+    # complex numbers: runs of twice the bytes, or half as many to fetch
+    assert rates.permute_us(2**16, 4, True, item=8) == rates.permute_us(2**16, 8, True)
+    assert rates.permute_us(2**16, 4, False, item=8) == pytest.approx(2**16 / (40.0 * 2**0.7))
     far = rates.permute_us(2**24, 8, False, apart=2**16)  # a page for every element, beyond 2 MiB
     assert far == pytest.approx(4 * rates.permute_us(2**24, 8, False, apart=2**11))
     assert rates.permute_us(2**16, 8, False, 2**16) == rates.permute_us(2**16, 8, False)
@@ -127,6 +130,7 @@ def test_an_accelerator_is_a_roofline_of_whole_tiles() -> None:
     assert rates.product_us(1, 64, 64, 16, "float16") == pytest.approx(one_wave / 10)
     assert rates.permute_us(1e6, 1024, True) == rates.pass_us(1e6) == 1.0
     assert rates.permute_us(1e6, 2, True) == 4.0
+    assert rates.permute_us(1e6, 2, True, item=8) == 2.0
     assert rates.fresh_us(2**40) == 0.0
 
 

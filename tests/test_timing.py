@@ -43,7 +43,9 @@ class Counting:
         self.asked.append(("pass", moved))
         return 1.0
 
-    def permute_us(self, moved: float, inner: float, kept: bool, apart: int = 0) -> float:
+    def permute_us(
+        self, moved: float, inner: float, kept: bool, apart: int = 0, item: int = 4
+    ) -> float:
         self.asked.append(("permute", moved, inner, kept))
         return 100.0
 

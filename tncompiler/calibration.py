@@ -43,7 +43,8 @@ CONVOLUTIONS = {"numpy": 0.0, "torch": 0.5}
 _PLAUSIBLE = (1e2, 1e9)
 
 # dtypes, and the forms in which a matrix is a transposed view
-PRODUCTS = ("float32", "float64", "complex64", "float32 nt", "float32 tn", "float32 tt")
+_TURNED = (f"{dtype} {form}" for dtype in ("float32", "complex64") for form in ("nt", "tn", "tt"))
+PRODUCTS = ("float32", "float64", "complex64", *_TURNED)
 
 Run = Callable[[], object]
 Multiply = Callable[[Any, Any], Any]
@@ -57,7 +58,7 @@ SHAPES: tuple[Shape, ...] = tuple(itertools.product(EXTENTS, EXTENTS, EXTENTS))
 def calibrate(
     *, default: bool = True, progress: bool = True, clock: Clock = time.perf_counter
 ) -> Machine:
-    """Measure this machine's NumPy and torch, with the threads they have now; twenty seconds.
+    """Measure this machine's NumPy and torch, with the threads they have now; half a minute.
 
     The result becomes what plans are made for in this process, unless ``default`` is false; keep
     it with `Machine.to_json` and give it as ``PlanOptions(machine=…)``. Close other programs first.

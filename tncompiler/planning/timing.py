@@ -158,8 +158,8 @@ def _repeated_us(loop: Loop | Scan, sizes: Sizes, rates: Rates) -> float:
         value = loop.body.values[name]
         moved = 2.0 * _bytes(value, inner)
         if axis:  # rows of the block lie apart in the whole
-            run = volume(value.shape[axis:], inner)
-            block += rates.step_us + rates.permute_us(moved, run, True)
+            run, item = volume(value.shape[axis:], inner), ITEM_BYTES[value.dtype]
+            block += rates.step_us + rates.permute_us(moved, run, True, item=item)
         else:
             block += rates.step_us + rates.pass_us(moved)
     return evaluate(loop.count, sizes) * block
@@ -228,16 +228,17 @@ def _bytes(value: Value, sizes: Sizes) -> int:
     return ITEM_BYTES[value.dtype] * volume(value.shape, sizes)
 
 
-def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool, int]:
-    """Elements that a permuting copy writes in one sweep, whether they lie together before, and
-    how many bytes apart they lie."""
+def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool, int, int]:
+    """Elements that a permuting copy writes in one sweep, whether they lie together before, how
+    many bytes apart they lie, and the bytes of one."""
     axes = op.axes
     first = len(axes) - 1
     while first and axes[first - 1] == axes[first] - 1:
         first -= 1
     inner = volume([source.shape[axis] for axis in axes[first:]], sizes)
-    apart = ITEM_BYTES[source.dtype] * volume(source.shape[axes[-1] + 1 :], sizes)
-    return inner, axes[-1] == len(axes) - 1, apart
+    item = ITEM_BYTES[source.dtype]
+    apart = item * volume(source.shape[axes[-1] + 1 :], sizes)
+    return inner, axes[-1] == len(axes) - 1, apart, item
 
 
 def threaded_us(program: Program, sizes: Sizes, rates: Rates, threads: int) -> float:

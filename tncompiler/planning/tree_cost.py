@@ -150,8 +150,9 @@ def _copies_us(network: Network, pair: Pair, shared: Terms, kept: Terms, rates: 
         if operand < len(network.wires):
             wire = network.wires[operand]
             if not _stands_in_blocks(wire, shared, kept):
-                moved = 2.0 * _item_bytes(network) * network.count(network.terms[operand])
-                total += rates.step_us + rates.permute_us(moved, network.sizes[wire[-1]], True)
+                item, run = _item_bytes(network), network.sizes[wire[-1]]
+                moved = 2.0 * item * network.count(network.terms[operand])
+                total += rates.step_us + rates.permute_us(moved, run, True, item=item)
     return total
 
 

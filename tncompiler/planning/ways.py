@@ -112,8 +112,8 @@ class Ways:
         if time is None:
             item = ITEM_BYTES[dtype]
             moved, distance = 2.0 * item * elements, float(item * apart)
-            time = self.rates.step_us + self.rates.permute_us(moved, run, kept, distance)
-            self._copies[key] = time
+            time = self.rates.permute_us(moved, run, kept, distance, item)
+            time = self._copies[key] = self.rates.step_us + time
         return time
 
 
