@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         counted = products(cell)
         least = 1e3 * sum(n * product_s(shape) for shape, n in counted.items())
         found = measured[cell.id]
-        if not counted or found["floor"]["flops"] <= 0:
+        if not counted or found["floor"]["flops"] <= 0 or found["floor_fraction"] is None:
             continue
         floor, share = found["floor"]["time_ms"], found["floor_fraction"]
         times = {"floor": floor, "products": least, "ours": floor / share}
