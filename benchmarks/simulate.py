@@ -150,15 +150,18 @@ class Measuring:
 
 
 def on_ranks(task: Task, clock: Callable[[], float]) -> Any:
-    """What a task gives on the first of new ranks, whose heaps no other work has shaped.
-
-    It must be small: a pipe holds it until the ranks have ended.
-    """
+    """What a task gives on the first of new ranks, whose heaps no other work has shaped."""
     wait = timedelta(seconds=120)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=wait, wait_for_workers=False)
     ranks, answer = max(WORLDS), mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_on_rank, (ranks, store.port, task, clock, answer), nprocs=ranks)
-    return answer.get()
+    given = ranks, store.port, task, clock, answer
+    running = mp.spawn(_on_rank, given, nprocs=ranks, join=False)
+    while answer.empty():  # a pipe holds little, and a rank that waits to write does not end
+        running.join(timeout=0.1)  # raises what a rank failed with
+    found = answer.get()
+    while not running.join():
+        pass
+    return found
 
 
 def _on_rank(
