@@ -22,8 +22,8 @@ FRESH_BYTES = 2**25
 # permuting copies were measured on 1 MiB; in a larger array every element of a run may be on a page
 # of its own, more than a core has addresses of at hand, and copying takes so many times as long
 _PAGE, _NEAR, _FAR = 2**12, 2**22, 4.0
-# permuting copies were measured of items of ITEM bytes: larger ones make longer runs, and where they
-# are fetched one by one, items of twice the bytes go at 1.6 times the rate
+# permuting copies were measured of items of ITEM bytes: larger ones make longer runs, and where
+# they are fetched one by one, items of twice the bytes go at 1.6 times the rate
 ITEM, _FETCHED = 4, 0.7
 # terms that a part of a split sum has at least
 _SPLIT_DEPTH = 512
