@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.agree import Wrong, check
 from benchmarks.cases import Cell
 from benchmarks.floor import Floor, Rates, floor_of
-from benchmarks.measure import PAUSE_S, SLOW_S, Timing, time_in_turn
+from benchmarks.measure import SLOW_S, THREADS_SETTLE_S, Timing, time_in_turn
 from benchmarks.peers import HEADLINE, OURS, PEERS, load_peer
 from benchmarks.peers.base import Contestant, Declined
 from benchmarks.problems import Arrays, Problem, build_problem, draw_arrays
@@ -146,7 +146,7 @@ def run_cell(
             runs[name] = contestant
     left = budget_s - (time.perf_counter() - start)
     calls = {name: contestant.run for name, contestant in runs.items()}
-    timings = time_in_turn(calls, left, slow_s, pause_s=PAUSE_S)
+    timings = time_in_turn(calls, left, slow_s, settle_s=THREADS_SETTLE_S)
     for name, timing in timings.items():
         old = entries[name]
         entries[name] = Entry("timed", "", timing, old.off, old.prepare_ms, old.reference)

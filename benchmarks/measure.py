@@ -23,9 +23,10 @@ FAR, FAR_S = 8.0, 0.05  # so many times as slow as the fastest, and so many seco
 SLOW_SHARE = 0.3  # of the budget that the rounds of one slow call may take
 SAMPLE_S = 2e-3  # shorter calls are repeated within a sample until it lasts this long
 SETTLE_S = 6e-3  # of calls before each sample, for the caches
-# OpenBLAS's threads look for work for some 25 ms after each product, and take a core from the next
-# contestant, which takes up to three times as long
-PAUSE_S = 0.03
+# where calls have threads: OpenBLAS's look for work for some 25 ms after each product and take a
+# core from the next contestant, and threads that a kernel wakes on one core share it for
+# some turns of 4 ms, by which a call of 3 ms took 4 or 7 after a pause
+THREADS_SETTLE_S = 0.06
 MOST_CALLS = 1000
 
 Runs = Mapping[str, Callable[[], object]]
@@ -60,23 +61,22 @@ def time_in_turn(
     budget_s: float,
     slow_s: float = SLOW_S,
     clock: Clock | None = None,
-    pause_s: float = 0.0,
+    settle_s: float = SETTLE_S,
 ) -> dict[str, Timing]:
     """Time all calls in rounds: 7 of them, or as many up to 31 as fit into the budget.
 
     Every call is warmed up, and again before each sample; each round has an order of its own, so
     that none always follows the same neighbour. ``clock``: process_time leaves out the turns of
-    other programs, for one thread. ``pause_s``: of rest before each turn; PAUSE_S where calls come
-    from libraries with threads of their own.
+    other programs, for one thread. ``settle_s``: of calls before each sample; THREADS_SETTLE_S
+    where they come from libraries with threads of their own.
     """
     estimates = {name: _warm_up(run, slow_s) for name, run in runs.items()}
     far = max(FAR * min(estimates.values(), default=0.0), FAR_S)
     slow = {name for name, seconds in estimates.items() if seconds > min(slow_s, far)}
     calls = {name: 1 if name in slow else _calls(estimates[name]) for name in runs}
     few = {name: _slow_rounds(estimates[name], budget_s) for name in slow}
-    rounds = _rounds(estimates, calls, few, budget_s, pause_s)
+    rounds = _rounds(estimates, calls, few, budget_s, settle_s)
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    settling = {name: 0 if name in slow else _settling(estimates[name]) for name in runs}
     shuffle = random.Random(0).shuffle
     gc.collect()
     gc.disable()
@@ -86,8 +86,8 @@ def time_in_turn(
             shuffle(names)
             for name in names:
                 if number < few.get(name, rounds):
-                    time.sleep(pause_s)
-                    _seconds(runs[name], settling[name])
+                    if name not in slow:
+                        _settle(runs[name], settle_s)
                     samples[name].append(_sample_ms(runs[name], calls[name], clock))
     finally:
         gc.enable()
@@ -104,9 +104,12 @@ def _calls(seconds: float) -> int:
     return min(max(ceil(SAMPLE_S / max(seconds, 1e-9)), 1), MOST_CALLS)
 
 
-def _settling(seconds: float) -> int:
-    """Calls before a sample: none of those that last as long themselves."""
-    return min(int(SETTLE_S / max(seconds, 1e-9)), MOST_CALLS)
+def _settle(run: Callable[[], object], seconds: float) -> None:
+    """Call for so long, and once at least."""
+    end = time.perf_counter() + seconds
+    run()
+    while time.perf_counter() < end:
+        run()
 
 
 def _slow_rounds(seconds: float, budget_s: float) -> int:
@@ -118,11 +121,11 @@ def _rounds(
     calls: Mapping[str, int],
     few: Mapping[str, int],
     budget_s: float,
-    pause_s: float,
+    settle_s: float,
 ) -> int:
     fixed = sum(rounds * estimates[name] for name, rounds in few.items())
     each = sum(
-        pause_s + seconds * (calls[name] + _settling(seconds))
+        max(settle_s, seconds) + seconds * calls[name]
         for name, seconds in estimates.items()
         if name not in few
     )

@@ -1,5 +1,6 @@
 """The bench: its corpus, floor, checks, timing and reports. Speed itself is never tested."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -432,14 +433,26 @@ def test_slow_calls_are_timed_less_and_marked(monkeypatch: pytest.MonkeyPatch) -
     assert len(time_in_turn(calls, 1.0)["slow"].samples_ms) == 1
 
 
-def test_each_turn_begins_with_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """so that the threads of the one before have gone to sleep"""
+def test_each_turn_begins_with_calls_that_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """so that the threads of the one before have gone to sleep, and its own are awake"""
+    clock = [0.0]
+    monkeypatch.setattr("benchmarks.measure.time.perf_counter", lambda: clock[0])
     seen: list[str] = []
-    monkeypatch.setattr("benchmarks.measure.time.sleep", lambda seconds: seen.append("pause"))
-    time_in_turn({name: lambda name=name: seen.append(name) for name in "ab"}, 0.0, pause_s=0.1)  # type: ignore[misc]
-    turns = [item for item, before in zip(seen, ["", *seen], strict=False) if item != before]
-    paused = turns[turns.index("pause") :]
-    assert paused[::2] == ["pause"] * (2 * LEAST_ROUNDS) and set(paused[1::2]) == {"a", "b"}
+
+    def running(name: str) -> Callable[[], None]:
+        def run() -> None:
+            clock[0] += 0.01
+            seen.append(name)
+
+        return run
+
+    time_in_turn({"a": running("a")}, 0.0, settle_s=0.045)
+    warming = len(seen) - LEAST_ROUNDS * (5 + 1)
+    assert warming == 3
+    seen.clear()
+    time_in_turn({name: running(name) for name in "ab"}, 0.0, settle_s=0.045)
+    turns = ["".join(turn) for _, turn in itertools.groupby(seen[2 * warming :])]
+    assert sum(map(len, turns)) == 2 * LEAST_ROUNDS * 6 and all(len(t) % 6 == 0 for t in turns)
 
 
 def test_spread_is_the_distance_of_quartiles() -> None:
