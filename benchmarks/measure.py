@@ -23,9 +23,8 @@ FAR, FAR_S = 8.0, 0.05  # so many times as slow as the fastest, and so many seco
 SLOW_SHARE = 0.3  # of the budget that the rounds of one slow call may take
 SAMPLE_S = 2e-3  # shorter calls are repeated within a sample until it lasts this long
 SETTLE_S = 6e-3  # of calls before each sample, for the caches
-# where calls have threads: OpenBLAS's look for work for some 25 ms after each product and take a
-# core from the next contestant, and threads that a kernel wakes on one core share it for
-# some turns of 4 ms, by which a call of 3 ms took 4 or 7 after a pause
+# where calls have threads: those of others go to sleep (see __init__.py), and threads that a kernel
+# wakes on one core share it for some turns of 4 ms, by which a call of 3 ms took 4 or 7
 THREADS_SETTLE_S = 0.06
 MOST_CALLS = 1000
 

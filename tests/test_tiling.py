@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,12 +93,24 @@ def test_a_module_trains_in_lanes(two_lanes: None, free: bool) -> None:
         assert "run_blocks" in f.source(sizes=sizes, part=part, backend="numpy")
 
 
-def test_maps_in_lanes_write_into_what_they_read(two_lanes: None) -> None:
-    g = tnc.compile(chain(1024), framework="numpy", seed=0)
-    assert "np.maximum(t1, 0, out=t1)" in g.source()
+@pytest.mark.parametrize(
+    ("last", "written"),
+    [
+        (lambda x: x, "np.maximum(t1, 0, out=t2[start:stop])"),
+        (lambda x: tnc.exp(-x), "np.negative(t2, out=t2)"),
+        (lambda x: x.sum(x.indices[1]), "np.maximum(t1, 0, out=t1)"),
+    ],
+    ids=["to its place", "between others", "before a sum"],
+)
+def test_maps_in_lanes_write_into_what_they_read(
+    two_lanes: None, last: Callable[[Any], Any], written: str
+) -> None:
+    expr = last(chain(1024))
+    g = tnc.compile(expr, framework="numpy", seed=0)
+    assert written in g.source()
     x = np.random.default_rng(0).normal(size=(1024, 8, 8)).astype(np.float32)
     kept = x.copy()
-    wanted = tnc.compile(chain(1024), framework="numpy", seed=0)
+    wanted = tnc.compile(expr, framework="numpy", seed=0)
     np.testing.assert_array_equal(g(x), g(x))
     np.testing.assert_array_equal(x, kept)
     np.testing.assert_allclose(g(x), wanted(x), rtol=1e-5, atol=1e-5)
@@ -279,3 +293,96 @@ def test_products_in_kept_memory(a: tuple[int, ...], b: tuple[int, ...]) -> None
     rng = np.random.default_rng(0)
     left, right = rng.normal(size=a), rng.normal(size=b)
     np.testing.assert_array_equal(product(left, right), left @ right)
+
+
+# ---------------------------------------------------------------------------- crowded cores
+
+
+@pytest.fixture
+def crowd(monkeypatch: pytest.MonkeyPatch) -> threads._Crowd:
+    made = threads._Crowd()
+    monkeypatch.setattr(threads, "_crowd", made)
+    return made
+
+
+def shares_out() -> bool:
+    """Whether a loop of two blocks is handed to another thread."""
+    seen = set()
+    second = threading.Event()
+
+    def block(start: int, stop: int) -> tuple[()]:
+        seen.add(threading.get_ident())
+        if start:
+            second.set()
+        else:
+            second.wait(0.2)  # until another thread has come, if one does
+        return ()
+
+    threads.run_blocks(block, 2, 1, lanes=2)
+    return len(seen) == 2
+
+
+def test_threads_that_come_late_are_left_alone_for_a_while(crowd: threads._Crowd) -> None:
+    """each time for twice as long, up to a bound; one that comes in time ends it"""
+    now = time.monotonic()
+    crowd.note(waited_s=1.0, worked_s=0.1)
+    assert crowd.is_here() and crowd.until >= now + threads.FIRST_PAUSE_S
+    for _ in range(20):
+        crowd.note(waited_s=1.0, worked_s=0.1)
+    assert crowd.until <= time.monotonic() + threads.LONGEST_PAUSE_S
+    assert crowd.pause == threads.LONGEST_PAUSE_S
+    crowd.note(waited_s=0.05, worked_s=0.1)
+    assert crowd.pause == threads.FIRST_PAUSE_S
+    crowd.until = 0.0
+    assert not crowd.is_here()
+
+
+def test_what_a_thread_waits_for_is_noted(crowd: threads._Crowd) -> None:
+    caller = threading.get_ident()
+
+    def block(start: int, stop: int) -> tuple[np.ndarray]:
+        time.sleep(0.01 if threading.get_ident() == caller else 0.3)
+        return (np.full(3, float(start)),)
+
+    for _ in range(2):  # alone, the second time
+        (total,) = threads.run_blocks(block, 2, 1, lanes=2)
+        np.testing.assert_array_equal(total, np.ones(3))
+        assert crowd.is_here() == (len(threads._shared_workers().cores) > 1)
+        crowd.until += 60.0 * (crowd.until > 0)
+
+
+def test_nothing_is_handed_out_in_a_crowd(crowd: threads._Crowd) -> None:
+    assert shares_out() == (len(threads._shared_workers().cores) > 1)
+    crowd.until = time.monotonic() + 60.0
+    assert not shares_out()
+
+
+# ---------------------------------------------------------------------------- in their place
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (4096 + 37, 16, 8), (64, 70_000, 64), (0, 4, 5)])
+def test_a_product_is_written_where_it_belongs(shape: tuple[int, int, int], dtype: str) -> None:
+    """plain, in pieces by rows, as a sum of pieces, and nothing"""
+    m, k, n = shape
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-3, 4, side).astype(dtype) for side in ((m, k), (k, n)))
+    whole = np.full((3, m * n), 7, dtype)
+    made = product(a, b, out=whole[1:2])
+    assert made.shape == (m, n) and (not made.size or np.shares_memory(made, whole))
+    np.testing.assert_array_equal(whole[1].reshape(m, n), a @ b)
+    np.testing.assert_array_equal(whole[[0, 2]], 7)
+
+
+def test_a_copy_is_written_where_it_belongs() -> None:
+    x, whole = np.arange(6.0).reshape(2, 3), np.zeros((2, 3, 2))
+    memory.copied(x.T, out=whole[1])
+    np.testing.assert_array_equal(whole[1], x.T)
+    np.testing.assert_array_equal(whole[0], 0.0)
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_blocks_of_the_first_axis_are_made_in_their_place(two_lanes: None, part: str) -> None:
+    f = tnc.compile(chain(1024), backend="numpy", seed=0)
+    source = f.source(part=part, backend="numpy")
+    assert "out=" in source and "[start:stop] = " not in source

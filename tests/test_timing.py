@@ -14,6 +14,7 @@ from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.slicing import Cut, apply_cuts
 from tncompiler.planning.tiling import in_lanes
 from tncompiler.planning.timing import (
+    LANES_SHARE,
     NARROW,
     SHARE,
     TURN_US,
@@ -34,8 +35,9 @@ class Counting:
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     step_us: float = 1000.0
     call_us: float = 0.0
+    threads: int = 1
 
-    def product_us(self, batch: int, m: int, n: int, k: int, dtype: str, form: str) -> float:
+    def product_us(self, batch: int, m: int, n: int, k: int, dtype: str, form: str = "nn") -> float:
         self.asked.append(("product", batch, m, n, k, dtype, form))
         return 10.0
 
@@ -178,11 +180,45 @@ def test_a_library_shares_long_steps_out_among_its_threads() -> None:
 
 def test_lanes_divide_the_blocks_of_a_loop() -> None:
     program = scheduled(tnc.input("a", I, J) @ tnc.input("b", J, K))
-    looped = apply_cuts(program, [Cut("a", 0, 1)])
+    looped = apply_cuts(program, [Cut("a", 1, 1)])
     rates = Counting(step_us=10_000.0)
-    alone, shared = (lanes_us(in_lanes(looped, n), {}, rates, 100.0) for n in (1, 2))  # type: ignore[arg-type]
+    alone, shared = (lanes_us(in_lanes(looped, n), {}, rates, 100.0) for n in (1, 3))  # type: ignore[arg-type]
     assert alone == program_us(looped, {}, rates)  # type: ignore[arg-type]
-    assert shared == pytest.approx((alone + 2 * TURN_US) / (2 * SHARE) + 100.0)
+    assert shared == pytest.approx((alone + 3 * TURN_US) / (3 * LANES_SHARE) + 100.0)
+
+
+def test_a_block_of_the_first_axis_is_made_in_its_place() -> None:
+    product = tnc.input("a", I, J) @ tnc.input("b", J, K)
+    rates = Counting(step_us=10_000.0)
+    for axes, there in (((I, K), True), ((K, I), False)):
+        looped = apply_cuts(scheduled(product.transpose(*axes)), [Cut("a", 0, 1)])
+        alone, shared = (program_us(in_lanes(looped, n), {}, rates) for n in (1, 2))  # type: ignore[arg-type]
+        assert alone - shared == pytest.approx((2 * (10_000.0 + 1.0)) if there else 0.0)
+
+
+def test_rates_that_were_measured_with_threads_say_so_themselves() -> None:
+    i, j, k = tnc.indices("i j k", i=NARROW, j=3, k=NARROW)
+    program = scheduled(tnc.input("a", i, j) @ tnc.input("b", j, k))
+    library = load_machine("reference").libraries["numpy"]
+    alone = replace(library, step_us=5_000.0)  # type: ignore[type-var]
+    rates = replace(library, step_us=100.0, threads=2, alone=alone)  # type: ignore[type-var]
+    assert threaded_us(program, {}, rates, 2) == program_us(program, {}, rates)
+    assert threaded_us(program, {}, rates, 1) == program_us(program, {}, alone)
+
+
+def test_numpy_shares_plain_products_only() -> None:
+    b, i, j, k = tnc.indices("b i j k", b=3, i=NARROW, j=3, k=NARROW)
+    rates = Counting(step_us=10_000.0)
+    plain = scheduled(tnc.input("a", i, j) @ tnc.input("b", j, k))
+    stack = scheduled(tnc.contract(tnc.input("a", b, i, j), tnc.input("b", b, j, k), out=(b, i, k)))
+    for program, shared in (
+        (plain, True),
+        (stack, False),
+        (scheduled(tnc.exp(tnc.input("x", i))), False),
+    ):
+        one, two = (threaded_us(program, {}, rates, n, products_only=True) for n in (1, 2))  # type: ignore[arg-type]
+        assert (two < one) == shared
+        assert threaded_us(program, {}, rates, 2) < one  # type: ignore[arg-type]
 
 
 def test_the_faster_backend() -> None:

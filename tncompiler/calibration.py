@@ -13,10 +13,12 @@ import operator
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 from tqdm import tqdm
 
 from tncompiler.backends.numpy.products import multiply_alone
@@ -33,6 +35,7 @@ _MOST_BATCH = 256
 _COPIED = 2**18  # elements of a measured permuting copy
 _MAPPED = 2**16  # elements of a measured map
 _FRESH = 2**26  # bytes of a measured result in new memory
+_QUIET_S = 0.05  # after which threads that looked for work have gone to sleep
 _POOL = 2**25  # elements that copied arrays are cut out of
 _OPERANDS = 2**21  # and operands of products
 # entering NumPy from a torch module and coming back, which is torch's own and measured apart
@@ -60,24 +63,39 @@ def calibrate(
 ) -> Machine:
     """Measure this machine's NumPy and torch, with the threads they have now; half a minute.
 
+    Where that is more than one, with one as well: blocks of programs have as many.
     The result becomes what plans are made for in this process, unless ``default`` is false; keep
     it with `Machine.to_json` and give it as ``PlanOptions(machine=…)``. Close other programs first.
     ``clock``: seconds; the processor's counts less of what other programs do.
     Raises: PlanError if what it finds cannot be.
     """
-    libraries = {
-        name: replace(
-            library_of(measure_times(name, progress=progress, clock=clock), CALL_US[name]),
-            convolutions=CONVOLUTIONS[name],
-        )
-        for name in CALL_US
-    }
+    libraries = {name: _measured(name, progress=progress, clock=clock) for name in CALL_US}
     machine = Machine(
         f"calibrated on {platform.node() or 'this machine'}", libraries, "tnc.calibrate()"
     )
     if default:
         set_default_machine(machine)
     return machine
+
+
+def _measured(name: str, *, progress: bool, clock: Clock) -> Library:
+    """A library's table with the threads it has, in which that with one thread is, if it has more.
+
+    All of one are measured before the other: what just had threads keeps cores busy for a while.
+    """
+    library = _LIBRARIES[name]()
+
+    def table() -> Library:
+        found = measure_times(name, progress=progress, clock=clock)
+        return replace(library_of(found, CALL_US[name]), convolutions=CONVOLUTIONS[name])
+
+    threads = library.threads()
+    if threads == 1:
+        return table()
+    with library.one_thread():
+        time.sleep(_QUIET_S)
+        alone = table()
+    return replace(table(), threads=threads, alone=alone)
 
 
 def measure_times(
@@ -216,6 +234,14 @@ def _product(pool: Any, multiply: Multiply, shape: Shape, itemsize: int, form: s
 
 
 class _Numpy:
+    def threads(self) -> int:
+        return blas_threads()
+
+    @contextmanager
+    def one_thread(self) -> Iterator[None]:
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            yield
+
     def multiply(self) -> Multiply:
         return operator.matmul if blas_threads() > 1 else multiply_alone
 
@@ -235,6 +261,22 @@ class _Numpy:
 
 
 class _Torch:
+    def threads(self) -> int:
+        import torch
+
+        return torch.get_num_threads()
+
+    @contextmanager
+    def one_thread(self) -> Iterator[None]:
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
     def multiply(self) -> Multiply:
         return operator.matmul
 

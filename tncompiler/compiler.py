@@ -27,6 +27,7 @@ from tncompiler.planning.machine import as_machine
 from tncompiler.planning.memory import peak_bytes, step_peak
 from tncompiler.planning.options import PlanOptions
 from tncompiler.planning.plan import ContractionPlan, make_plan
+from tncompiler.planning.rates import Rates
 from tncompiler.planning.reuse import reuse_orders
 from tncompiler.planning.schedule import schedule
 from tncompiler.planning.slicing import (
@@ -213,10 +214,11 @@ class Compilation(Training):
 
     def _tiled(self, program: Program, nominal: Nominal) -> Tiled:
         lanes = self.lanes
-        rates = as_machine(self.options.machine).cpu.libraries["numpy"]
+        rates = self._rates_in("numpy")
 
         def make() -> tuple[Tiled, Program]:  # the program is kept, so that its id is its own
-            return tile_program(program, nominal, rates, lanes, LANES_US[self.library]), program
+            start_us, threads = LANES_US[self.library], lanes if self.library == "numpy" else 1
+            return tile_program(program, nominal, rates, lanes, start_us, threads), program
 
         return self._once(("tiled", id(program), tuple(nominal.items()), lanes), make)[0]  # type: ignore[no-any-return]
 
@@ -238,7 +240,7 @@ class Compilation(Training):
             programs: tuple[Program, ...] = (step.forward, step.backward)
         else:
             programs = (program or self.inference(dtypes, nominal).fitted.program,)
-        rates = as_machine(self.options.machine).cpu.libraries[backend]
+        rates = self._rates_in(backend)
         entering = len(programs) * rates.call_us
         if backend == "numpy" and self.library == "torch":
             entering += HOP_US * sum(len(p.arguments) + len(p.outputs) for p in programs)
@@ -246,6 +248,11 @@ class Compilation(Training):
             return entering + sum(self._tiled(p, planned).time_us for p in programs)
         threads = self.lanes if backend == "torch" else 1
         return entering + sum(threaded_us(p, planned, rates, threads) for p in programs)
+
+    def _rates_in(self, backend: str) -> Rates:
+        """The rates that programs of a backend have: among tensors NumPy's BLAS has one thread."""
+        rates = as_machine(self.options.machine).cpu.libraries[backend]
+        return rates if backend == self.library else rates.one_thread
 
     @property
     def _tiles(self) -> bool:

@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from tncompiler.debug import show, watcher
@@ -84,7 +85,10 @@ class Scheduling(Problem):
                 fix="give a tnc.PlanOptions or a saved plan",
             )
         self.fixed_plan = plan if isinstance(plan, ContractionPlan) else None
-        self.options = plan if isinstance(plan, PlanOptions) else PlanOptions()
+        options = plan if isinstance(plan, PlanOptions) else PlanOptions()
+        machine = as_machine(options.machine)
+        seen = machine.seen_by(library)
+        self.options = options if seen is machine else replace(options, machine=seen)
         self.reused: Reused | None = None  # orders that come from the plan of a similar network
         if parameters_known:
             self.check_parameters()

@@ -116,7 +116,7 @@ def _multiply(
         ]
     place = {label: axis for axis, label in enumerate(op.output)}
     axes = tuple(tuple([place[label] for label in labels]) for labels in op.inputs)
-    text = emitter.in_place("mul", texts, emitter.spare(step, axes)) or " * ".join(texts)
+    text = emitter.in_place("mul", texts, emitter.place(step, texts, axes)) or " * ".join(texts)
     emitter.assign(step, text, _equation(op, names))
 
 
@@ -165,12 +165,14 @@ def _matmul(
     if form.outer:
         times = emitter.product([sizes[label] for label in form.outer])
         a, b = (a, emitter.repeated(b, times)) if a_lead else (emitter.repeated(a, times), b)
+    natural = columns_first if swapped else rows_first
+    out = emitter.places.get(step.out.name) if natural == op.output else None
     if length == 1 and is_inexact(step.out.dtype):
         text = emitter.outer(a, b, bool(lead), broad=is_broad(op, numbers))
     else:
         known = [count([sizes[label] for label in group], math.inf) for group in (rows, columns)]
-        text = emitter.matmul(a, b, bool(lead), (known[0], length, known[1]), long_k=long_k)
-    natural = columns_first if swapped else rows_first
+        shape = (known[0], length, known[1])
+        text = emitter.matmul(a, b, bool(lead), shape, long_k=long_k, out=out)
     blocks = [tuple(sizes[k] for k in g) for g in (*([lead] if lead else []), rows, columns)]
     if [len(block) for block in blocks] != [1] * len(natural):
         text = emitter.reshape(

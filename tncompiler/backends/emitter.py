@@ -83,6 +83,7 @@ class Emitter(Spelling):
     decorators: tuple[str, ...] = ()  # lines above the function
     vectors_in_rows = False
     lanes = False  # whether the blocks of a loop can be given to threads
+    fills = False  # whether what a block of a loop makes can be put in its place at once
     shares = True  # whether equal runs of steps become calls of one function
 
     def __init__(self, program: Program, entry: str) -> None:
@@ -102,6 +103,8 @@ class Emitter(Spelling):
             step.out.name: step for step in self.program.steps if isinstance(step.op, Literal)
         }
         self.written: set[str] = set()
+        self.places: dict[str, str] = {}  # where values of a block belong in the whole
+        self.filled_in: set[str] = set()  # of these, what steps have written to
         self.unpacked: set[str] = set()  # members of stacks that have their variables
         self.owned: set[str] = set()  # arrays that are new and nobody else's
         self.dying: frozenset[str] = frozenset()  # arrays that the current step is the last to read
@@ -185,6 +188,11 @@ class Emitter(Spelling):
                 return position
         return None
 
+    def place(self, step: Step, texts: Sequence[str], inputs: tuple[Labels, ...]) -> str | None:
+        """The array that the step's value may be written to: where it belongs, or an operand's."""
+        spare = self.spare(step, inputs)
+        return self.places.get(step.out.name) or (None if spare is None else texts[spare])
+
     def read_last(self) -> list[str]:
         """The computed values that the last step still needs."""
         return self._last_uses().get(len(self.program.steps) - 1, [])
@@ -223,7 +231,8 @@ class Emitter(Spelling):
                 text = self.reduce(self.ref(operands[0]), name, axes)
                 self.assign(step, text, f"{name} over {self._axis_names(operands[0], axes)}")
             case Permute(axes):
-                text = self.copy(self.permute(self.ref(operands[0]), axes))
+                permuted = self.permute(self.ref(operands[0]), axes)
+                text = self.copy(permuted, out=self.places.get(step.out.name))
                 comment = f"{self._tuple(step.out)} = {self._tuple(operands[0])}, copied"
                 self.assign(step, text, comment)
             case Split() | Merge():
@@ -354,5 +363,5 @@ class Emitter(Spelling):
             else:
                 texts.append(aligned(self, value, labels, wanted))
         self.import_for(op.function)
-        spare = self.spare(step, op.inputs)
-        return self.in_place(op.function, texts, spare) or template.format(*texts)
+        out = self.place(step, texts, op.inputs)
+        return self.in_place(op.function, texts, out) or template.format(*texts)

@@ -18,7 +18,7 @@ class Spelling(ABC):
     ``axes`` are positions; ``dims`` are sizes as they stand between parentheses.
     """
 
-    def in_place(self, function: str, texts: Sequence[str], spare: int | None) -> str | None:
+    def in_place(self, function: str, texts: Sequence[str], out: str | None) -> str | None:
         """The call of a function that writes into an operand; None where there is none."""
         return None
 
@@ -45,8 +45,18 @@ class Spelling(ABC):
     def permute(self, text: str, axes: Sequence[int]) -> str: ...
 
     @abstractmethod
-    def matmul(self, a: str, b: str, batched: bool, shape: ProductShape, *, long_k: bool) -> str:
-        """The product of two matrices or stacks of them; ``long_k``: its sums are long."""
+    def matmul(
+        self,
+        a: str,
+        b: str,
+        batched: bool,
+        shape: ProductShape,
+        *,
+        long_k: bool,
+        out: str | None = None,
+    ) -> str:
+        """The product of two matrices or stacks of them; ``long_k``: its sums are long; ``out``:
+        where it belongs, if a backend can put it there at once."""
 
     def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
         """Every element of a column times every one of a row; ``broad``: there are many."""
@@ -80,7 +90,8 @@ class Spelling(ABC):
     def broadcast(self, text: str, dims: str) -> str: ...
 
     @abstractmethod
-    def copy(self, text: str) -> str: ...
+    def copy(self, text: str, out: str | None = None) -> str:
+        """A copy without gaps; ``out`` as for `matmul`."""
 
     @abstractmethod
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from hashlib import blake2b
 from importlib.resources import files
@@ -51,6 +51,17 @@ class Machine:
         """Itself if it knows both CPU backends, else the reference."""
         return self if {"numpy", "torch"} <= self.libraries.keys() else load_machine("reference")
 
+    def seen_by(self, library: str) -> Machine:
+        """The machine with a library's own rates first where that was measured with threads.
+
+        Among tensors NumPy's programs have a BLAS of one thread and torch's most often run, so
+        trees are compared by torch's rates; on one thread both libraries are alike.
+        """
+        own = self.libraries.get(library)
+        if own is None or own.threads == 1 or own is self.planning:
+            return self
+        return replace(self, libraries={library: own, **self.libraries})
+
     @cached_property
     def digest(self) -> str:
         """What identifies the rates, whatever the machine is called."""
@@ -90,11 +101,18 @@ class Machine:
 
 def _as_data(rates: Rates) -> dict[str, Any]:
     kind = next(name for name, made in _KINDS.items() if isinstance(rates, made))
-    return {"kind": kind, **{f.name: getattr(rates, f.name) for f in fields(rates) if f.init}}
+    values = {f.name: getattr(rates, f.name) for f in fields(rates) if f.init}
+    if isinstance(rates, Library) and rates.threads == 1:
+        del values["threads"], values["alone"]
+    elif isinstance(rates, Library):
+        values["alone"] = rates.alone and _as_data(rates.alone)
+    return {"kind": kind, **values}
 
 
 def _from_data(item: Mapping[str, Any]) -> Rates:
     values = {k: v for k, v in item.items() if k != "kind"}
+    if values.get("alone"):
+        values["alone"] = _from_data(values["alone"])
     for name, value in values.items():
         if isinstance(value, list):
             values[name] = tuple(value)

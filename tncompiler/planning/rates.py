@@ -46,7 +46,8 @@ class Library:
     ``functions``: elements per microsecond of a transcendental function.
     ``step_us``: to start an operation; ``call_us``: to get in and out of the library for a whole
     call. ``convolutions``: of the time of one product over all taps, what the library's own
-    convolution takes; 0 where it has none, and goes tap by tap.
+    convolution takes; 0 where it has none, and goes tap by tap. ``threads``: that the library had
+    while this was measured; ``alone``: what it reaches with one, if that was more.
     """
 
     products: Mapping[str, tuple[float, ...]]
@@ -58,6 +59,8 @@ class Library:
     step_us: float
     call_us: float
     convolutions: float = 0.0
+    threads: int = 1
+    alone: Library | None = None
     _logs: dict[str, list[list[list[float]]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -70,6 +73,12 @@ class Library:
         _check("transposes", self.transposes, len(RUNS))
         _check("fresh, functions and step_us", (self.fresh, self.functions, self.step_us), 3)
         _check("call_us and convolutions", (self.call_us or 1.0, self.convolutions or 1.0), 2)
+        _check("threads", (self.threads,), 1)
+
+    @property
+    def one_thread(self) -> Library:
+        """What it reaches with one thread."""
+        return self.alone or self
 
     def product_us(self, batch: int, m: int, n: int, k: int, dtype: str, form: str = "nn") -> float:
         """Microseconds of a batch of products, without the start.
@@ -139,6 +148,12 @@ class Accelerator:
     call_us: float = 0.0
     tile: int = 64
     convolutions: float = 0.0  # kernels are generated tap by tap
+    threads = 1
+
+    @property
+    def one_thread(self) -> Accelerator:
+        """Itself."""
+        return self
 
     def __post_init__(self) -> None:
         for dtype in ("float32", "float64"):

@@ -1,6 +1,6 @@
 """Cut a program into blocks that stay in a core's cache and are shared out among threads.
 
-In: a scheduled program, integers for its free sizes, the rates of one core, a number of lanes. Out:
+In: a scheduled program, integers for its free sizes, a library's rates, a number of lanes. Out:
 the program with a loop over the index for which the predicted time is least, or as it is.
 """
 
@@ -16,7 +16,7 @@ from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.memory import nbytes
 from tncompiler.planning.rates import Rates
 from tncompiler.planning.slicing import Cut, apply_cuts, numeric
-from tncompiler.planning.timing import lanes_us
+from tncompiler.planning.timing import lanes_us, threaded_us
 
 FROM_US = 250.0  # a program that takes less is not worth handing to another thread
 GAIN = 0.9  # of the predicted time, at most, for which a program is cut
@@ -34,19 +34,25 @@ class Tiled:
 
 
 def tile_program(
-    program: Program, nominal: Binding, rates: Rates, lanes: int, start_us: float
+    program: Program,
+    nominal: Binding,
+    rates: Rates,
+    lanes: int,
+    start_us: float,
+    threads: int = 1,
 ) -> Tiled:
     """The fastest of the program and what cutting it along one of its indices gives.
 
-    ``start_us``: what handing blocks to other threads takes.
+    ``start_us``: what handing blocks to other threads takes. ``threads``: that NumPy's products
+    have where the program stays whole; beside blocks they have one.
     """
-    numbers = numeric(program, nominal)
-    whole = lanes_us(numbers, {}, rates, start_us)
+    numbers, alone = numeric(program, nominal), rates.one_thread
+    whole = threaded_us(numbers, {}, rates, threads, products_only=True)
     has_loops = any(isinstance(step.op, Loop) for step in program.steps)
     if has_loops or not FROM_US < whole < math.inf or len(program.steps) > _MOST_STEPS:
         return Tiled(program, whole)
     tried = (
-        (lanes_us(in_lanes(apply_cuts(numbers, (cut,)), lanes), {}, rates, start_us), cut)
+        (lanes_us(in_lanes(apply_cuts(numbers, (cut,)), lanes), {}, alone, start_us), cut)
         for cut in _cuts(numbers, lanes)
     )
     best, cut = min(tried, default=(math.inf, None))

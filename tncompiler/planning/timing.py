@@ -54,15 +54,15 @@ TINY_US = 40.0
 # of what is shared out, by a library or by us, is divided by this share of the threads
 LONG_US = 50.0
 SHARE = 0.7
+LANES_SHARE = 0.8
 # rows or columns of a product from which on a library's threads share it
 NARROW = 32
 # what a step takes longer where two threads take turns at the interpreter's lock
 TURN_US = 8.0
 # to make NumPy's array of a tensor, or a tensor of an array
 HOP_US = 1.0
-# to hand blocks to other threads, and to wait for them: torch's, and our own, whose cores OpenBLAS
-# keeps busy for milliseconds after each of its products
-LANES_US = {"torch": 30.0, "numpy": 1_000.0}
+# to hand blocks to other threads, and to wait for them: torch's, and our own
+LANES_US = {"torch": 30.0, "numpy": 30.0}
 
 
 def program_us(program: Program, sizes: Sizes, rates: Rates) -> float:
@@ -87,7 +87,7 @@ def lanes_us(program: Program, sizes: Sizes, rates: Rates, start_us: float) -> f
         blocks = evaluate(op.count, sizes)
         turns = TURN_US * sum(not is_view(inner) for inner in op.body.steps)
         threads = blocks / -(-blocks // op.lanes)
-        return start_us + (alone + turns * blocks) / max(SHARE * threads, 1.0)
+        return start_us + (alone + turns * blocks) / max(LANES_SHARE * threads, 1.0)
 
     try:
         return math.fsum(map(one, program.steps))
@@ -150,19 +150,31 @@ def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates
 
 
 def _repeated_us(loop: Loop | Scan, sizes: Sizes, rates: Rates) -> float:
-    """All blocks or positions: the body, and writing its results where they belong."""
+    """All blocks or positions: the body, and writing its results where they belong.
+
+    Threads put a block of the first axis there as they make it.
+    """
     inner = within(loop, sizes)
     first = loop.carried if isinstance(loop, Scan) else 0
     block = math.fsum(step_us(loop.body, step, inner, rates) for step in loop.body.steps)
     for name, axis in zip(loop.body.outputs[first:], loop.joined[first:], strict=True):
         value = loop.body.values[name]
         moved = 2.0 * _bytes(value, inner)
+        made = loop.body.producers.get(name)
+        if axis == 0 and isinstance(loop, Loop) and loop.lanes > 1 and made and _is_put(made):
+            continue
         if axis:  # rows of the block lie apart in the whole
             run, item = volume(value.shape[axis:], inner), ITEM_BYTES[value.dtype]
             block += rates.step_us + rates.permute_us(moved, run, True, item=item)
         else:
             block += rates.step_us + rates.pass_us(moved)
     return evaluate(loop.count, sizes) * block
+
+
+def _is_put(step: Step) -> bool:
+    """Whether NumPy can write a step's result to where it belongs."""
+    pair = isinstance(step.op, Contract) and len(step.op.inputs) == 2
+    return pair or isinstance(step.op, Map | Permute)
 
 
 def _product_us(op: Contract, numbers: Mapping[int, int], dtype: str, rates: Rates) -> float:
@@ -241,15 +253,22 @@ def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool, int
     return inner, axes[-1] == len(axes) - 1, apart, item
 
 
-def threaded_us(program: Program, sizes: Sizes, rates: Rates, threads: int) -> float:
+def threaded_us(
+    program: Program, sizes: Sizes, rates: Rates, threads: int, *, products_only: bool = False
+) -> float:
     """Predicted microseconds where a library shares long steps out among threads of its own.
 
-    Narrow products it leaves to one.
+    Narrow products it leaves to one; ``products_only``: and all but plain matrix products, as NumPy
+    does. Rates that were measured with threads say so themselves.
     """
+    if rates.threads > 1:
+        return program_us(program, sizes, rates if threads > 1 else rates.one_thread)
 
     def one(step: Step) -> float:
         alone = step_us(program, step, sizes, rates)
-        shared = alone > LONG_US and not _is_narrow(program, step, sizes)
+        if threads == 1:
+            return alone
+        shared = alone > LONG_US and _is_shared(program, step, sizes, products_only)
         return alone / max(SHARE * threads, 1.0) if shared else alone
 
     try:
@@ -258,13 +277,15 @@ def threaded_us(program: Program, sizes: Sizes, rates: Rates, threads: int) -> f
         return math.inf
 
 
-def _is_narrow(program: Program, step: Step, sizes: Sizes) -> bool:
+def _is_shared(program: Program, step: Step, sizes: Sizes, products_only: bool) -> bool:
     op = step.op
     if not isinstance(op, Contract) or not is_matmul(op):
-        return False
+        return not products_only
     numbers = {
         k: evaluate(s, sizes) for k, s in _labels(op, operand_values(program, step), step.out)
     }
     form = matmul_form(op, numbers, stacks=True)
+    if products_only and (form.outer or form.batch):
+        return False
     sides = (math.prod(numbers[label] for label in group) for group in (form.m, form.n))
-    return min(sides) < NARROW
+    return min(sides) >= NARROW

@@ -134,11 +134,11 @@ class NumpyEmitter(Emitter):
     def template(self, name: str) -> str:
         return function(name).numpy
 
-    def in_place(self, function: str, texts: Sequence[str], spare: int | None) -> str | None:
+    def in_place(self, function: str, texts: Sequence[str], out: str | None) -> str | None:
         name = UFUNCS.get(function)
-        if name is None or spare is None or not self.reuses:  # else peaks would not be as predicted
+        if name is None or out is None or not self.reuses:  # else peaks would not be as predicted
             return None
-        return f"{name}({', '.join((*texts, *_MORE.get(function, ())))}, out={texts[spare]})"
+        return f"{name}({', '.join((*texts, *_MORE.get(function, ())))}{self._into(out)})"
 
     def dtype(self, dtype: str) -> str:
         if dtype == "bfloat16":
@@ -159,12 +159,32 @@ class NumpyEmitter(Emitter):
             return f"{text}.T"
         return f"{text}.transpose({', '.join(map(str, axes))})"
 
-    def matmul(self, a: str, b: str, batched: bool, shape: ProductShape, *, long_k: bool) -> str:
+    @property
+    def fills(self) -> bool:  # type: ignore[override]
+        return self.reuses
+
+    def _into(self, out: str | None) -> str:
+        """The argument that has a result put in its place."""
+        if out is None:
+            return ""
+        self.filled_in.add(out)
+        return f", out={out}"
+
+    def matmul(
+        self,
+        a: str,
+        b: str,
+        batched: bool,
+        shape: ProductShape,
+        *,
+        long_k: bool,
+        out: str | None = None,
+    ) -> str:
         if not long_k and not self.reuses and not _may_be_cut(shape):
             return f"{a} @ {b}"
         name = "long_matmul" if long_k else "product" if self.reuses else "multiply"
         self.imports.add(name)
-        return f"{name}({a}, {b})"
+        return f"{name}({a}, {b}{self._into(out) if name == 'product' else ''})"
 
     def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
         if not broad:
@@ -196,10 +216,10 @@ class NumpyEmitter(Emitter):
     def broadcast(self, text: str, dims: str) -> str:
         return f"np.broadcast_to({text}, ({dims},))"
 
-    def copy(self, text: str) -> str:
+    def copy(self, text: str, out: str | None = None) -> str:
         if self.reuses:
             self.imports.add("copied")
-            return f"copied({text})"
+            return f"copied({text}{self._into(out)})"
         return f"{text}.copy()"
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:

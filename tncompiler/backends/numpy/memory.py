@@ -67,8 +67,9 @@ def _rounded(size: int) -> int:
     return -(-size // step) * step
 
 
-def copied(x: np.ndarray) -> np.ndarray:
-    """The array copied in the order of its axes."""
-    out = fresh(x.shape, x.dtype)
+def copied(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """The array copied in the order of its axes, into ``out`` if that is given."""
+    if out is None:
+        out = fresh(x.shape, x.dtype)
     out[...] = x
     return out

@@ -42,14 +42,28 @@ def multiply_alone(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a @ b if made is None else made
 
 
-def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`multiply` into memory that earlier arrays have left, in a block of a loop."""
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """`multiply` in a block of a loop, into memory that earlier arrays have left.
+
+    ``out``: where the result belongs, an array without gaps that has as many elements.
+    """
+    made: np.ndarray
     if a.dtype != b.dtype or a.shape[-1] != b.shape[-2]:
-        return a @ b  # type: ignore[no-any-return]
-    made = in_pieces(a, b, fresh)
-    if made is None:
-        made = fresh((*_lead(a, b), a.shape[-2], b.shape[-1]), a.dtype)
-        np.matmul(a, b, out=made)
+        made = a @ b
+    else:
+
+        def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            return fresh(shape, dtype) if out is None else out.reshape(shape)
+
+        pieces = in_pieces(a, b, empty)
+        if pieces is None:
+            made = empty((*_lead(a, b), a.shape[-2], b.shape[-1]), a.dtype)
+            np.matmul(a, b, out=made)
+        else:
+            made = pieces
+    if out is not None and not np.may_share_memory(made, out):
+        out.reshape(made.shape)[...] = made
+        made = out.reshape(made.shape)
     return made
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
@@ -25,6 +26,8 @@ from tncompiler.backends.sums import RunningSum
 
 Block = Callable[[int, int], tuple[Any, ...]]
 PARTS = 2  # for each lane: who comes late finds less left
+LATE_S = 5e-4  # a thread that is waited for longer, and longer than others work, has no core
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0  # for which nothing is handed out then
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -157,6 +160,29 @@ class _Workers:
         return True
 
 
+class _Crowd:
+    """Whether other threads keep the cores busy: OpenBLAS's look for work for a tenth of a second
+    after each product that they shared, and a worker beside them waits for turns of milliseconds.
+
+    Each time that a worker comes late nothing is handed out for a while, twice as long as before.
+    """
+
+    def __init__(self) -> None:
+        self.until, self.pause = 0.0, FIRST_PAUSE_S
+
+    def is_here(self) -> bool:
+        return time.monotonic() < self.until
+
+    def note(self, waited_s: float, worked_s: float) -> None:
+        """How long the calling thread waited for others, and how long it worked before."""
+        if waited_s > max(LATE_S, worked_s):
+            self.until = time.monotonic() + self.pause
+            self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
+        else:
+            self.pause = FIRST_PAUSE_S
+
+
+_crowd = _Crowd()
 _lock = threading.Lock()
 _forked = False  # OpenMP's threads are lost in a forked process, and it waits for them
 _workers: _Workers | None = None
@@ -180,18 +206,18 @@ def _forget_workers() -> None:
 os.register_at_fork(after_in_child=_forget_workers)
 
 
-def together(run: Callable[[], None], threads: int) -> None:
+def together(run: Callable[[], None], threads: int) -> bool:
     """Run something on this thread, and on others as soon as they come.
 
-    Returns when this thread is done; others may still be at work, where they are our own.
+    Returns when this thread is done, and whether others may still be at work: our own.
     """
     if threads > 1 and getattr(_call, "with_torch", False) and _gomp() is not None:
         _run_in_team(run, threads)
-        return
-    for _ in range(threads - 1):
-        if not _shared_workers().call(run):
-            break
+        return False
+    wanted = 0 if threads == 1 or _crowd.is_here() else threads - 1
+    called = sum(_shared_workers().call(run) for _ in range(wanted))
     run()
+    return called > 0
 
 
 # torch's threads go on looking for work for a while after each of its operations. Among tensors
@@ -253,8 +279,12 @@ def run_blocks(block: Block, size: int, width: int, lanes: int) -> tuple[Any, ..
     share = -(-len(starts) // (PARTS * lanes))
     parts = [starts[k : k + share] for k in range(0, len(starts), share)]
     work = _Work([_Part(block, part, size, width) for part in parts])
-    together(work.run, min(lanes, len(parts)))
+    begun = time.perf_counter()
+    shared = together(work.run, min(lanes, len(parts)))
+    done = time.perf_counter()
     first, *rest = work.results()
+    if shared:
+        _crowd.note(time.perf_counter() - done, done - begun)
     for sums in rest:
         for total, part in zip(first, sums, strict=True):
             total += part

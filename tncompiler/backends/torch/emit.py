@@ -115,7 +115,16 @@ class TorchEmitter(Emitter):
             return f"{text}.t()"
         return f"{text}.permute({', '.join(map(str, axes))})"
 
-    def matmul(self, a: str, b: str, batched: bool, shape: ProductShape, *, long_k: bool) -> str:
+    def matmul(
+        self,
+        a: str,
+        b: str,
+        batched: bool,
+        shape: ProductShape,
+        *,
+        long_k: bool,
+        out: str | None = None,
+    ) -> str:
         name = "bmm" if batched else "mm"
         if not long_k:
             return f"torch.{name}({a}, {b})"
@@ -150,7 +159,7 @@ class TorchEmitter(Emitter):
     def broadcast(self, text: str, dims: str) -> str:
         return f"{text}.expand({dims})"
 
-    def copy(self, text: str) -> str:
+    def copy(self, text: str, out: str | None = None) -> str:
         return f"{text}.contiguous()"
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
