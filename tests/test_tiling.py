@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -374,11 +375,38 @@ def test_a_product_is_written_where_it_belongs(shape: tuple[int, int, int], dtyp
     np.testing.assert_array_equal(whole[[0, 2]], 7)
 
 
+@pytest.mark.parametrize("stacked", [True, False], ids=["as it lies", "copied there"])
+def test_a_product_is_written_between_others(stacked: bool) -> None:
+    """a block of an inner axis: of the product's shape, or with rows that are several axes"""
+    rng = np.random.default_rng(0)
+    a, b = rng.random((5, 6, 3)), rng.random((5, 3, 4))
+    whole = np.full((5, 12, 4) if stacked else (5, 2, 9, 4), 7.0)
+    place = whole[:, 3:9] if stacked else whole[:, :, 3:6]
+    made = product(a, b, out=place)
+    np.testing.assert_array_equal(made, a @ b)
+    np.testing.assert_array_equal(place.reshape(5, 6, 4), a @ b)
+    assert np.shares_memory(made, whole) == stacked
+    assert (whole == 7.0).sum() == whole.size - made.size
+
+
 def test_a_copy_is_written_where_it_belongs() -> None:
     x, whole = np.arange(6.0).reshape(2, 3), np.zeros((2, 3, 2))
     memory.copied(x.T, out=whole[1])
     np.testing.assert_array_equal(whole[1], x.T)
     np.testing.assert_array_equal(whole[0], 0.0)
+
+
+def test_permuted_results_are_views_of_the_whole(two_lanes: None) -> None:
+    """the blocks are not copied into another order; what the loop reads again stays in it"""
+    b, i, j, k = tnc.indices("b i j k", b=1024, i=8, j=8, k=8)
+    x, w = tnc.input("x", b, i, j), tnc.param("W", b, j, k)
+    once = tnc.contract(x, w, out=(k, i, b))
+    f = tnc.compile(once, framework="numpy", seed=0)
+    source = f.source()
+    assert re.search(r"run_blocks\(.*\n    t\d+ = t\d+\.transpose", source)
+    given = np.random.default_rng(0).random((1024, 8, 8)).astype(np.float32)
+    wanted = np.einsum("bij,bjk->kib", given, f.parameters["W"])
+    np.testing.assert_allclose(f(given), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["forward", "backward"])

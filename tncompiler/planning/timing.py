@@ -54,7 +54,7 @@ TINY_US = 40.0
 # of what is shared out, by a library or by us, is divided by this share of the threads
 LONG_US = 50.0
 SHARE = 0.7
-LANES_SHARE = 0.8
+LANES_SHARE = 0.85
 # rows or columns of a product from which on a library's threads share it
 NARROW = 32
 # what a step takes longer where two threads take turns at the interpreter's lock

@@ -45,25 +45,28 @@ def multiply_alone(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """`multiply` in a block of a loop, into memory that earlier arrays have left.
 
-    ``out``: where the result belongs, an array without gaps that has as many elements.
+    ``out``: where the result belongs, of as many elements. It is made there at once if that array
+    has no gaps or is of the same shape, else put there. Returns the result, maybe in ``out``.
     """
-    made: np.ndarray
     if a.dtype != b.dtype or a.shape[-1] != b.shape[-2]:
-        made = a @ b
-    else:
+        return _put(a @ b, out)
 
-        def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-            return fresh(shape, dtype) if out is None else out.reshape(shape)
+    def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        if out is not None and (out.shape == shape or out.flags.c_contiguous):
+            return out.reshape(shape)
+        return fresh(shape, dtype)
 
-        pieces = in_pieces(a, b, empty)
-        if pieces is None:
-            made = empty((*_lead(a, b), a.shape[-2], b.shape[-1]), a.dtype)
-            np.matmul(a, b, out=made)
-        else:
-            made = pieces
+    made = in_pieces(a, b, empty)
+    if made is None:
+        made = empty((*_lead(a, b), a.shape[-2], b.shape[-1]), a.dtype)
+        np.matmul(a, b, out=made)
+    return _put(made, out)
+
+
+def _put(made: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """What was made, put where it belongs unless it is there."""
     if out is not None and not np.may_share_memory(made, out):
-        out.reshape(made.shape)[...] = made
-        made = out.reshape(made.shape)
+        out[...] = made.reshape(out.shape)
     return made
 
 

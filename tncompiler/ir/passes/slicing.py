@@ -18,6 +18,7 @@ from tncompiler.ir.program import (
     Argument,
     Cast,
     Concat,
+    Contract,
     Fold,
     Literal,
     Loop,
@@ -183,6 +184,14 @@ def slice_index(
     return slicing.program()
 
 
+def _is_permuted_view(step: Step) -> bool:
+    op = step.op
+    if not isinstance(op, Contract) or len(op.inputs) != 1:
+        return False
+    (labels,) = op.inputs
+    return len(set(labels)) == len(labels) and sorted(labels) == sorted(op.output)
+
+
 def names_within(program: Program) -> set[str]:
     """The names of all values and block sizes, those in the bodies of loops too."""
     names, pending = set[str](), [program]
@@ -251,7 +260,21 @@ class _Slicing:
                     together = inside and self.axis_of(name) is not None
                     phase = max(phase, place.phase + (place.inside and not together))
             places[step.out.name] = _Place(phase, inside)
+        self._leave_views_out(places)
         return places
+
+    def _leave_views_out(self, places: dict[str, _Place]) -> None:
+        """Permuted views that no step of a loop reads are made after it, of the whole.
+
+        Inside, every block would be copied to its place in another order.
+        """
+        read = set[str]()  # by a step in the loop of the value's own phase
+        for step in reversed(self.source.steps):
+            place = places[step.out.name]
+            if place.inside and step.out.name not in read and _is_permuted_view(step):
+                places[step.out.name] = place = _Place(place.phase + 1, inside=False)
+            if place.inside:
+                read.update(name for name in step.operands if places.get(name) == place)
 
     def sink(self) -> None:
         """Move steps that only one loop reads into it."""
