@@ -19,7 +19,7 @@ from tncompiler.planning.slicing import Cut, apply_cuts, numeric
 from tncompiler.planning.timing import lanes_us, threaded_us
 
 FROM_US = 250.0  # a program that takes less is not worth handing to another thread
-GAIN = 0.95  # of the predicted time, at most, for which a program is cut
+GAIN = 0.9  # of the predicted time, at most, for which a program is cut
 _INDICES = 2  # that are considered: those that most memory goes along
 _HALVINGS = 4  # of the blocks: their widths are a lane's share, a half of it, …
 _MOST_STEPS = 400  # in a program that is looked at: cutting one takes a while

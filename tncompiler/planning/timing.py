@@ -54,7 +54,7 @@ TINY_US = 40.0
 # of what is shared out, by a library or by us, is divided by this share of the threads
 LONG_US = 50.0
 SHARE = 0.7
-LANES_SHARE = 0.85
+LANES_SHARE = 0.9
 # rows or columns of a product from which on a library's threads share it
 NARROW = 32
 # what a step takes longer where two threads take turns at the interpreter's lock
@@ -62,7 +62,7 @@ TURN_US = 8.0
 # to make NumPy's array of a tensor, or a tensor of an array
 HOP_US = 1.0
 # to hand blocks to other threads, and to wait for them: torch's, and our own
-LANES_US = {"torch": 30.0, "numpy": 30.0}
+LANES_US = {"torch": 30.0, "numpy": 100.0}
 
 
 def program_us(program: Program, sizes: Sizes, rates: Rates) -> float:
