@@ -3,6 +3,9 @@
 import math
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +27,9 @@ def quiet_times() -> Times:
     }
     times |= {("pass", size): size / 1e4 for size in PASSES}
     times |= {(kind, run): 100.0 for kind in ("gather", "transpose") for run in RUNS}
-    return times | {"fresh": 2e5, "function": 60.0, "step": 1.0}
+    m, n, k = calibration._WIDE
+    wide = 2 * m * n * k / 5e4 + 2e-4 * m * n
+    return times | {"fresh": 2e5, "function": 60.0, "step": 1.0, "wide": wide}
 
 
 def test_the_table_of_a_quiet_machine() -> None:
@@ -41,6 +46,11 @@ def test_the_table_of_a_quiet_machine() -> None:
     )
     assert rates.fresh == pytest.approx(2**26 / (2e5 - 2**27 / 2e4), rel=0.01)
     assert (rates.step_us, rates.call_us) == (1.0, 7.0)
+    assert rates.wide == pytest.approx(2e-4, rel=0.05)
+    beside = [replace(rates, wide=0.0).product_us(3, 2048, n, 64, "float32") for n in (512, 2048)]
+    found = [rates.product_us(3, 2048, n, 64, "float32") for n in (512, 2048)]
+    assert found[0] == beside[0]
+    assert found[1] - beside[1] == pytest.approx(3 * 2048 * 2048 * rates.wide)
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (1, 64, 256), (256, 4, 1024), (1024, 1024, 4)])
@@ -92,6 +102,7 @@ def test_every_operation_runs_and_the_least_round_counts(
     monkeypatch.setattr(calibration, "_POOL", 2**18)
     monkeypatch.setattr(calibration, "PASSES", (2**12,))
     monkeypatch.setattr(calibration, "_FRESH", 2**14)
+    monkeypatch.setattr(calibration, "_WIDE", (64, 96, 16))
     monkeypatch.setattr(calibration, "SHAPES", ((4, 4, 4), (16, 4, 64), (256, 256, 16)))
     seconds = iter([1.0] * 100_000)
     rounds: list[float] = [3.0, 1.0, 2.0]
@@ -149,3 +160,48 @@ def test_calibrate_returns_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Machine.from_json(made.to_json()) == made
     finally:
         set_default_machine(None)
+
+
+def test_what_has_threads_is_measured_with_one_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each library's table says with how many threads it was measured, and has that of one."""
+    counts: list[int] = []
+
+    class Library:
+        def __init__(self) -> None:
+            self.now = 2
+
+        def threads(self) -> int:
+            return self.now
+
+        @contextmanager
+        def one_thread(self) -> Iterator[None]:
+            self.now = 1
+            yield
+            self.now = 2
+
+    library = Library()
+    monkeypatch.setattr(
+        calibration, "_LIBRARIES", dict.fromkeys(calibration.CALL_US, lambda: library)
+    )
+
+    def measured(name: str, **options: Any) -> Times:
+        counts.append(library.now)
+        return quiet_times() | {"step": float(library.now)}
+
+    monkeypatch.setattr(calibration, "measure_times", measured)
+    machine = tnc.calibrate(default=False, progress=False)
+    assert counts == [1, 2, 1, 2]
+    for rates in machine.libraries.values():
+        assert (rates.threads, rates.step_us) == (2, 2.0)
+        assert (rates.one_thread.threads, rates.one_thread.step_us) == (1, 1.0)
+    again = Machine.from_json(machine.to_json())
+    assert again == machine and again.digest == machine.digest
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_one_thread_is_all_that_a_library_has_meanwhile(name: str) -> None:
+    library = calibration._LIBRARIES[name]()
+    before = library.threads()
+    with library.one_thread():
+        assert library.threads() == 1
+    assert library.threads() == before

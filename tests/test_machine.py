@@ -143,3 +143,28 @@ def test_public_names_load_without_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_library_that_was_measured_with_threads_is_planned_by() -> None:
+    """a torch network by torch's rates, where those are of several threads; else by the first"""
+    alone = library(step_us=2.0)
+    torch = replace(alone, threads=2, alone=alone)
+    both = Machine("two threads", {"numpy": library(), "torch": torch})
+    assert OWN.seen_by("torch") is OWN and OWN.planning is OWN.libraries["numpy"]
+    assert both.seen_by("torch").planning is torch and both.seen_by("numpy") is both
+    assert both.seen_by("torch").libraries == both.libraries
+    assert Machine("gpu", {"triton": gpu()}).seen_by("torch").planning == gpu()
+    for framework, rates in (("torch", torch), ("numpy", both.libraries["numpy"])):
+        f = tnc.compile(CHAIN, framework=framework, plan=tnc.PlanOptions(machine=both))
+        assert as_machine(f.compilation.options.machine).planning is rates
+
+
+def test_a_table_of_threads_there_and_back() -> None:
+    alone = library(step_us=2.0, wide=1e-4)
+    machine = Machine("two threads", {"torch": library(threads=2, alone=alone)})
+    again = Machine.from_json(machine.to_json())
+    assert again == machine and again.digest == machine.digest
+    assert again.planning.one_thread == alone and alone.one_thread is alone
+    assert machine.digest != Machine("one", {"torch": library()}).digest
+    with pytest.raises(PlanError, match="threads: 0 is no positive number"):
+        library(threads=0)
