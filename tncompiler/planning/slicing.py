@@ -114,7 +114,9 @@ def _apply(program: Program, members: Collection[Axis], cut: Cut, avoid: set[str
     older = {step.out.name for step in program.steps if isinstance(step.op, Loop)}
     links = linked_axes(program)
     for root in dict.fromkeys(links[axis] for axis in sorted(members) if axis in links):
-        program = slice_index(program, root, cut.width, sink=cut.sink, avoid=avoid)
+        program = slice_index(
+            program, root, cut.width, sink=cut.sink, avoid=avoid, whole_views=True
+        )
     return program.with_steps(
         _inside(program, step, members, cut, avoid) if step.out.name in older else step
         for step in program.steps

@@ -170,15 +170,19 @@ def slice_index(
     sink: bool = False,
     avoid: Collection[str] = (),
     links: Mapping[Axis, Axis] | None = None,
+    whole_views: bool = False,
 ) -> Program:
     """The program with loops over the index of `axis`; itself where nothing can go into one.
 
     ``width``: positions of a block. ``sink``: whether what a loop alone reads is made in it, again
     for every block, rather than once before it, where it takes memory. ``avoid``: names, of values
     and sizes, that are in use around the program. ``links``: the program's `linked_axes`, if they
-    are known already.
+    are known already. ``whole_views``: permuted views that no step of a loop reads are made after
+    it, of the whole; inside, every block would be copied to its place in another order.
     """
     slicing = _Slicing(program, axis, width, avoid, links or linked_axes(program))
+    if whole_views:
+        slicing.leave_views_out()
     if sink:
         slicing.sink()
     return slicing.program()
@@ -260,14 +264,11 @@ class _Slicing:
                     together = inside and self.axis_of(name) is not None
                     phase = max(phase, place.phase + (place.inside and not together))
             places[step.out.name] = _Place(phase, inside)
-        self._leave_views_out(places)
         return places
 
-    def _leave_views_out(self, places: dict[str, _Place]) -> None:
-        """Permuted views that no step of a loop reads are made after it, of the whole.
-
-        Inside, every block would be copied to its place in another order.
-        """
+    def leave_views_out(self) -> None:
+        """Move permuted views that no step of their loop reads behind it."""
+        places = self.places
         read = set[str]()  # by a step in the loop of the value's own phase
         for step in reversed(self.source.steps):
             place = places[step.out.name]
