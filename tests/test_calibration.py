@@ -5,7 +5,6 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,9 +26,7 @@ def quiet_times() -> Times:
     }
     times |= {("pass", size): size / 1e4 for size in PASSES}
     times |= {(kind, run): 100.0 for kind in ("gather", "transpose") for run in RUNS}
-    m, n, k = calibration._WIDE
-    wide = 2 * m * n * k / 5e4 + 2e-4 * m * n
-    return times | {"fresh": 2e5, "function": 60.0, "step": 1.0, "wide": wide}
+    return times | {"fresh": 2e5, "function": 60.0, "step": 1.0}
 
 
 def test_the_table_of_a_quiet_machine() -> None:
@@ -46,11 +43,6 @@ def test_the_table_of_a_quiet_machine() -> None:
     )
     assert rates.fresh == pytest.approx(2**26 / (2e5 - 2**27 / 2e4), rel=0.01)
     assert (rates.step_us, rates.call_us) == (1.0, 7.0)
-    assert rates.wide == pytest.approx(2e-4, rel=0.05)
-    beside = [replace(rates, wide=0.0).product_us(3, 2048, n, 64, "float32") for n in (512, 2048)]
-    found = [rates.product_us(3, 2048, n, 64, "float32") for n in (512, 2048)]
-    assert found[0] == beside[0]
-    assert found[1] - beside[1] == pytest.approx(3 * 2048 * 2048 * rates.wide)
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (1, 64, 256), (256, 4, 1024), (1024, 1024, 4)])
@@ -102,7 +94,6 @@ def test_every_operation_runs_and_the_least_round_counts(
     monkeypatch.setattr(calibration, "_POOL", 2**18)
     monkeypatch.setattr(calibration, "PASSES", (2**12,))
     monkeypatch.setattr(calibration, "_FRESH", 2**14)
-    monkeypatch.setattr(calibration, "_WIDE", (64, 96, 16))
     monkeypatch.setattr(calibration, "SHAPES", ((4, 4, 4), (16, 4, 64), (256, 256, 16)))
     seconds = iter([1.0] * 100_000)
     rounds: list[float] = [3.0, 1.0, 2.0]

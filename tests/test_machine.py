@@ -160,7 +160,7 @@ def test_a_library_that_was_measured_with_threads_is_planned_by() -> None:
 
 
 def test_a_table_of_threads_there_and_back() -> None:
-    alone = library(step_us=2.0, wide=1e-4)
+    alone = library(step_us=2.0)
     machine = Machine("two threads", {"torch": library(threads=2, alone=alone)})
     again = Machine.from_json(machine.to_json())
     assert again == machine and again.digest == machine.digest

@@ -34,7 +34,6 @@ _WORKING_SET = 2**19  # bytes of the operands of a measured batch of products
 _MOST_BATCH = 256
 _COPIED = 2**18  # elements of a measured permuting copy
 _MAPPED = 2**16  # elements of a measured map
-_WIDE = (2048, 3072, 64)  # a product whose result is beyond caches, but not new memory each time
 _FRESH = 2**26  # bytes of a measured result in new memory
 _QUIET_S = 0.05  # after which threads that looked for work have gone to sleep
 _POOL = 2**25  # elements that copied arrays are cut out of
@@ -122,7 +121,7 @@ def library_of(times: Times, call_us: float) -> Library:
     _check_plausible(products["float32"])
     passes = [2 * size / times["pass", size] for size in PASSES]
     fresh_us = max(times["fresh"] - 2 * _FRESH / passes[-1], times["fresh"] / 100)
-    found = Library(
+    return Library(
         products={name: _rounded(found.values()) for name, found in products.items()},
         passes=_rounded(passes),
         gathers=_rounded(8 * _COPIED / times["gather", run] for run in RUNS),
@@ -132,9 +131,6 @@ def library_of(times: Times, call_us: float) -> Library:
         step_us=_round(times["step"]),
         call_us=call_us,
     )
-    m, n, k = _WIDE
-    beside = times["wide"] - found.product_us(1, m, n, k, "float32")
-    return replace(found, wide=_round(max(beside, 0.0) / (m * n)))
 
 
 def _smoothed(times: Times, name: str) -> dict[Shape, float]:
@@ -211,7 +207,6 @@ def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
             itemsize = np.dtype(dtype).itemsize
             yield ("product", name, shape), _product(pool, multiply, shape, itemsize, form)
     pool = library.pool("float32", _POOL)
-    yield "wide", _product(pool, multiply, _WIDE, 4, "nn")
     for size in PASSES:
         yield ("pass", size), _Probe(library.copied(pool[: size // 4], (0,)))
     for run in RUNS:

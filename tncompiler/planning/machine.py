@@ -102,8 +102,6 @@ class Machine:
 def _as_data(rates: Rates) -> dict[str, Any]:
     kind = next(name for name, made in _KINDS.items() if isinstance(rates, made))
     values = {f.name: getattr(rates, f.name) for f in fields(rates) if f.init}
-    if isinstance(rates, Library) and not rates.wide:
-        del values["wide"]
     if isinstance(rates, Library) and rates.threads == 1:
         del values["threads"], values["alone"]
     elif isinstance(rates, Library):

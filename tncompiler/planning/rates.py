@@ -25,8 +25,6 @@ _PAGE, _NEAR, _FAR = 2**12, 2**22, 4.0
 # permuting copies were measured of items of ITEM bytes: larger ones make longer runs, and where
 # they are fetched one by one, items of twice the bytes go at 1.6 times the rate
 ITEM, _FETCHED = 4, 0.7
-# elements of a product's result that no cache near a core has room for
-WIDE = 2**21
 # terms that a part of a split sum has at least
 _SPLIT_DEPTH = 512
 # for a library to take up one of the arrays that it joins
@@ -48,9 +46,8 @@ class Library:
     ``functions``: elements per microsecond of a transcendental function.
     ``step_us``: to start an operation; ``call_us``: to get in and out of the library for a whole
     call. ``convolutions``: of the time of one product over all taps, what the library's own
-    convolution takes; 0 where it has none, and goes tap by tap. ``wide``: microseconds for each
-    element of a product of more than WIDE, beside those of its table. ``threads``: that the library
-    had while this was measured; ``alone``: what it reaches with one, if that was more.
+    convolution takes; 0 where it has none, and goes tap by tap. ``threads``: that the
+    library had while this was measured; ``alone``: what it reaches with one, if that was more.
     """
 
     products: Mapping[str, tuple[float, ...]]
@@ -62,7 +59,6 @@ class Library:
     step_us: float
     call_us: float
     convolutions: float = 0.0
-    wide: float = 0.0
     threads: int = 1
     alone: Library | None = None
     _logs: dict[str, list[list[list[float]]]] = field(
@@ -76,8 +72,7 @@ class Library:
         _check("gathers", self.gathers, len(RUNS))
         _check("transposes", self.transposes, len(RUNS))
         _check("fresh, functions and step_us", (self.fresh, self.functions, self.step_us), 3)
-        others = (self.call_us or 1.0, self.convolutions or 1.0, self.wide or 1.0)
-        _check("call_us, convolutions and wide", others, 3)
+        _check("call_us and convolutions", (self.call_us or 1.0, self.convolutions or 1.0), 2)
         _check("threads", (self.threads,), 1)
 
     @property
@@ -106,8 +101,7 @@ class Library:
                 if weight:
                     row = table[a][b]
                     total += weight * ((1 - w) * row[h] + w * row[h + 1])
-        beside = batch * m * n * self.wide if m * n > WIDE else 0.0
-        return batch * over_m * over_n * over_k * factor * math.exp(total) + beside
+        return batch * over_m * over_n * over_k * factor * math.exp(total)
 
     def pass_us(self, moved: float) -> float:
         """Microseconds to move so many bytes, read and written added, in order."""
