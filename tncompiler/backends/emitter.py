@@ -83,7 +83,6 @@ class Emitter(Spelling):
     decorators: tuple[str, ...] = ()  # lines above the function
     vectors_in_rows = False
     lanes = False  # whether the blocks of a loop can be given to threads
-    fills = False  # whether what a block of a loop makes can be put in its place at once
     shares = True  # whether equal runs of steps become calls of one function
 
     def __init__(self, program: Program, entry: str) -> None:

@@ -103,8 +103,7 @@ def _write_body(emitter: Emitter, inner: Emitter, names: _Names, op: Loop, joine
             part = _part(emitter.ref(emitter.program.values[name]), axis, names)
             inner.lines.append(f"{inner.name(argument.value)} = {part}")
     parts = {k: _part(emitter.name(value), op.joined[k] or 0, names) for k, value in joined.items()}
-    if inner.fills:
-        inner.places = {op.body.outputs[position]: part for position, part in parts.items()}
+    inner.places = {op.body.outputs[position]: part for position, part in parts.items()}
     inner.write_steps()
     for position, part in parts.items():
         if part not in inner.filled_in:

@@ -51,10 +51,9 @@ FAR_BYTES = 2**21
 # below this a forward pass is left to torch's own autograd, whose start costs about 30 us less
 TINY_US = 40.0
 # a step of a library with threads of its own that takes as long is shared out among them; the time
-# of what is shared out, by a library or by us, is divided by this share of the threads
+# of what is shared out is divided by this share of the threads, of a library's and of our lanes
 LONG_US = 50.0
-SHARE = 0.7
-LANES_SHARE = 0.9
+SHARE, LANES_SHARE = 0.7, 0.9
 # rows or columns of a product from which on a library's threads share it
 NARROW = 32
 # what a step takes longer where two threads take turns at the interpreter's lock
@@ -266,8 +265,6 @@ def threaded_us(
 
     def one(step: Step) -> float:
         alone = step_us(program, step, sizes, rates)
-        if threads == 1:
-            return alone
         shared = alone > LONG_US and _is_shared(program, step, sizes, products_only)
         return alone / max(SHARE * threads, 1.0) if shared else alone
 

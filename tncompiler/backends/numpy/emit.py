@@ -159,10 +159,6 @@ class NumpyEmitter(Emitter):
             return f"{text}.T"
         return f"{text}.transpose({', '.join(map(str, axes))})"
 
-    @property
-    def fills(self) -> bool:  # type: ignore[override]
-        return self.reuses
-
     def _into(self, out: str | None) -> str:
         """The argument that has a result put in its place."""
         if out is None:
