@@ -77,14 +77,15 @@ def _check(case: Case, names: Sequence[str]) -> dict[str, float]:
 
 
 def runners_for(case: Case) -> tuple[str, ...]:
-    """Where a network runs: torch and the NumPy function; the NumPy module, its twin, at times.
+    """Where a network runs: torch and the NumPy function; the NumPy module and the function on
+    tensors, their twins, at times.
 
     NumPy has no bfloat16. Triton's kernels run seldom, as their interpreter is slow, and where a
     process has it switched on.
     """
     found = ["torch"] if case.dtype == "bfloat16" else ["function", "torch"]
     if case.dtype != "bfloat16" and case.seed % ALONE == 0:
-        found.append("numpy")
+        found += ["numpy", "crossing"]
     interpreted = os.environ.get("TRITON_INTERPRET") == "1" and case.kind != "long"
     if interpreted and case.seed % SELDOM == 0:
         found.append("triton")

@@ -7,6 +7,7 @@ a case, run it and raise AssertionError with the expression, the seed and the wo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import tncompiler as tnc
 from tests import oracle_positions
+from tests.large import crossing
 from tncompiler.function import NumpyFunction
 from tncompiler.ir import expressions as ex
 from tncompiler.ir import sizes as sz
@@ -26,7 +28,8 @@ from tncompiler.module import CompiledModule
 
 Arrays = Mapping[str, np.ndarray]
 _AUTOGRAD = 64  # how much further torch may be off, in double precision and terms in the millions
-RUNNERS = ("function", "torch", "numpy", "triton")  # NumPy function, and torch modules by backend
+FUNCTIONS = {"function": "numpy", "crossing": "auto"}  # NumPy functions, the second on tensors
+RUNNERS = (*FUNCTIONS, "torch", "numpy", "triton")  # and torch modules by backend
 
 # ---------------------------------------------------------------------------- the torch walker
 
@@ -340,8 +343,8 @@ class Runner:
     ) -> None:
         """``like``: a runner of the same outputs, whose stages up to the source are used again."""
         self.name, self.dtype = name, dtype
-        framework = "numpy" if name == "function" else "torch"
-        backend = "numpy" if name == "function" else name
+        framework = "numpy" if name in FUNCTIONS else "torch"
+        backend = FUNCTIONS.get(name, name)
         if like is None:
             self.compiled = tnc.compile(
                 tuple(outputs),
@@ -352,7 +355,7 @@ class Runner:
                 seed=0,
             )
         else:
-            made = NumpyFunction if name == "function" else CompiledModule
+            made = NumpyFunction if name in FUNCTIONS else CompiledModule
             self.compiled = made(
                 like.compiled.compilation, backend=backend, dtype=dtype, seed=0, share=None
             )
@@ -360,8 +363,9 @@ class Runner:
             self.compiled.to(self.device)
 
     def forward(self, arrays: Arrays) -> list[np.ndarray]:
-        if self.name == "function":
-            return list(self.compiled(*self._inputs(arrays), parameters=self._params(arrays)))
+        if self.name in FUNCTIONS:
+            with crossing() if self.name == "crossing" else nullcontext():
+                return list(self.compiled(*self._inputs(arrays), parameters=self._params(arrays)))
         with torch.no_grad():
             return [_numpy(t) for t in self._module(arrays, frozenset())[1]]
 
@@ -369,7 +373,7 @@ class Runner:
         self, arrays: Arrays, cotangents: Sequence[np.ndarray], wrt: Sequence[str]
     ) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
         """Outputs of the training forward pass, and gradients by name."""
-        if self.name == "function":
+        if self.name in FUNCTIONS:
             parameters = self._params(arrays)
             values, pull = self.compiled.vjp(*self._inputs(arrays), parameters=parameters)
             found = pull(tuple(cotangents))

@@ -7,6 +7,7 @@ Each stage is made on demand.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -89,6 +90,17 @@ class Compilation(Training):
             return twin
 
         return self._once(("twin",), make)  # type: ignore[no-any-return]
+
+    def led_by(self, library: str) -> Compilation:
+        """The same problem with its plans made by the rates of another of the CPU's libraries."""
+
+        def make() -> Compilation:
+            twin = copy(self)
+            machine = as_machine(self.options.machine).cpu.led_by(library)
+            twin.options, twin._cache = replace(self.options, machine=machine), {}
+            return twin
+
+        return self._once(("led by", library), make)  # type: ignore[no-any-return]
 
     def inference(
         self, dtypes: tuple[str, ...], nominal: Nominal, *, keeps: bool = False
@@ -208,7 +220,7 @@ class Compilation(Training):
 
     def tiled(self, program: Program, nominal: Nominal, backend: str) -> Program:
         """The program as a backend runs it: NumPy's in blocks, where that is predicted to pay."""
-        if backend != "numpy" or not self._tiles:
+        if backend != "numpy" or not self.tiles:
             return program
         return self._tiled(program, nominal).program
 
@@ -242,20 +254,20 @@ class Compilation(Training):
             programs = (program or self.inference(dtypes, nominal).fitted.program,)
         rates = self._rates_in(backend)
         entering = len(programs) * rates.call_us
-        if backend == "numpy" and self.library == "torch":
+        if backend != self.library:
             entering += HOP_US * sum(len(p.arguments) + len(p.outputs) for p in programs)
-        if backend == "numpy" and self._tiles:
+        if backend == "numpy" and self.tiles:
             return entering + sum(self._tiled(p, planned).time_us for p in programs)
-        threads = self.lanes if backend == "torch" else 1
+        threads = _torch_threads() if backend == "torch" else 1
         return entering + sum(threaded_us(p, planned, rates, threads) for p in programs)
 
     def _rates_in(self, backend: str) -> Rates:
         """The rates that programs of a backend have: among tensors NumPy's BLAS has one thread."""
         rates = as_machine(self.options.machine).cpu.libraries[backend]
-        return rates if backend == self.library else rates.one_thread
+        return rates.one_thread if (backend, self.library) == ("numpy", "torch") else rates
 
     @property
-    def _tiles(self) -> bool:
+    def tiles(self) -> bool:
         """Whether time is what counts; under a limit of memory loops are cut for memory."""
         return self.options.minimize != "memory" and self.options.memory_limit is None
 
@@ -263,9 +275,7 @@ class Compilation(Training):
     def lanes(self) -> int:
         """How many threads a call may take: as many as the user's library has."""
         if self.library == "torch":
-            import torch
-
-            return torch.get_num_threads()
+            return _torch_threads()
         from tncompiler.backends.numpy.threads import blas_threads
 
         return blas_threads()
@@ -390,6 +400,16 @@ class Compilation(Training):
         logical = self.logical(self.default_dtypes("float32"))
         self.reused = reuse_orders(plan.networks, logical, nominal, self.options)
         return self.plan(nominal)
+
+
+def _torch_threads() -> int:
+    """How many threads torch shares an operation out among; where it is not loaded, NumPy."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        return torch.get_num_threads()  # type: ignore[no-any-return]
+    from tncompiler.backends.numpy.threads import blas_threads
+
+    return blas_threads()
 
 
 def replan(

@@ -1,9 +1,13 @@
-"""A compiled network as a callable on NumPy arrays; torch is never loaded."""
+"""A compiled network as a callable on NumPy arrays; torch is never loaded.
+
+In a process that has torch loaded anyway, a call may run in its operations on the same memory.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -38,9 +42,15 @@ class _Ready:
 
     run: Callable[..., Any]
     prepare: Executable | None
+    aten: _Ready | None = None  # the same for tensors, where that is predicted to be faster
 
 
 _KEPT = 256  # combinations of shapes that a function remembers
+# what may run in torch's operations: values of these dtypes, networks for which a second plan takes
+# little time, and calls predicted to take so long in NumPy's and less than this share in torch's
+_CROSSING = {"float32", "float64", "complex64", "complex128"}
+_MOST_LEAVES = 64
+_CROSSING_FROM_US, _CROSSING_SHARE = 100.0, 0.95
 
 
 def _no_dropout() -> np.ndarray:
@@ -65,7 +75,13 @@ class NumpyFunction(Inspection):
     Inputs by position in the order of `f.inputs`, or by name. Safe to call from many threads.
     What parameters alone make is kept from call to call until one is replaced; a call with
     `parameters=` keeps nothing.
+
+    With ``backend="auto"``, and torch loaded by the first call with some shapes, such calls run in
+    torch's operations where that is predicted to be faster; in a forked process, under autocast, a
+    dispatch mode or an `np.errstate` that raises, in NumPy's.
     """
+
+    usual_backend = "numpy"
 
     def __init__(
         self,
@@ -86,7 +102,7 @@ class NumpyFunction(Inspection):
             raise BackendError(
                 "NumPy has no bfloat16", where=call_site(), fix="use dtype='float32'"
             )
-        self.compilation, self.backend, self._dtype = compilation, "numpy", dtype
+        self.compilation, self.backend, self._dtype = compilation, backend, dtype
         arrays = self._drawn(seed, None)
         self.parameters = self._shared(arrays, share)
         self._names = [leaf.name for leaf in compilation.params]
@@ -217,6 +233,8 @@ class NumpyFunction(Inspection):
         ready = self._runs.get(key)
         if ready is None:
             ready = self._ready(key, self._call(arrays), keeps)
+        if ready.aten is not None and (results := self._on_tensors(ready.aten, arrays, keeps)):
+            return self.compilation.pack(results)
         if ready.prepare is None:
             return self.compilation.pack(ready.run(*arrays))
         held, prepare = arrays[len(self.compilation.inputs) :], ready.prepare
@@ -225,15 +243,42 @@ class NumpyFunction(Inspection):
 
     def _ready(self, key: object, call: Call, keeps: bool) -> _Ready:
         """The programs for arrays of the shapes and dtypes in the key, remembered."""
-        compilation, arguments = self.compilation, (call.dtypes, call.free, "numpy")
-        kept = compilation.kept_executable(*arguments) if keeps else None
-        if kept is None:
-            ready = _Ready(compilation.inference_executable(*arguments).run, None)
-        else:
-            ready = _Ready(kept.rest.run, kept.prepare)
+        ready = _programs(self.compilation, call, keeps, "numpy")
+        if self._may_cross(call):
+            usual_us = _time_us(self.compilation, call, keeps, "numpy")
+            twin = self.compilation.led_by("torch")
+            worth_us = _CROSSING_SHARE * usual_us
+            if usual_us > _CROSSING_FROM_US and _time_us(twin, call, keeps, "torch") < worth_us:
+                ready = replace(ready, aten=_programs(twin, call, keeps, "torch"))
         if len(self._runs) >= _KEPT:
             self._runs.clear()
         return self._runs.setdefault(key, ready)
+
+    def _may_cross(self, call: Call) -> bool:
+        """Whether a call may run in torch's operations, which asks for a second plan."""
+        if self.backend != "auto" or "torch" not in sys.modules or not self.compilation.tiles:
+            return False
+        small = len(self.compilation.leaves) <= _MOST_LEAVES
+        return small and _CROSSING.issuperset(call.dtypes)
+
+    def _on_tensors(
+        self, ready: _Ready, arrays: Sequence[np.ndarray], keeps: bool
+    ) -> tuple[np.ndarray, ...] | None:
+        """The results of a call in aten operations; None where these must not run now."""
+        from tncompiler.on_tensors import arrays_of, can_run, tensors_of
+
+        if not can_run():
+            return None
+        count = len(self.compilation.inputs)
+        given, held = tensors_of(arrays[:count]), arrays[count:]
+        if not keeps:
+            return arrays_of(ready.run(*given, *tensors_of(held)))
+        tensors = self._kept.get(held, "tensors", lambda: tensors_of(held))
+        if ready.prepare is None:
+            return arrays_of(ready.run(*given, *tensors))
+        prepare = ready.prepare
+        values = self._kept.get(held, prepare.source.text, lambda: prepare.run(*tensors))
+        return arrays_of(ready.run(*given, *tensors, *values))
 
     def vjp(
         self, *args: Any, parameters: Mapping[str, Any] | None = None, **kwargs: Any
@@ -357,6 +402,20 @@ class NumpyFunction(Inspection):
                 f"the tangent of {name!r} is complex", where=call_site(), fix="take its real part"
             )
         return given.astype(array.dtype, copy=False)
+
+
+def _programs(compilation: Compilation, call: Call, keeps: bool, backend: str) -> _Ready:
+    arguments = (call.dtypes, call.free, backend)
+    kept = compilation.kept_executable(*arguments) if keeps else None
+    if kept is None:
+        return _Ready(compilation.inference_executable(*arguments).run, None)
+    return _Ready(kept.rest.run, kept.prepare)
+
+
+def _time_us(compilation: Compilation, call: Call, keeps: bool, backend: str) -> float:
+    cut = compilation.kept(call.dtypes, call.free) if keeps else None
+    program = None if cut is None else cut.rest
+    return compilation.predicted_us(call.dtypes, call.free, (), backend, program)
 
 
 def parameter_stds(

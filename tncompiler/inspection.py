@@ -34,6 +34,7 @@ class Inspection:
 
     compilation: Compilation
     backend: str
+    usual_backend = "torch"  # which can run every call; what "auto" takes depends on its sizes
 
     @property
     def compute_dtype(self) -> str:
@@ -193,7 +194,7 @@ class Inspection:
         """
         chosen = self.backend if backend is None else backend
         if isinstance(chosen, str) and chosen == "auto":
-            chosen = "torch"  # which every call can run; what is faster depends on its sizes
+            chosen = self.usual_backend
         emitter_of(chosen)  # raises BackendError
         cut = self.kept(sizes) if part == "forward" else None
         if cut is not None:

@@ -150,5 +150,5 @@ class _Sweep:
 @lru_cache(maxsize=16)
 def _sweep(network: Expr, dtype: str) -> _Sweep:
     params = [leaf for leaf in network.leaves if leaf.kind == "param"]
-    value = compile_network(network, framework="numpy", dtype=dtype, seed=0)
+    value = compile_network(network, framework="numpy", backend="numpy", dtype=dtype, seed=0)
     return _Sweep(tuple(update_of(network, leaf, dtype) for leaf in params), value)

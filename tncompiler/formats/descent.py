@@ -28,7 +28,7 @@ def descend(network: Expr, weight: np.ndarray, starts: Iterable[Cores]) -> tuple
     name = fresh_name("weight", [leaf.name for leaf in network.leaves])
     rest = network - algebra.leaf(name, network.indices, kind="input")
     loss = (rest * rest.conj()).real.sum() if weight.dtype.kind == "c" else (rest * rest).sum()
-    run = compile_network(loss, framework="numpy", dtype=weight.dtype.name, seed=0)
+    run = compile_network(loss, framework="numpy", backend="numpy", dtype=weight.dtype.name, seed=0)
     found = [_fitted(run, weight, start) for start in starts]
     return min(found, key=lambda pair: pair[1])
 

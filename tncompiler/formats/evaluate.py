@@ -22,7 +22,7 @@ def evaluate(expr: Expr, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _compiled(expr: Expr, dtype: str) -> Any:
-    return compile_network(expr, framework="numpy", dtype=dtype, seed=0)
+    return compile_network(expr, framework="numpy", backend="numpy", dtype=dtype, seed=0)
 
 
 def bare(expr: Expr) -> Expr:

@@ -147,7 +147,7 @@ def update_of(network: Expr, core: Leaf, dtype: str) -> Update:
 
 def _compiled(expr: Expr, dtype: str) -> Callable[..., Any]:
     """A function of inputs and, last, all cores, of which it takes those that it needs."""
-    run = compile_network(expr, framework="numpy", dtype=dtype, seed=0)
+    run = compile_network(expr, framework="numpy", backend="numpy", dtype=dtype, seed=0)
 
     def call(*arguments: Any) -> Any:
         *arrays, cores = arguments

@@ -60,6 +60,11 @@ class Machine:
         own = self.libraries.get(library)
         if own is None or own.threads == 1 or own is self.planning:
             return self
+        return self.led_by(library)
+
+    def led_by(self, library: str) -> Machine:
+        """The machine with the rates of one of its libraries first."""
+        own = self.libraries[library]
         return replace(self, libraries={library: own, **self.libraries})
 
     @cached_property

@@ -196,6 +196,11 @@ def _shared_workers() -> _Workers:
         return _workers
 
 
+def is_forked() -> bool:
+    """Whether this process was forked from one that had this module loaded."""
+    return _forked
+
+
 def _forget_workers() -> None:
     """Threads do not come along into a forked process."""
     global _workers, _lock, _one_thread, _forked

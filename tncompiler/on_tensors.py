@@ -1,0 +1,55 @@
+"""Programs in aten operations on NumPy arrays, for functions in a process that has torch anyway.
+
+torch shares batched products, copies and maps out among threads, which NumPy works through on one.
+Arrays are entered as tensors of the same memory, and results leave as arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, from_numpy
+
+from tncompiler.autograd import autocasts
+from tncompiler.backends.numpy.threads import is_forked
+
+
+class _Writable:
+    """A read-only array's memory, as torch asks for it; no program writes into what it is given."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def tensors_of(arrays: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
+    """Arrays as tensors; copied only if torch cannot hold their strides or their byte order."""
+    return tuple([_tensor(array) for array in arrays])
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
+    try:
+        return from_numpy(array)
+    except (ValueError, TypeError):
+        return from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+
+
+def arrays_of(tensors: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
+    """Tensors as arrays of the same memory."""
+    return tuple([t.resolve_conj().resolve_neg().numpy() for t in tensors])
+
+
+def can_run() -> bool:
+    """Whether operations of this call do what they say: nothing looks at them or changes them, no
+    thread of OpenMP was lost in a fork, and nobody wants to hear of NumPy's floating-point errors.
+    """
+    if is_forked() or torch._C._len_torch_dispatch_stack() or autocasts("cpu"):
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return "raise" not in np.geterr().values() and "call" not in np.geterr().values()
