@@ -91,9 +91,11 @@ def _bench(console: Console, cells: Sequence[Cell], options: argparse.Namespace)
     from benchmarks.record import as_record, compare, read_record, write_record
     from benchmarks.table import change_table, print_results
     from tncompiler.calibration import calibrate
+    from tncompiler.distributed.heap import keep_freed_memory
     from tncompiler.planning.machine import as_machine, default_machine
 
     warnings.simplefilter("ignore")  # of peers
+    keep_freed_memory()  # else page faults are a third of some calls, by what ran before
     earlier = None if options.against is None else read_record(options.against)
     if options.calibrate:
         calibrate()  # from here on what is compiled is planned for it

@@ -29,7 +29,8 @@ of two. `make bench` runs it again, `make bench ARGS="--against docs/benchmarks.
 moved. This page is written by `docs/build_benchmarks.py`; do not edit it by hand.
 
 Environment variables may ask OpenBLAS for the kernels of an older core (`OPENBLAS_CORETYPE`), at
-half the speed; the run says which it had.
+half the speed; the run says which it had. Freed memory stays with the process, for everybody, so
+that no call pays for pages that the one before gave back.
 
 - *ratio*: time of the best peer over ours; above 1 we are faster. Below 0.95 is **bold**.
 - *floor*: the share of our time that the fewest flops at the machine's measured matrix rate, or

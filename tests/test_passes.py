@@ -24,6 +24,7 @@ from tncompiler.ir.program import (
     Map,
     Merge,
     Pad,
+    Permute,
     Program,
     Reduce,
     Slice,
@@ -37,7 +38,7 @@ I, J, K, L = tnc.indices("i j k l", i=2, j=3, k=4, l=3)
 A, B, C = tnc.input("A", I, J), tnc.param("B", J, K), tnc.input("C", K)
 S, T = tnc.input("S", J, L), tnc.input("T", L, J)
 Z = tnc.Index("z", 0)
-ONE = tnc.Index("one", 1)
+ONE, UNO, DUE, TRE = tnc.indices("one uno due tre", size=1)
 
 
 def negated(expr):
@@ -48,6 +49,15 @@ CORPUS = {
     "scalar": lambda: (tnc.input("a") * 3 + tnc.input("b"),),
     "size 0": lambda: ((tnc.input("O", I, Z) @ tnc.input("P", Z, J)) + A, tnc.input("P", Z, J) * 2),
     "size 1": lambda: (tnc.input("U", I, ONE) @ tnc.input("V", ONE, J) * A,),
+    "many of size 1": lambda: (
+        tnc.contract(
+            tnc.input("U", UNO, I, ONE, J),
+            tnc.input("V", J, ONE, K, DUE),
+            out=(K, UNO, I, DUE, ONE),
+        )
+        @ tnc.input("W", K, L, TRE),
+        tnc.contract(tnc.input("V", J, ONE, K, DUE), B, tnc.input("w", ONE), out=(DUE, J)),
+    ),
     "trace": lambda: (tnc.contract(S, tnc.delta(J, L), out=()),),
     "diagonal": lambda: (tnc.contract(S, tnc.delta(J, L), out=(J,)) @ A,),
     "hyperedge": lambda: (tnc.contract(A, B, S, tnc.input("h", J), out=(I, K, L)),),
@@ -394,3 +404,21 @@ def test_builders_leave_trivial_steps_out() -> None:
     assert builder.contract((p,), ((0, 1),), (0, 1), p.shape, p.axes) is p
     assert builder.map("conj", (p,), ((0, 1),), p.shape, p.axes) is p
     assert builder.steps == []
+
+
+def test_axes_of_size_1_cost_no_copies() -> None:
+    """a rank of 1 stands between two axes that a product reads as one"""
+    b, i, j, k, r, o = tnc.indices("b i j k r o", b=8, i=6, j=5, k=6, r=1, o=4)
+    x, right, left = tnc.input("x", b, i, j), tnc.param("R", i, j, k, r), tnc.param("L", k, r, i, o)
+    monarch = tnc.contract(x, right, left, out=(b, k, o))
+    wide = tnc.contract(x, tnc.param("Q", i, j, k), tnc.param("P", k, i, o), out=(b, k, o))
+    for part in ("forward", "step"):
+        found, wanted = (
+            tnc.compile(net, framework="numpy").program(part=part) for net in (monarch, wide)
+        )
+        products = [s for s in found.steps if isinstance(s.op, Contract) and len(s.operands) == 2]
+        assert all(1 not in s.out.shape for s in products)
+        copies, least = (
+            [s for s in program.steps if isinstance(s.op, Permute)] for program in (found, wanted)
+        )
+        assert len(copies) <= len(least)

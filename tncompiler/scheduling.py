@@ -23,6 +23,7 @@ from tncompiler.ir.passes import (
     MERGING_PASSES,
     SPREADING_PASSES,
     STABILIZING_PASSES,
+    THINNING_PASSES,
     run_passes,
 )
 from tncompiler.ir.passes.scans import hoist_invariants
@@ -220,7 +221,8 @@ class Scheduling(Problem):
         def make() -> Program:
             with self._one_call() as budget:
                 whole = hoist_invariants(change_bodies(merged, _lay_out_body))
-                whole = whole if budget.late() else self._stacked(whole)
+                if self.places_by_time and not budget.late():
+                    whole = self._stacked(self._simplified(whole, THINNING_PASSES))
                 passes = LATE_LAYOUT_PASSES if budget.late() else LAYOUT_PASSES
                 plain = run_passes(whole, passes, scheduled=True, watcher=watcher(), known=merged)
                 if not self.places_by_time or len(whole.steps) > LAYOUT_UP_TO:
@@ -231,7 +233,7 @@ class Scheduling(Problem):
 
     def _stacked(self, merged: Program) -> Program:
         """A merged program with equal steps carried out as one, by the rates of its library."""
-        if not self.spreads or not self.places_by_time:
+        if not self.spreads:
             return merged
         rates = as_machine(self.options.machine).cpu.libraries[self.library]
         stacked = stack_alike(merged, self.nominal({}), rates)

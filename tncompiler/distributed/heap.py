@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
+import ctypes
+import os
 
-from tncompiler.planning.rates import FRESH_BYTES
-
-_JUST_BELOW = FRESH_BYTES - 2**16
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, see malloc.h
+_LARGEST = 2**25  # bytes of a block; more is not allowed, and larger ones are always given back
+_MOST = 2**28  # freed bytes at the end of the heap
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep the memory of freed arrays of up to 32 MiB, some 64 MiB of it.
+    """Have the C library keep the memory of freed arrays of up to 32 MiB, some 256 MiB of it.
 
-    glibc gives the end of its heap back when more is free than twice the largest block below 32 MiB
-    that it ever mapped and freed, and every page of it faults again: a third of the time of slices
-    with arrays of 16 MiB, on those ranks that had never freed a larger one. One that is mapped and
-    freed untouched is enough, and takes microseconds. Other C libraries learn nothing of it.
+    glibc gives the end of its heap back when more is free than twice the largest block that it ever
+    mapped and freed, and every page of it faults again: a third of the time of slices with arrays
+    of 16 MiB, and by the accident of what was freed before. Other C libraries are left alone.
     """
-    np.empty(_JUST_BELOW, np.uint8)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGEST)
+        mallopt(_TRIM_THRESHOLD, _MOST)

@@ -25,6 +25,7 @@ PASSES: dict[str, str] = {
     "drop_dead_steps": "dead:drop_dead_steps",
     "order_axes": "layout:order_axes",
     "copy_operands": "copies:copy_operands",
+    "drop_unit_axes": "units:drop_unit_axes",
     "widen_low_precision": "widen:widen_low_precision",
     "sum_booleans": "booleans:sum_booleans",
     "carry_exponents": "stabilize:carry_exponents",
@@ -71,6 +72,8 @@ MERGING_PASSES = (
 )
 # after planning, if the plan's options say so; before differentiating
 STABILIZING_PASSES = ("carry_exponents",)
+# before layouts are weighed by time
+THINNING_PASSES = ("drop_unit_axes",)
 # after planning, and after differentiating a planned program
 LAYOUT_PASSES = ("order_axes", "copy_operands", "hoist_invariants")
 # the same where there is no time left
