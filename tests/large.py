@@ -19,6 +19,7 @@ def as_if_large(lanes: int = 2) -> Iterator[None]:
     into lanes is."""
     with (
         patch.object(scheduling, "LAYOUT_FROM_US", 0.0),
+        patch.object(scheduling, "THINNING_GAIN", math.inf),
         patch.object(stacking, "LEAST", 2),
         patch.object(stacking, "GAIN", math.inf),
         patch.object(tiling, "FROM_US", 0.0),

@@ -179,7 +179,7 @@ def test_memory_holds_images_and_not_their_windows(kernel: str, framework: str) 
     x = np.random.default_rng(0).standard_normal((8, 1, 16, 32, 32)).astype("float32")
     unfolded = 9 * x.nbytes
     allowed = 1.25 * x.nbytes + 3 * x.nbytes  # padded input, output, one intermediate, one part
-    compiled = tnc.compile(image_network(kernel), framework=framework, seed=0)
+    compiled = tnc.compile(image_network(kernel), framework=framework, backend=framework, seed=0)
     peak = _numpy_peak(compiled, x) if framework == "numpy" else _torch_peak(compiled, x)
     assert x.nbytes / 2 < peak < allowed < unfolded
 

@@ -408,7 +408,7 @@ def test_builders_leave_trivial_steps_out() -> None:
 
 def test_axes_of_size_1_cost_no_copies() -> None:
     """a rank of 1 stands between two axes that a product reads as one"""
-    b, i, j, k, r, o = tnc.indices("b i j k r o", b=8, i=6, j=5, k=6, r=1, o=4)
+    b, i, j, k, r, o = tnc.indices("b i j k r o", b=256, i=32, j=32, k=32, r=1, o=32)
     x, right, left = tnc.input("x", b, i, j), tnc.param("R", i, j, k, r), tnc.param("L", k, r, i, o)
     monarch = tnc.contract(x, right, left, out=(b, k, o))
     wide = tnc.contract(x, tnc.param("Q", i, j, k), tnc.param("P", k, i, o), out=(b, k, o))

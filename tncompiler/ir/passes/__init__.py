@@ -73,7 +73,7 @@ MERGING_PASSES = (
 # after planning, if the plan's options say so; before differentiating
 STABILIZING_PASSES = ("carry_exponents",)
 # before layouts are weighed by time
-THINNING_PASSES = ("drop_unit_axes",)
+THINNING_PASSES = ("drop_unit_axes", "merge_common_steps")
 # after planning, and after differentiating a planned program
 LAYOUT_PASSES = ("order_axes", "copy_operands", "hoist_invariants")
 # the same where there is no time left

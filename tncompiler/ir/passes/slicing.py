@@ -119,6 +119,17 @@ def _wirings(step: Step, operands: tuple[Value, ...]) -> Iterator[list[Axis]]:
         for axis, place in enumerate(places):
             if place is not None:
                 yield [(value.name, axis), (out.name, place)]
+    if isinstance(op, Split | Merge):
+        yield from _alone_among_units(op, operands[0], out)
+
+
+def _alone_among_units(op: Split | Merge, operand: Value, out: Value) -> Iterator[list[Axis]]:
+    """The axis that is split or merged, where all beside it are of size 1."""
+    whole, parts = (operand, out) if isinstance(op, Split) else (out, operand)
+    among = range(op.axis, op.axis + op.count)
+    others = [axis for axis in among if parts.shape[axis] != 1]
+    if len(others) == 1:
+        yield [(whole.name, op.axis), (parts.name, others[0])]
 
 
 def _places(op: object, operands: tuple[Value, ...]) -> list[tuple[int | None, ...]]:
