@@ -43,7 +43,7 @@ from tncompiler.measure import fitting_factors
 from tncompiler.operators import MOST_LEAVES, is_traced, operator_of
 from tncompiler.parametrized import copy_onto
 from tncompiler.planning.machine import as_machine
-from tncompiler.planning.timing import TINY_US, program_us
+from tncompiler.planning.timing import TINY_STEP_US, TINY_US, program_us
 from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
 from tncompiler.traced import flat_program, name_network, program_of_dtypes, traced_program
@@ -369,7 +369,7 @@ class CompiledModule(Inspection, nn.Module):
         keeps = keeps and not self._cuda_graph  # a graph runs whole programs
         cut = self.compilation.kept(call.dtypes, call.free) if keeps else None
         backend = self._choose(call, wrt, devices, None if cut is None else cut.rest)
-        if self.backend == "auto" and backend == "torch" and self._is_tiny(call):
+        if self.backend == "auto" and backend == "torch" and self._is_tiny(call, wrt):
             wrt = ()
         kept = None
         if cut is not None:
@@ -386,10 +386,19 @@ class CompiledModule(Inspection, nn.Module):
                 fix="move module and inputs to a GPU, or leave cuda_graph out",
             )
 
-    def _is_tiny(self, call: Call) -> bool:
-        program, _ = self.compilation.scheduled(call.dtypes, call.free)
-        machine = as_machine(self.compilation.options.machine).cpu
-        return program_us(program, call.sizes, machine.libraries["torch"]) < TINY_US
+    def _is_tiny(self, call: Call, wrt: tuple[str, ...] = ()) -> bool:
+        """Whether a call, or a step for the gradients by ``wrt``, takes so little time that to
+        start our function would take most of it."""
+        compilation = self.compilation
+        rates = as_machine(compilation.options.machine).cpu.libraries["torch"]
+        program, _ = compilation.scheduled(call.dtypes, call.free)
+        if program_us(program, call.sizes, rates) >= TINY_US:
+            return False
+        if not wrt or not compilation.tiles:
+            return True
+        step = compilation.training(call.dtypes, call.free, wrt)
+        programs = (step.forward, step.backward)
+        return sum(program_us(p, call.sizes, rates) for p in programs) < TINY_STEP_US
 
     def flat_if_small(self, dtypes: tuple[torch.dtype, ...]) -> Flat | None:
         """The flat aten function, if no size is free and nothing else would run faster."""
@@ -421,7 +430,7 @@ class CompiledModule(Inspection, nn.Module):
             return "torch"
         if self.backend != "auto":
             return self.backend
-        if wrt and self._is_tiny(call):
+        if wrt and self._is_tiny(call, wrt):
             return "torch"  # whose own autograd starts faster than our function does
         times = {
             name: self.compilation.predicted_us(call.dtypes, call.free, wrt, name, program)

@@ -50,6 +50,9 @@ _AT_MEMORY_SPEED = frozenset(
 FAR_BYTES = 2**21
 # below this a forward pass is left to torch's own autograd, whose start costs about 30 us less
 TINY_US = 40.0
+# and a step whose programs take no longer: torch's own backward pass of batched products takes up
+# to four times ours
+TINY_STEP_US = 55.0
 # a step of a library with threads of its own that takes as long is shared out among them; the time
 # of what is shared out is divided by this share of the threads, of a library's and of our lanes
 LONG_US = 50.0
