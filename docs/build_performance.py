@@ -90,6 +90,7 @@ def main() -> None:
             small=f"{sum(s.us for s in statements) - sum(s.us for s in large):.0f}",
             total=f"{us:.0f}",
             rate=f"{rates.flops_per_s['float32'] / 1e9:.0f}",
+            copy=f"{rates.bytes_per_s / 1e9:.0f}",
             attained=f"{flops / us / 1e3:.0f}",
             share=f"{flops / us * 1e6 / rates.flops_per_s['float32']:.2f}",
             predicted=f"{sum(s.predicted_us for s in statements):.0f}",
