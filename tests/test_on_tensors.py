@@ -173,6 +173,8 @@ OPTIONS = {
     "the backend is named": dict(backend="numpy"),
     "memory counts": dict(plan=tnc.PlanOptions(minimize="memory")),
     "memory is limited": dict(plan=tnc.PlanOptions(memory_limit="1GB")),
+    "the search takes long": dict(plan=tnc.PlanOptions(search="hyper", trials=2)),
+    "time is limited": dict(plan=tnc.PlanOptions(max_seconds=10)),
 }
 
 

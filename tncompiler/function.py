@@ -258,8 +258,10 @@ class NumpyFunction(Inspection):
         """Whether a call may run in torch's operations, which asks for a second plan."""
         if self.backend != "auto" or "torch" not in sys.modules or not self.compilation.tiles:
             return False
-        small = len(self.compilation.leaves) <= _MOST_LEAVES
-        return small and _CROSSING.issuperset(call.dtypes)
+        options = self.compilation.options
+        is_quick = options.search == "auto" and options.max_seconds is None
+        is_small = len(self.compilation.leaves) <= _MOST_LEAVES
+        return is_quick and is_small and _CROSSING.issuperset(call.dtypes)
 
     def _on_tensors(
         self, ready: _Ready, arrays: Sequence[np.ndarray], keeps: bool

@@ -252,7 +252,7 @@ class Scheduling(Problem):
         best, least = plain, program_us(plain, usual, rates)
         if not LAYOUT_FROM_US < least < math.inf:
             return plain
-        thin = self._simplified(merged, THINNING_PASSES)
+        thin = run_passes(merged, THINNING_PASSES, scheduled=True, watcher=watcher(), known=merged)
         gains = {merged: 1.0} if thin is merged else {merged: 1.0, thin: THINNING_GAIN}
         for program, gain in gains.items():
             found = None if budget.late() else lay_out(program, usual, Ways.of(rates), budget.late)
