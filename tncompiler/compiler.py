@@ -403,7 +403,7 @@ class Compilation(Training):
 
 
 def _torch_threads() -> int:
-    """How many threads torch shares an operation out among; where it is not loaded, NumPy."""
+    """How many threads torch shares an operation out among; NumPy's where it is not loaded."""
     torch: Any = sys.modules.get("torch")
     if torch is not None:
         return torch.get_num_threads()  # type: ignore[no-any-return]

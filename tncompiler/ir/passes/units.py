@@ -24,13 +24,13 @@ from tncompiler.ir.program import (
 
 def drop_unit_axes(program: Program) -> Program:
     """Products without axes of size 1, where each of their tensors has another."""
-    thin = {step.out.name for step in program.steps if _is_thin(program, step)}
+    thin = {step.out.name for step in program.steps if _can_thin(program, step)}
     if not thin:
         return program
     return _Thinning(program, thin).program()
 
 
-def _is_thin(program: Program, step: Step) -> bool:
+def _can_thin(program: Program, step: Step) -> bool:
     """Whether a step is a product with an axis to take off, none of whose tensors is all such."""
     if not isinstance(step.op, Contract) or len(step.op.inputs) != 2:
         return False
