@@ -48,7 +48,7 @@ from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
 from tncompiler.traced import flat_program, name_network, program_of_dtypes, traced_program
 
-_KEPT = 256  # combinations of shapes that a module remembers
+KEPT = 256  # combinations of shapes that a module remembers
 
 
 class CompiledModule(Inspection, nn.Module):
@@ -295,12 +295,16 @@ class CompiledModule(Inspection, nn.Module):
         leaves = tuple([(t.shape, t.dtype, t.device, grad and t.requires_grad) for t in tensors])
         key = (keeps, leaves)
         found = self._specialisations.get(key)
+        self._agree(key, tensors)
         if found is None:
             found = self._make_specialisation(tensors, grad, cast, keeps)
-            if len(self._specialisations) >= _KEPT:
+            if len(self._specialisations) >= KEPT:
                 self._specialisations.clear()  # so many shapes: programs are kept, this is refilled
             self._specialisations[key] = found
         return found
+
+    def _agree(self, key: tuple[Any, ...], tensors: Sequence[Tensor]) -> None:
+        """Where several processes work together: raise unless all are about to do the same."""
 
     # ---------------------------------------------------------------- what is kept between calls
 

@@ -129,7 +129,9 @@ def run_cell(cell: Cell | Stack, peers: Sequence[str]) -> dict[str, Any]:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few cells, at most 2 minutes")
-    parser.add_argument("--cell", default="*", metavar="GLOB", help="names of cells")
+    parser.add_argument(
+        "--cell", action="append", metavar="GLOB", help="names of cells, in this order; repeatable"
+    )
     parser.add_argument("--minutes", type=float, help="stop after this time (default 7.5)")
     parser.add_argument("--output", type=Path, default=Path("gpu-output/results.json"))
     parser.add_argument("--jobs", type=int, default=8, help="processes that compile")
@@ -150,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     results: list[dict[str, Any]] = []
     layers = cells(options.quick)
     every = layers if options.quick else [*layers[:STACKS_AT], *STACKS, *layers[STACKS_AT:]]
-    chosen = [cell for cell in every if fnmatchcase(cell.name, options.cell)]
+    globs = options.cell or ["*"]
+    chosen = list(dict.fromkeys(c for g in globs for c in every if fnmatchcase(c.name, g)))
     with get_context("spawn").Pool(options.jobs) as pool:  # what still compiles is killed
         ready = {
             cell: pool.starmap_async(prepare, [(cell, part) for part in range(PARTS)], 1)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tncompiler.autograd import Specialisation, watched
+from tncompiler.autograd import Specialisation
 from tncompiler.backends.numpy.threads import among_tensors
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation
@@ -24,11 +24,11 @@ from tncompiler.distributed.planning import RankPlanner, RankPrograms, backends_
 from tncompiler.distributed.run import RankedRun, Work
 from tncompiler.distributed.shards import Shard
 from tncompiler.distributed.stages import Slices, Stage, stages_of
-from tncompiler.distributed.team import team_of
+from tncompiler.distributed.team import digest_of, team_of
 from tncompiler.ir.dtypes import is_differentiable
 from tncompiler.ir.errors import ArgumentError
 from tncompiler.ir.program import Program
-from tncompiler.module import CompiledModule
+from tncompiler.module import KEPT, CompiledModule
 from tncompiler.planning.digest import program_digest
 
 Function = Callable[..., tuple[Any, ...]]
@@ -49,6 +49,7 @@ class RankedModule(CompiledModule):
         self.team = team_of(ranks.group, ranks.lost_after_s)
         super().__init__(compilation, **options)
         self._work = program_digest(compilation.logical(self._dtypes()))
+        self._digests: dict[tuple[Any, ...], Tensor] = {}  # of what was told, by kind of call
 
     @torch.no_grad()
     def reset_parameters(
@@ -67,11 +68,15 @@ class RankedModule(CompiledModule):
     def _alike(self) -> CompiledModule:
         return RankedModule(self.compilation, self.ranks, backend=self.backend, dtype=self._dtype)
 
-    def _run(self, tensors: Sequence[Tensor], cast: bool) -> Any:
-        if not watched(tensors):
-            with self.team.one_call():
-                self.team.agree(self._told(tensors))
-        return super()._run(tensors, cast)
+    def _agree(self, key: tuple[Any, ...], tensors: Sequence[Tensor]) -> None:
+        digest = self._digests.get(key)
+        if digest is None:
+            digest = digest_of(self._told(tensors))
+            if len(self._digests) >= KEPT:
+                self._digests.clear()
+            self._digests[key] = digest
+        with self.team.one_call():
+            self.team.agree(digest, lambda: self._told(tensors))
 
     def stages(self) -> list[Stage]:
         """What was run so far, for each combination of shapes forward and backward."""

@@ -148,8 +148,6 @@ class ShardedModule(RankedModule):
         if watched([t for t in tensors if not isinstance(t, DTensor)]):
             whole = [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
             return self.compilation.pack(self._flat(whole)(*whole))
-        with self.team.one_call():
-            self.team.agree(self._told(tensors))
         grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         spec = self._specialise(tensors, cast, grad, keeps=False)
         own = [self._own(*one) for one in zip(self.compilation.ordered, tensors, strict=True)]

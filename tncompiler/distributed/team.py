@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import blake2b
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tncompiler.distributed.heartbeat import Heartbeat, lost
+from tncompiler.distributed.network_threads import yielding_network_threads
 from tncompiler.distributed.options import DIGEST_BYTES
 from tncompiler.ir.errors import BackendError, GroupError, RankLost, RankMismatch
 from tncompiler.ir.origin import call_site
@@ -134,15 +135,17 @@ class Team:
             plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
             tensor.copy_(_like(self._broadcast(plain.detach().clone().to(self.device)), tensor))
 
-    def agree(self, text: str) -> None:
-        """Raises: RankMismatch, on every rank, unless all have the same text."""
+    def agree(self, digest: Tensor, text: Callable[[], str]) -> None:
+        """Raises: RankMismatch, on every rank, unless all have the same digest.
+
+        ``text``: makes what it is the digest of, see `digest_of`.
+        """
         if self.world == 1:
             return
-        digest = blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
-        digests = self._gather(_bytes(digest).to(self.device))
+        digests = self._gather(digest.to(self.device))
         if all(torch.equal(digests[0], other) for other in digests):
             return
-        texts = self._gather_texts(text)
+        texts = self._gather_texts(text())
         self.broken = "its ranks were given different work"
         raise RankMismatch(
             "ranks are not at the same work",
@@ -248,7 +251,8 @@ def _store(prefix: str) -> Any:
 def _gloo_group(store: Any, rank: int, world: int) -> Any:
     """A gloo group that is never taken down: that would wait for its operations, which a rank that
     is stopped, and not gone, never ends. A process that leaves takes it along."""
-    made = dist.ProcessGroupGloo(store, rank, world, timedelta(seconds=JOIN_S))
+    with yielding_network_threads():
+        made = dist.ProcessGroupGloo(store, rank, world, timedelta(seconds=JOIN_S))
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
     return made
 
@@ -256,6 +260,11 @@ def _gloo_group(store: Any, rank: int, world: int) -> Any:
 def _options(options: Any) -> Any:
     options.timeout = FOREVER
     return options
+
+
+def digest_of(text: str) -> Tensor:
+    """A few bytes that tell whether texts are the same."""
+    return _bytes(blake2b(text.encode(), digest_size=DIGEST_BYTES).digest())
 
 
 def _bytes(content: bytes) -> Tensor:

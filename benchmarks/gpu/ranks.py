@@ -1,0 +1,107 @@
+"""Slices on a GPU: ranks that hold their tensors there, against one process without a limit.
+
+    python -m benchmarks.gpu.ranks
+
+Two processes share the machine's one GPU over gloo, as NCCL takes one rank a device; then one rank
+on NCCL, which needs no sums but the group's set-up. Exits with 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import tncompiler as tnc
+from examples.slices import Network, circuit, peps_norm
+
+TOLERANCE = 2e-5  # of the largest element, in float32
+LIMITED: tuple[Callable[[], Network], ...] = (
+    lambda: circuit(4, 5, 14, "4MiB"),
+    lambda: peps_norm(4, 5, 4, "4MiB"),
+)
+WORLDS = (("gloo", 2), ("nccl", 1))
+
+
+def check_limited(made: Network, device: str, backend: str) -> tuple[str, float]:
+    """What a contraction in slices, as it does not fit, differs by from the whole."""
+    tensors = [torch.from_numpy(array) for array in made.arrays]
+    options = tnc.PlanOptions(memory_limit=made.memory_limit)
+    ranks = tnc.Ranks(dist.group.WORLD)
+    sliced = tnc.compile(made.expr, plan=options, process_group=ranks, backend=backend)
+    given = [t.to(device) for t in tensors]
+    value, again = sliced(*given), sliced(*given)
+    if not torch.equal(value, again):
+        raise ValueError(f"{made.name}: two runs differ: {value} and {again}")
+    whole = tnc.compile(made.expr, backend="torch")(*tensors)
+    return f"{made.name}, {sliced.slices()} slices", _off([value], [whole], device)
+
+
+def check_gradients(device: str, backend: str) -> tuple[str, float]:
+    """What a layer in four slices differs by, with all its gradients."""
+    i, r, s, o = tnc.indices("i r s o", i=96, r=24, s=24, o=64)
+    b = tnc.Index("b")
+    cores = tnc.param("U", i, r), tnc.param("G", r, s), tnc.param("V", s, o)
+    layer = tnc.contract(tnc.input("x", b, i), *cores, out=(b, o))
+    ranks = tnc.Ranks(dist.group.WORLD, slices=4)
+    torch.manual_seed(0)
+    x = torch.randn(256, 96)
+    exact = tnc.compile(layer, backend="torch", dtype="float64")
+    ours = tnc.compile(layer, process_group=ranks, backend=backend).to(device)
+    ours.load_state_dict(exact.state_dict())
+    exact.load_state_dict({n: t.cpu().double() for n, t in ours.state_dict().items()})
+    wide = x.double().requires_grad_()
+    given = x.to(device).requires_grad_()
+    y, reference = ours(given), exact(wide)
+    y.square().sum().backward()
+    reference.square().sum().backward()
+    mine = [y, given.grad, *(p.grad for p in ours.parameters())]
+    theirs = [reference, wide.grad, *(p.grad for p in exact.parameters())]
+    return f"layer, {ours.slices()} slices", _off(mine, theirs, device)
+
+
+def _off(mine: Sequence[Any], theirs: Sequence[Any], device: str) -> float:
+    """The largest error of any, relative to the largest element of each."""
+    elsewhere = [t.device for t in mine if t.device.type != torch.device(device).type]
+    if elsewhere:
+        raise ValueError(f"results of tensors on {device} are on {elsewhere}")
+    pairs = [(t.detach().cpu(), e.detach()) for t, e in zip(mine, theirs, strict=True)]
+    return max(((t - e).abs().max() / e.abs().max()).item() for t, e in pairs)
+
+
+def _on_rank(rank: int, world: int, port: int, kind: str, device: str, wrong: Any) -> None:
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
+    dist.init_process_group(kind, store=store, rank=rank, world_size=world)
+    for backend in ("torch", "auto"):
+        found = [check_limited(network(), device, backend) for network in LIMITED]
+        for name, off in (*found, check_gradients(device, backend)):
+            text = f"{kind}, {world} ranks, {backend}: {name}: {off:.1e}"
+            print(f"rank {rank}: {text}", flush=True)
+            if not off < TOLERANCE:
+                wrong.put(text)
+    dist.destroy_process_group()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.ranks", description=__doc__)
+    parser.add_argument("--device", default="cuda", help="where the tensors are")
+    device = parser.parse_args().device
+    wrong = mp.get_context("spawn").Queue()
+    for kind, world in WORLDS:
+        if kind == "nccl" and device == "cpu":
+            continue
+        wait = timedelta(seconds=60)
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=wait, wait_for_workers=False)
+        mp.spawn(_on_rank, (world, store.port, kind, device, wrong), nprocs=world)
+    return int(not wrong.empty())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
