@@ -149,11 +149,11 @@ class Measuring:
         return measured_us(problem, self.cluster, watch)
 
 
-def on_ranks(task: Task, clock: Callable[[], float]) -> Any:
+def on_ranks(task: Task, clock: Callable[[], float], ranks: int = max(WORLDS)) -> Any:
     """What a task gives on the first of new ranks, whose heaps no other work has shaped."""
     wait = timedelta(seconds=120)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=wait, wait_for_workers=False)
-    ranks, answer = max(WORLDS), mp.get_context("spawn").SimpleQueue()
+    answer = mp.get_context("spawn").SimpleQueue()
     given = ranks, store.port, task, clock, answer
     running = mp.spawn(_on_rank, given, nprocs=ranks, join=False)
     while answer.empty():  # a pipe holds little, and a rank that waits to write does not end

@@ -20,7 +20,7 @@ def yielding_network_threads() -> Iterator[None]:
     Such a thread wakes up when something has come, and if the thread that is sending holds the
     connection, it asks again at once, until it gets it. Where both are on one core, as the others
     are computing, it has just pushed that thread aside: the connection is held for a time slice of
-    3 to 5 ms. A batch thread pushes nobody aside: sums over two ranks take half as long.
+    3 to 5 ms. A batch thread pushes nobody aside: small sums over two ranks take half as long.
     """
     before = _threads()
     yield

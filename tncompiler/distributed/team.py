@@ -7,6 +7,7 @@ a rank that is gone, or that has failed, is an error on all of them.
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from tncompiler.ir.origin import call_site
 JOIN_S = 120  # to make a group
 FOREVER = timedelta(days=3650)  # slices take as long as they take; heartbeats tell who is lost
 _POLL_S = 0.005
+_AWAKE_S = 0.003  # as sums of a few numbers take a third of the time where no core falls asleep
 _c10d: Any = import_module("torch.distributed.distributed_c10d")
 
 
@@ -202,9 +204,13 @@ class Team:
             raise
 
     def _wait(self, work: Any) -> None:
-        """Until an operation is done, or another rank is lost."""
-        pause = 0.0
+        """Until an operation is done, or another rank is lost: giving way to other threads for
+        some milliseconds, then looking now and then."""
+        pause, sleepy = 0.0, time.monotonic() + _AWAKE_S
         while not work.is_completed():
+            if time.monotonic() < sleepy:
+                _give_way()
+                continue
             self.check()
             time.sleep(pause)
             pause = min(pause + 5e-5, _POLL_S)
@@ -241,6 +247,14 @@ def team_of(group: Any, lost_after_s: float) -> Team:
     if team.world > 1:
         _TEAMS[group] = team
     return team
+
+
+def _give_way() -> None:
+    """Let another thread run on this core, if one wants to."""
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
+    else:
+        time.sleep(0.0)
 
 
 def _store(prefix: str) -> Any:
