@@ -6,9 +6,9 @@ To add a peer: a function of (cell, layer, input) that makes a run, and one line
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ _TENSORLY = {"TTMatrix": "BlockTT", "Tucker": "Tucker", "CP": "CP"}
 
 
 class Unsupported(Exception):
-    """The peer has nothing like the cell."""
+    """The peer is not installed, or has nothing like the cell."""
 
 
 def einsum(cell: Cell | Stack, layer: Any, x: Tensor) -> Run:
@@ -44,7 +44,7 @@ def cotengra(cell: Cell | Stack, layer: Any, x: Tensor) -> Run:
 
 def cutensornet(cell: Cell | Stack, layer: Any, x: Tensor) -> Run:
     """NVIDIA's cuTensorNet, its path searched and its kernels tuned before, where installed."""
-    if importlib.util.find_spec("cuquantum") is None:
+    if not find_spec("cuquantum"):
         raise Unsupported
     from cuquantum.tensornet import Network
 
@@ -57,10 +57,10 @@ def cutensornet(cell: Cell | Stack, layer: Any, x: Tensor) -> Run:
 
 def tensorly_torch(cell: Cell | Stack, layer: Any, x: Tensor) -> Run:
     """TensorLy-Torch's FactorizedLinear of the same format and rank, its own numbers."""
+    if not isinstance(cell, Cell) or cell.format not in _TENSORLY or not find_spec("tltorch"):
+        raise Unsupported
     import tltorch
 
-    if not isinstance(cell, Cell) or cell.format not in _TENSORLY:
-        raise Unsupported
     ins, outs = SHAPES[cell.format][cell.shape]
     ranks = {"TTMatrix": (1, *[cell.rank] * (len(ins) - 1), 1), "CP": cell.rank}
     theirs = tltorch.FactorizedLinear(

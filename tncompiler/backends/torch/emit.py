@@ -33,6 +33,9 @@ from tncompiler.ir.sizes import Size
 # with a side of less than NARROW.
 LONG_SUM = 512
 NARROW = 12
+# Products of a batch with at most so many rows and columns are one program each on a GPU, whose
+# library does not share out a long sum of theirs.
+ONE_TILE = 64
 
 
 def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
@@ -125,8 +128,9 @@ class TorchEmitter(Emitter):
         long_k: bool,
         out: str | None = None,
     ) -> str:
-        name = "bmm" if batched else "mm"
-        if not long_k:
+        name, (rows, length, columns) = "bmm" if batched else "mm", shape
+        is_alone = batched and length > LONG_SUM and max(rows, columns) <= ONE_TILE
+        if not (long_k or is_alone):
             return f"torch.{name}({a}, {b})"
         self.imports.add(f"long_{name}")
         return f"long_{name}({a}, {b})"
