@@ -74,7 +74,8 @@ class Team:
     def add_up(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Each tensor summed over ranks, in one operation for each dtype that goes over the wire.
 
-        Booleans are joined by "or". The same bits on every rank, and in every run.
+        Booleans are joined by "or". The same bits on every rank, and in every run. The tensors may
+        be overwritten.
         """
         if self.world == 1:
             return list(tensors)
@@ -82,7 +83,8 @@ class Team:
         for dtype in dict.fromkeys(wire.dtype for wire in wires):
             mine = [k for k, wire in enumerate(wires) if wire.dtype == dtype]
             mine.sort(key=lambda k: not tensors[k].is_complex())  # pairs begin at even places
-            packed = torch.cat([wires[k].flatten() for k in mine]).to(self.device)
+            flat = [wires[k].flatten() for k in mine]
+            packed = (flat[0] if len(flat) == 1 else torch.cat(flat)).to(self.device)
             self._wait(self.group.allreduce([packed], _options(dist.AllreduceOptions())))
             parts = torch.split(packed.to(wires[mine[0]].device), [wires[k].numel() for k in mine])
             for k, part in zip(mine, parts, strict=True):
