@@ -203,6 +203,24 @@ def test_groups_may_overlap(four: World) -> None:
     assert four.call(sums_of_groups) == [[1, 2, 3, 4], [2, 3, 4], [3, 4], [4]]
 
 
+def parts_of_ranks(length: int) -> bool:
+    """Parts of any size, order in memory and kind arrive where they belong."""
+    team = team_of(dist.group.WORLD, 20.0)
+
+    def part(rank: int) -> torch.Tensor:
+        made = torch.arange(3.0 * length).reshape(length, 3).t() + 1000.0 * rank
+        return torch.complex(made, -made).conj()
+
+    found = team.gather(part(team.rank))
+    wanted = torch.stack([part(rank) for rank in range(team.world)]).resolve_conj()
+    return torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("length", [5, 50_000])
+def test_parts_of_any_size_are_gathered(four: World, length: int) -> None:
+    assert four.call(parts_of_ranks, length) == [True] * 4
+
+
 # The helper can fail ----------------------------------------------------------------------------
 
 
