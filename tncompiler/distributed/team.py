@@ -31,9 +31,9 @@ from tncompiler.ir.origin import call_site
 JOIN_S = 120  # to make a group
 FOREVER = timedelta(days=3650)  # slices take as long as they take; heartbeats tell who is lost
 _POLL_S = 0.005
-# bytes of a part from which every rank broadcasts its own: gloo gathers into memory of its own and
-# copies from there, 1.4 to 1.8 times as long
-_BROADCAST = 2**18
+# bytes of a part from which each of a few ranks broadcasts its own: gloo gathers into memory of
+# its own and copies from there, 1.1 to 1.8 times as long; among many, trees send more than a ring
+_BROADCAST, _FEW = 2**18, 4
 _AWAKE_S = 0.003  # as sums of a few numbers take a third of the time where no core falls asleep
 _c10d: Any = import_module("torch.distributed.distributed_c10d")
 
@@ -121,7 +121,8 @@ class Team:
         if self.world == 1:
             return part[None]
         whole = part.new_empty((self.world, *part.shape), device=self.device)
-        if self.device.type == "cpu" and whole[0].nbytes >= _BROADCAST:
+        is_large = whole[0].nbytes >= _BROADCAST
+        if is_large and self.world <= _FEW and self.device.type == "cpu":
             whole[self.rank].copy_(part)
             sources = [_content(each) for each in whole]
             for work in [self._broadcasting(each, k) for k, each in enumerate(sources)]:
