@@ -149,12 +149,14 @@ class Measuring:
         return measured_us(problem, self.cluster, watch)
 
 
-def on_ranks(task: Task, clock: Callable[[], float], ranks: int = max(WORLDS)) -> Any:
+def on_ranks(
+    task: Task, clock: Callable[[], float], ranks: int = max(WORLDS), kind: str = "gloo"
+) -> Any:
     """What a task gives on the first of new ranks, whose heaps no other work has shaped."""
     wait = timedelta(seconds=120)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=wait, wait_for_workers=False)
     answer = mp.get_context("spawn").SimpleQueue()
-    given = ranks, store.port, task, clock, answer
+    given = ranks, store.port, kind, task, clock, answer
     running = mp.spawn(_on_rank, given, nprocs=ranks, join=False)
     while answer.empty():  # a pipe holds little, and a rank that waits to write does not end
         running.join(timeout=0.1)  # raises what a rank failed with
@@ -165,11 +167,17 @@ def on_ranks(task: Task, clock: Callable[[], float], ranks: int = max(WORLDS)) -
 
 
 def _on_rank(
-    rank: int, world: int, port: int, task: Task, clock: Callable[[], float], answer: Any
+    rank: int,
+    world: int,
+    port: int,
+    kind: str,
+    task: Task,
+    clock: Callable[[], float],
+    answer: Any,
 ) -> None:
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=120))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    dist.init_process_group(kind, store=store, rank=rank, world_size=world)
     found = task(Stopwatch(clock))
     if rank == 0:
         answer.put(found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import tncompiler as tnc
 from tests.networks import random_network
 from tests.oracle import Runner, compare, compare_named, epsilon, expected_gradients
 from tests.ranks import RankFailed, World
-from tncompiler.distributed.team import team_of
+from tncompiler.distributed.team import Team, team_of
 from tncompiler.ir.reference import evaluate_all
 
 # Functions that run on every rank ---------------------------------------------------------------
@@ -219,6 +221,22 @@ def parts_of_ranks(length: int) -> bool:
 @pytest.mark.parametrize("length", [5, 50_000])
 def test_parts_of_any_size_are_gathered(four: World, length: int) -> None:
     assert four.call(parts_of_ranks, length) == [True] * 4
+
+
+def reading_threads() -> list[bool]:
+    """Whether each thread of gloo that a new team starts, and that reads, lets others go first."""
+    before = {*os.listdir("/proc/self/task")}
+    Team(dist.new_group(), 20.0)
+    threads = [int(name) for name in {*os.listdir("/proc/self/task")} - before]
+    names = {t: Path(f"/proc/self/task/{t}/comm").read_text() for t in threads}
+    reading = [t for t, name in names.items() if name.startswith("gloo")]
+    return [os.sched_getscheduler(t) == os.SCHED_BATCH for t in reading]
+
+
+def test_threads_that_read_the_network_push_nobody_aside(two: World) -> None:
+    """The group that torch makes keeps its threads as they are; the team's own does not."""
+    for found in two.call(reading_threads):
+        assert any(found)
 
 
 # The helper can fail ----------------------------------------------------------------------------

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import tncompiler as tnc
+from benchmarks.simulate import on_ranks
 from examples.slices import Network, circuit, peps_norm
+from tncompiler.distributed.calibrate import Stopwatch
 
 TOLERANCE = 2e-5  # of the largest element, in float32
 LIMITED: tuple[Callable[[], Network], ...] = (
@@ -75,32 +77,36 @@ def _off(mine: Sequence[Any], theirs: Sequence[Any], device: str) -> float:
     return max(((t - e).abs().max() / e.abs().max()).item() for t, e in pairs)
 
 
-def _on_rank(rank: int, world: int, port: int, kind: str, device: str, wrong: Any) -> None:
-    torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
-    dist.init_process_group(kind, store=store, rank=rank, world_size=world)
-    for backend in ("torch", "auto"):
-        found = [check_limited(network(), device, backend) for network in LIMITED]
-        for name, off in (*found, check_gradients(device, backend)):
-            text = f"{kind}, {world} ranks, {backend}: {name}: {off:.1e}"
-            print(f"rank {rank}: {text}", flush=True)
-            if not off < TOLERANCE:
-                wrong.put(text)
-    dist.destroy_process_group()
+@dataclass(frozen=True, slots=True)
+class Checking:
+    """What every rank does; gives the errors by what was checked."""
+
+    device: str
+
+    def __call__(self, watch: Stopwatch) -> dict[str, float]:
+        found = {}
+        for backend in ("torch", "auto"):
+            limited = [check_limited(made(), self.device, backend) for made in LIMITED]
+            for name, off in (*limited, check_gradients(self.device, backend)):
+                found[f"{backend}: {name}"] = off
+                if watch.rank == 0:
+                    print(f"{backend}: {name}: {off:.1e}", flush=True)
+        return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.ranks", description=__doc__)
     parser.add_argument("--device", default="cuda", help="where the tensors are")
     device = parser.parse_args().device
-    wrong = mp.get_context("spawn").Queue()
+    wrong = []
     for kind, world in WORLDS:
         if kind == "nccl" and device == "cpu":
             continue
-        wait = timedelta(seconds=60)
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=wait, wait_for_workers=False)
-        mp.spawn(_on_rank, (world, store.port, kind, device, wrong), nprocs=world)
-    return int(not wrong.empty())
+        print(f"{kind}, {world} ranks", flush=True)
+        found = on_ranks(Checking(device), time.perf_counter, world, kind)
+        wrong += [f"{kind}: {name}" for name, off in found.items() if not off < TOLERANCE]
+    print(f"{len(wrong)} wrong", *wrong, sep="\n")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
