@@ -208,15 +208,22 @@ class Compilation(Training):
 
     # ---------------------------------------------------------------- source and callables
 
-    def executable(self, program: Program, backend: str, entry: str) -> Executable:
-        """The program as a callable; the same source is loaded once."""
+    def executable(
+        self, program: Program, backend: str, entry: str, *, flat: bool = False
+    ) -> Executable:
+        """The program as a callable; the same source is loaded once.
+
+        ``flat``: in operations that torch differentiates, each of which gives a new tensor.
+        """
+        reuses = self.tiles and not flat
 
         def make() -> Executable:
-            code = code_of(backend, program, entry, self.options.precision)
+            precision = self.options.precision
+            code = code_of(backend, program, entry, precision, reuses=reuses)
             show(4, f"{entry} source", lambda: code.source.text)
             return Executable(program, code)
 
-        return self._once(("executable", id(program), backend, entry), make)  # type: ignore[no-any-return]
+        return self._once(("executable", id(program), backend, entry, reuses), make)  # type: ignore[no-any-return]
 
     def tiled(self, program: Program, nominal: Nominal, backend: str) -> Program:
         """The program as a backend runs it: NumPy's in blocks, where that is predicted to pay."""
@@ -313,7 +320,7 @@ class Compilation(Training):
         """
         program = self.scheduled(dtypes, nominal, wrt)[0]
         traced = self._once(("traced", program), lambda: write_traced(program))
-        return self.executable(traced, "torch", "forward")
+        return self.executable(traced, "torch", "forward", flat=True)
 
     def kept_executable(
         self, dtypes: tuple[str, ...], nominal: Nominal, backend: str

@@ -27,7 +27,7 @@ LOADERS: dict[str, str] = {  # of backends that have more than one source for a 
     "triton": "tncompiler.backends.triton.replanning:Replanned",
 }
 
-Emit = Callable[[Program, str, str], Source]
+Emit = Callable[..., Source]
 
 
 def emitter_of(name: str) -> Emit:
@@ -40,11 +40,16 @@ def emitter_of(name: str) -> Emit:
     return _found(BACKENDS[name])  # type: ignore[no-any-return]
 
 
-def code_of(name: str, program: Program, entry: str, precision: str) -> Code:
-    """A program's code in a backend, ready to run. Raises BackendError."""
+def code_of(
+    name: str, program: Program, entry: str, precision: str, *, reuses: bool = False
+) -> Code:
+    """A program's code in a backend, ready to run. Raises BackendError.
+
+    ``reuses``: large arrays may take memory that earlier ones have left.
+    """
     if name in LOADERS:
         return _found(LOADERS[name])(program, entry, precision)  # type: ignore[no-any-return]
-    return load(emitter_of(name)(program, entry, precision))
+    return load(emitter_of(name)(program, entry, precision, reuses=reuses))
 
 
 def _found(place: str) -> Any:

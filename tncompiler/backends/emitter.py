@@ -14,7 +14,7 @@ import sympy
 
 from tncompiler.backends.attending import write_attention
 from tncompiler.backends.blocks import GIVEN
-from tncompiler.backends.contracting import aligned, write_contraction
+from tncompiler.backends.contracting import NOMINAL, aligned, write_contraction
 from tncompiler.backends.gathering import write_gather
 from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
@@ -28,6 +28,7 @@ from tncompiler.backends.stacking import write_members
 from tncompiler.backends.windows import HELPERS, write_window_step
 from tncompiler.ir.arange import Positions
 from tncompiler.ir.attention import Attention
+from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.function_body import expand_functions
 from tncompiler.ir.gather import Gather, Scatter
@@ -63,6 +64,9 @@ from tncompiler.ir.stacking import Member
 # functions whose template is a plain operator: numbers can stand in them as they are
 _OPERATORS = {"add", "sub", "div", "neg", "less", "less_equal", "greater", "greater_equal"}
 _OPERATORS |= {"equal", "not_equal", "floordiv", "mod"}
+# bytes of an array from which on memory that others have left is worth it: smaller ones come from
+# the C library, which mostly keeps what is freed
+LARGE = 2**20
 # what an emitter for the body of a loop has in common with that of the whole
 _SHARED = ("names", "symbols", "bound", "imports", "extra", "scope", "aliases", "functions")
 # maps whose result may share memory with an operand
@@ -82,6 +86,7 @@ class Emitter(Spelling):
     helpers: tuple[str, ...]  # what the runtime module offers: no variable is called so
     decorators: tuple[str, ...] = ()  # lines above the function
     vectors_in_rows = False
+    reuses = False  # whether large arrays may take memory that earlier ones have left
     lanes = False  # whether the blocks of a loop can be given to threads
     shares = True  # whether equal runs of steps become calls of one function
 
@@ -107,6 +112,7 @@ class Emitter(Spelling):
         self.unpacked: set[str] = set()  # members of stacks that have their variables
         self.owned: set[str] = set()  # arrays that are new and nobody else's
         self.dying: frozenset[str] = frozenset()  # arrays that the current step is the last to read
+        self.making: Value | None = None  # by the current step
 
     # ------------------------------------------------------------------ the function as a whole
 
@@ -143,7 +149,9 @@ class Emitter(Spelling):
 
     def for_body(self, body: Program, entry: str) -> Self:
         """A new emitter with the options of this one."""
-        return type(self)(body, entry)
+        made = type(self)(body, entry)
+        made.reuses = self.reuses
+        return made
 
     def write_steps(self) -> None:
         """Append the lines of all steps; what is not needed any more is let go."""
@@ -156,6 +164,7 @@ class Emitter(Spelling):
             if isinstance(step.op, Literal):
                 continue
             self.dying = frozenset(last_use.get(position, ()))
+            self.making = step.out
             if shared is None or position not in shared.covered:
                 self._step(step)
                 self._own(step)
@@ -186,6 +195,14 @@ class Emitter(Spelling):
             if wanted and labels == wanted and same and name in self.dying & self.owned:
                 return position
         return None
+
+    def makes_large(self) -> bool:
+        """Whether the current step may make an array for memory that earlier ones have left."""
+        value = self.making
+        if not self.reuses or value is None:
+            return False
+        extents = (extent if isinstance(extent, int) else NOMINAL for extent in value.shape)
+        return ITEM_BYTES[value.dtype] * math.prod(extents) >= LARGE
 
     def place(self, step: Step, texts: Sequence[str], inputs: tuple[Labels, ...]) -> str | None:
         """The array that the step's value may be written to: where it belongs, or an operand's."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tncompiler.backends.torch.memory import empty
 from tncompiler.distributed.owners import Owners
 from tncompiler.distributed.sums import at
 from tncompiler.distributed.team import Team
@@ -67,7 +68,12 @@ def gather(team: Team, parts: Sequence[Tensor], owners: Sequence[Owners]) -> lis
 
 def _joined(stacked: Tensor, axis: int) -> Tensor:
     """Parts along the first axis, joined along one that they have."""
-    return stacked.flatten(0, 1) if axis == 0 else torch.cat(stacked.unbind(), dim=axis)
+    if axis == 0:
+        return stacked.flatten(0, 1)
+    count, *shape = stacked.shape
+    shape[axis] *= count
+    whole = empty(shape, stacked.dtype, stacked.device)
+    return torch.cat(stacked.unbind(), dim=axis, out=whole)
 
 
 def _positions(array: Tensor, own: Owners, positions: range, first: int = 0) -> Tensor:

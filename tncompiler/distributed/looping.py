@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tncompiler.backends.torch.memory import empty
 from tncompiler.distributed.shards import Shard
 from tncompiler.distributed.stages import Level, Result, Slices, resolve
 from tncompiler.distributed.sums import Total, added_in, at
@@ -59,7 +60,7 @@ class Nest:
             if depth == 0 and name in self.made and result.joined is not None:
                 shape[result.joined] = len(self.made[name])
             dtype = added_in(getattr(torch, result.value.dtype))
-            made.append(Total(torch.zeros(shape, dtype=dtype, device=device), result.joined))
+            made.append(Total(empty(shape, dtype, device).zero_(), result.joined))
         return made
 
     def function(self, program: Program, lengths: tuple[int, ...], entry: str) -> Run:
@@ -79,8 +80,8 @@ class Nest:
 class Looping:
     """One run of a nest over some of its slices.
 
-    ``before``, ``after``: called with the number of each slice as it begins, when `sums` holds what
-    all slices before it come to, and with its results as it ends. ``sums``: what to go on from.
+    ``before``, ``after``: called with the number of each slice as it begins, and what all slices
+    before it come to, and with its results as it ends. ``sums``: what to go on from.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Looping:
         numbers: range,
         device: torch.device,
         is_numpy: bool,
-        before: Callable[[int], None],
+        before: Callable[[int, Sums], None],
         after: Callable[[int, Sequence[Tensor]], None],
         sums: Sums | None = None,
     ) -> None:
@@ -130,7 +131,7 @@ class Looping:
         self, number: int, level: Level, lengths: tuple[int, ...], parts: Sequence[Any]
     ) -> list[Tensor]:
         """One block of the innermost loop."""
-        self.before(number)
+        self.before(number, self.sums)
         made = self.nest.function(level.loop.body, lengths, "slice")(*parts)
         results = [as_tensor(made[result.output]) for result in level.results]
         self.after(number, results)

@@ -150,7 +150,7 @@ class _SlicesRun:
             left,
             _device(operands.values()),
             self.work.is_numpy,
-            before=lambda number: watch.begin(number, looping.sums),
+            before=watch.begin,
             after=watch.end,
             sums=sums,
         )

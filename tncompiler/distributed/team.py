@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tncompiler.backends.torch.memory import empty
 from tncompiler.distributed.heartbeat import Heartbeat, lost
 from tncompiler.distributed.network_threads import yielding_network_threads
 from tncompiler.distributed.options import DIGEST_BYTES
@@ -120,7 +121,7 @@ class Team:
         """What all ranks have, of one shape and dtype, along a new first axis."""
         if self.world == 1:
             return part[None]
-        whole = part.new_empty((self.world, *part.shape), device=self.device)
+        whole = empty((self.world, *part.shape), part.dtype, self.device)
         is_large = whole[0].nbytes >= _BROADCAST
         if is_large and self.world <= _FEW and self.device.type == "cpu":
             whole[self.rank].copy_(part)

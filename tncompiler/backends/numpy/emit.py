@@ -45,14 +45,20 @@ MODULES = {
     "one_blas_thread": "threads",
     "fresh": "memory",
     "product": "products",
+    "multiplied": "products",
     "multiply": "products",
     "copied": "memory",
 }
 
 
-def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
-    """NumPy source of a scheduled program; its products are exact to the dtype in any precision."""
-    return NumpyEmitter(program, entry).source()
+def emit(program: Program, entry: str, precision: str = "ieee", *, reuses: bool = False) -> Source:
+    """NumPy source of a scheduled program; its products are exact to the dtype in any precision.
+
+    ``reuses``: large arrays take memory that earlier ones have left.
+    """
+    emitter = NumpyEmitter(program, entry)
+    emitter.reuses = reuses
+    return emitter.source()
 
 
 class NumpyEmitter(Emitter):
@@ -77,6 +83,7 @@ class NumpyEmitter(Emitter):
         *(
             "copied",
             "fresh",
+            "multiplied",
             "multiply",
             "one_blas_thread",
             "product",
@@ -93,16 +100,16 @@ class NumpyEmitter(Emitter):
         super().__init__(expand_attention(program), entry)
         self.special: set[str] = set()  # functions of scipy.special
         loops = (step.op for step in program.steps if isinstance(step.op, Loop))
-        self.reuses = any(loop.lanes > 1 for loop in loops)  # memory that earlier arrays have left
+        self.in_blocks = any(loop.lanes > 1 for loop in loops)  # which threads take turns at
 
     def nested(self, body: Program) -> Self:
         inner = super().nested(body)
-        inner.special, inner.reuses = self.special, self.reuses
+        inner.special, inner.in_blocks = self.special, self.in_blocks
         return inner
 
     def beside(self, body: Program, entry: str) -> Self:
         other = super().beside(body, entry)
-        other.special, other.reuses = self.special, self.reuses
+        other.special, other.in_blocks = self.special, self.in_blocks
         return other
 
     def prelude(self) -> list[str]:
@@ -136,7 +143,9 @@ class NumpyEmitter(Emitter):
 
     def in_place(self, function: str, texts: Sequence[str], out: str | None) -> str | None:
         name = UFUNCS.get(function)
-        if name is None or out is None or not self.reuses:  # else peaks would not be as predicted
+        if (
+            name is None or out is None or not self.in_blocks
+        ):  # else peaks would not be as predicted
             return None
         return f"{name}({', '.join((*texts, *_MORE.get(function, ())))}{self._into(out)})"
 
@@ -159,6 +168,15 @@ class NumpyEmitter(Emitter):
             return f"{text}.T"
         return f"{text}.transpose({', '.join(map(str, axes))})"
 
+    def _takes_left_memory(self) -> bool:
+        """Whether the current step's array may take memory that earlier ones have left."""
+        return self.in_blocks or self.makes_large()
+
+    @property
+    def _product(self) -> str:
+        """The helper for a product in memory that earlier arrays have left."""
+        return "product" if self.in_blocks else "multiplied"
+
     def _into(self, out: str | None) -> str:
         """The argument that has a result put in its place."""
         if out is None:
@@ -176,9 +194,14 @@ class NumpyEmitter(Emitter):
         long_k: bool,
         out: str | None = None,
     ) -> str:
-        if not long_k and not self.reuses and not _may_be_cut(shape):
+        if long_k:
+            name = "long_matmul"
+        elif self._takes_left_memory():
+            name = self._product
+        elif _may_be_cut(shape):
+            name = "multiply"
+        else:
             return f"{a} @ {b}"
-        name = "long_matmul" if long_k else "product" if self.reuses else "multiply"
         self.imports.add(name)
         return f"{name}({a}, {b}{self._into(out) if name == 'product' else ''})"
 
@@ -186,8 +209,8 @@ class NumpyEmitter(Emitter):
         if not broad:
             return self.matmul(a, b, batched, (1, 1, 1), long_k=False)
         self.imports.add("two_terms")
-        multiply = "product" if self.reuses else "np.matmul"
-        self.imports.update(("product",) if self.reuses else ())
+        multiply = self._product if self._takes_left_memory() else "np.matmul"
+        self.imports.update({multiply} - {"np.matmul"})
         return f"{multiply}(*two_terms({a}, {b}))"
 
     def is_long(self, length: float, rows: float, columns: float) -> bool:
@@ -213,7 +236,7 @@ class NumpyEmitter(Emitter):
         return f"np.broadcast_to({text}, ({dims},))"
 
     def copy(self, text: str, out: str | None = None) -> str:
-        if self.reuses:
+        if self._takes_left_memory():
             self.imports.add("copied")
             return f"copied({text}{self._into(out)})"
         return f"{text}.copy()"
@@ -228,7 +251,7 @@ class NumpyEmitter(Emitter):
     def filled(self, value: Value, zeros: bool) -> str:
         dims = self.shape(value)
         shape = f"({dims},)" if dims else "()"
-        if self.reuses and not zeros:
+        if self._takes_left_memory() and not zeros:
             self.imports.add("fresh")
             return f"fresh({shape}, {self.dtype(value.dtype)})"
         return f"np.{'zeros' if zeros else 'empty'}({shape}, dtype={self.dtype(value.dtype)})"

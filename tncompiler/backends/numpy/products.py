@@ -42,11 +42,19 @@ def multiply_alone(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a @ b if made is None else made
 
 
-def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """`multiply` in a block of a loop, into memory that earlier arrays have left.
+def multiplied(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`multiply` into memory that earlier arrays have left."""
+    return product(a, b, alone=has_one_blas_thread())
+
+
+def product(
+    a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, *, alone: bool = True
+) -> np.ndarray:
+    """`multiply_alone` in a block of a loop, into memory that earlier arrays have left.
 
     ``out``: where the result belongs, of as many elements. It is made there at once if that array
-    has no gaps or is of the same shape, else put there. Returns the result, maybe in ``out``.
+    has no gaps or is of the same shape, else put there. ``alone``: whether BLAS has one thread.
+    Returns the result, maybe in ``out``.
     """
     if a.dtype != b.dtype or a.shape[-1] != b.shape[-2]:
         return _put(a @ b, out)
@@ -56,7 +64,7 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.n
             return out.reshape(shape)
         return fresh(shape, dtype)
 
-    made = in_pieces(a, b, empty)
+    made = in_pieces(a, b, empty) if alone else None
     if made is None:
         made = empty((*_lead(a, b), a.shape[-2], b.shape[-1]), a.dtype)
         np.matmul(a, b, out=made)

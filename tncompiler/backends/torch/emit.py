@@ -36,11 +36,19 @@ NARROW = 12
 # Products of a batch with at most so many rows and columns are one program each on a GPU, whose
 # library does not share out a long sum of theirs.
 ONE_TILE = 64
+# helpers of memory.py
+IN_LEFT_MEMORY = {"bmm", "copied", "mm", "mul"}
 
 
-def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
-    """Torch source of a scheduled program; its products are exact to the dtype in any precision."""
-    return TorchEmitter(program, entry).source()
+def emit(program: Program, entry: str, precision: str = "ieee", *, reuses: bool = False) -> Source:
+    """Torch source of a scheduled program; its products are exact to the dtype in any precision.
+
+    ``reuses``: large arrays take memory that earlier ones have left; torch cannot differentiate
+    such code.
+    """
+    emitter = TorchEmitter(program, entry)
+    emitter.reuses = reuses
+    return emitter.source()
 
 
 def is_below_maximum(program: Program, value: Value) -> bool:
@@ -77,14 +85,25 @@ class TorchEmitter(Emitter):
         *("embed_diagonal", "exp_below", "gelu_gate"),
         *("long_bmm", "long_mm", "long_sum", "take_diagonal"),
         *("exponent", "power_of_two", "scramble", "shift_exponent"),
+        *IN_LEFT_MEMORY,
     )
 
     def prelude(self) -> list[str]:
         lines = ["import torch"]
-        if self.imports:
-            names = ", ".join(sorted(self.imports))
-            lines.append(f"from tncompiler.backends.torch.runtime import {names}")
+        for module, names in (
+            ("memory", self.imports & IN_LEFT_MEMORY),
+            ("runtime", self.imports - IN_LEFT_MEMORY),
+        ):
+            if names:
+                listed = ", ".join(sorted(names))
+                lines.append(f"from tncompiler.backends.torch.{module} import {listed}")
         return lines
+
+    def _in_left_memory(self, name: str) -> bool:
+        """Whether what the current step makes is to be made by such a helper."""
+        large = self.makes_large()
+        self.imports.update((name,) if large else ())
+        return large
 
     def template(self, name: str) -> str:
         return function(name).torch
@@ -131,12 +150,12 @@ class TorchEmitter(Emitter):
         name, (rows, length, columns) = "bmm" if batched else "mm", shape
         is_alone = batched and length > LONG_SUM and max(rows, columns) <= ONE_TILE
         if not (long_k or is_alone):
-            return f"torch.{name}({a}, {b})"
+            return f"{'' if self._in_left_memory(name) else 'torch.'}{name}({a}, {b})"
         self.imports.add(f"long_{name}")
         return f"long_{name}({a}, {b})"
 
     def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
-        return f"torch.mul({a}, {b})"
+        return f"{'' if self._in_left_memory('mul') else 'torch.'}mul({a}, {b})"
 
     def dot(self, a: str, b: str) -> str:
         return f"torch.dot({a}, {b})"
@@ -164,7 +183,7 @@ class TorchEmitter(Emitter):
         return f"{text}.expand({dims})"
 
     def copy(self, text: str, out: str | None = None) -> str:
-        return f"{text}.contiguous()"
+        return f"copied({text})" if self._in_left_memory("copied") else f"{text}.contiguous()"
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
         dims = self.dims([(s,) for s in sizes])

@@ -43,7 +43,7 @@ class Emitted(NamedTuple):
     chains: Mapping[str, str]
 
 
-def emit(program: Program, entry: str, precision: str = "ieee") -> Source:
+def emit(program: Program, entry: str, precision: str = "ieee", *, reuses: bool = False) -> Source:
     """Triton source of a scheduled program; "tf32" lets float32 products round their operands."""
     return emit_without(NONE, program, entry, precision).source
 

@@ -1,0 +1,65 @@
+"""Large tensors of generated code in memory that earlier ones have left, on a CPU.
+
+See `tncompiler.backends.numpy.memory`, which keeps it. Products of 33 MB took 5 times as long in
+memory that the system had just given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tncompiler.backends.emitter import LARGE
+from tncompiler.backends.numpy.memory import memory
+
+
+def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A new tensor on the CPU, of any content."""
+    held = memory(math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(held, dtype=dtype).view(shape)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.empty`."""
+    if device.type != "cpu" or math.prod(shape) * dtype.itemsize < LARGE:
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    return fresh(shape, dtype)
+
+
+def mm(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.mm`, of shapes (m, k) and (k, n)."""
+    shape = (a.shape[0], b.shape[1])
+    return torch.mm(a, b, out=fresh(shape, a.dtype)) if _keeps(shape, a) else torch.mm(a, b)
+
+
+def bmm(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.bmm`, of shapes (batch, m, k) and (batch, k, n)."""
+    shape = (*a.shape[:2], b.shape[2])
+    return torch.bmm(a, b, out=fresh(shape, a.dtype)) if _keeps(shape, a) else torch.bmm(a, b)
+
+
+def mul(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.mul`, of a column and a row of one dtype, or stacks of them."""
+    shape = (*(a if a.ndim > b.ndim else b).shape[:-2], a.shape[-2], b.shape[-1])
+    kept = a.dtype == b.dtype and _keeps(shape, a)
+    return torch.mul(a, b, out=fresh(shape, a.dtype)) if kept else torch.mul(a, b)
+
+
+def copied(x: Tensor) -> Tensor:
+    """`x.contiguous()`."""
+    if x.is_contiguous() or not _keeps(x.shape, x):
+        return x.contiguous()
+    return fresh(x.shape, x.dtype).copy_(x)
+
+
+def _keeps(shape: Sequence[int], like: Tensor) -> bool:
+    """Whether a result is to be made in kept memory: it is large, and nothing looks on that wants
+    to see new tensors."""
+    return (
+        math.prod(shape) * like.itemsize >= LARGE
+        and like.is_cpu
+        and not torch._C._len_torch_dispatch_stack()
+    )
