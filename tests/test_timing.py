@@ -150,9 +150,10 @@ def test_an_elementwise_product_sweeps_until_an_operand_repeats() -> None:
     assert asked(c * e, "permute") == [("permute", 4.0 * 14, 3, True)]
 
 
-def test_results_need_memory() -> None:
+def test_results_need_memory_unless_earlier_ones_have_left_theirs() -> None:
     a, b = tnc.input("a", I, J), tnc.input("b", J, K)
-    assert asked(a @ b, "fresh") == [("fresh", 40)]
+    assert asked(a @ b, "fresh") == asked(tnc.tanh(a), "fresh") == []
+    assert asked(tnc.contract(a, out=(I,)), "fresh") == [("fresh", 8)]
 
 
 def test_free_sizes_are_those_of_the_call() -> None:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu.ranks
 
-Two processes share the machine's one GPU over gloo, as NCCL takes one rank a device; then one rank
-on NCCL, which needs no sums but the group's set-up. Exits with 1 if anything is wrong.
+One rank on NCCL, which takes one a device: its slices, and every operation between ranks, of which
+one has what it gave. Then two processes that share the machine's one GPU over gloo. Exits with 1 if
+anything is wrong.
 """
 
 from __future__ import annotations
@@ -21,14 +22,19 @@ import torch.distributed as dist
 import tncompiler as tnc
 from benchmarks.simulate import on_ranks
 from examples.slices import Network, circuit, peps_norm
-from tncompiler.distributed.calibrate import Stopwatch
+from tncompiler.distributed.calibrate import LOST_S, Stopwatch
+from tncompiler.distributed.team import Team, digest_of
 
 TOLERANCE = 2e-5  # of the largest element, in float32
 LIMITED: tuple[Callable[[], Network], ...] = (
     lambda: circuit(4, 5, 14, "4MiB"),
     lambda: peps_norm(4, 5, 4, "4MiB"),
 )
-WORLDS = (("gloo", 2), ("nccl", 1))
+SMALL: tuple[Callable[[], Network], ...] = (  # as every step's kernels take seconds to compile
+    lambda: circuit(2, 3, 6, "1KiB"),
+    lambda: peps_norm(3, 3, 3, "16KiB"),
+)
+WORLDS = (("nccl", 1), ("gloo", 2))
 
 
 def check_limited(made: Network, device: str, backend: str) -> tuple[str, float]:
@@ -68,6 +74,28 @@ def check_gradients(device: str, backend: str) -> tuple[str, float]:
     return f"layer, {ours.slices()} slices", _off(mine, theirs, device)
 
 
+def check_operations(device: str) -> tuple[str, float]:
+    """Whether all that ranks send each other arrives, in a group of one rank that does send it."""
+    team = Team(dist.group.WORLD, LOST_S)
+    team.group, team.device = dist.group.WORLD, torch.device(device, torch.cuda.current_device())
+    torch.manual_seed(0)
+    sent = [torch.randn(3, 5), torch.randn(4, dtype=torch.complex64), torch.tensor([True, False])]
+    given = [t.to(device) for t in sent]
+    shapes = [[tuple(t.shape) for t in sent]]
+    team.agree(digest_of("alike"), lambda: "alike")
+    shared = [t.clone() for t in given]
+    team.share(shared)
+    found = [
+        *team.add_up([t.clone() for t in given]),
+        *team.exchange([given], shapes)[0],
+        *(team.gather(t)[0] for t in given),
+        *shared,
+    ]
+    text = team.share_text("what the first rank has")
+    wrong = [t for t, e in zip(found, sent * 4, strict=True) if not torch.equal(t.cpu(), e)]
+    return "operations between ranks", float(bool(wrong) or text != "what the first rank has")
+
+
 def _off(mine: Sequence[Any], theirs: Sequence[Any], device: str) -> float:
     """The largest error of any, relative to the largest element of each."""
     elsewhere = [t.device for t in mine if t.device.type != torch.device(device).type]
@@ -82,11 +110,16 @@ class Checking:
     """What every rank does; gives the errors by what was checked."""
 
     device: str
+    operations: bool
 
     def __call__(self, watch: Stopwatch) -> dict[str, float]:
         found = {}
-        for backend in ("torch", "auto"):
-            limited = [check_limited(made(), self.device, backend) for made in LIMITED]
+        if self.operations:
+            name, off = check_operations(self.device)
+            found[name] = off
+            print(f"{name}: {off:.1e}", flush=True)
+        for backend, networks in (("torch", LIMITED), ("auto", SMALL)):
+            limited = [check_limited(made(), self.device, backend) for made in networks]
             for name, off in (*limited, check_gradients(self.device, backend)):
                 found[f"{backend}: {name}"] = off
                 if watch.rank == 0:
@@ -103,7 +136,8 @@ def main() -> int:
         if kind == "nccl" and device == "cpu":
             continue
         print(f"{kind}, {world} ranks", flush=True)
-        found = on_ranks(Checking(device), time.perf_counter, world, kind)
+        task = Checking(device, operations=kind == "nccl")
+        found = on_ranks(task, time.perf_counter, world, kind)
         wrong += [f"{kind}: {name}" for name, off in found.items() if not off < TOLERANCE]
     print(f"{len(wrong)} wrong", *wrong, sep="\n")
     return int(bool(wrong))

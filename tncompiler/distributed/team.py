@@ -81,7 +81,7 @@ class Team:
         Booleans are joined by "or". The same bits on every rank, and in every run. The tensors may
         be overwritten.
         """
-        if self.world == 1:
+        if self.group is None:
             return list(tensors)
         wires = [_as_wire(tensor) for tensor in tensors]
         for dtype in dict.fromkeys(wire.dtype for wire in wires):
@@ -102,7 +102,7 @@ class Team:
 
         ``parts``: for each rank as many tensors, of the same dtypes; ``shapes``: of what comes.
         """
-        if self.world == 1:
+        if self.group is None:
             return [list(own) for own in parts]
         sent = [torch.cat([_content(tensor) for tensor in own]) for own in parts]
         dtypes = [tensor.dtype for tensor in parts[0]]
@@ -119,7 +119,7 @@ class Team:
 
     def gather(self, part: Tensor) -> Tensor:
         """What all ranks have, of one shape and dtype, along a new first axis."""
-        if self.world == 1:
+        if self.group is None:
             return part[None]
         whole = empty((self.world, *part.shape), part.dtype, self.device)
         is_large = whole[0].nbytes >= _BROADCAST
@@ -135,7 +135,7 @@ class Team:
 
     def share_text(self, text: str | None) -> str:
         """The text that the first rank has, on all of them, sent as bytes."""
-        if self.world == 1:
+        if self.group is None:
             return text or ""
         content = (text or "").encode()
         length = self._broadcast(torch.tensor([len(content)], device=self.device))
@@ -146,7 +146,7 @@ class Team:
 
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite tensors with what the first rank has."""
-        for tensor in tensors if self.world > 1 else ():
+        for tensor in tensors if self.group is not None else ():
             plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
             tensor.copy_(_like(self._broadcast(plain.detach().clone().to(self.device)), tensor))
 
@@ -155,7 +155,7 @@ class Team:
 
         ``text``: makes what it is the digest of, see `digest_of`.
         """
-        if self.world == 1:
+        if self.group is None:
             return
         digests = self._gather(digest.to(self.device))
         if all(torch.equal(digests[0], other) for other in digests):

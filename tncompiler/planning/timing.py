@@ -113,7 +113,15 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
     if isinstance(step.op, Attention):
         return program_us(body_of(step, operands), sizes, rates)
     work = _work_us(step, operands, sizes, rates)
-    return rates.step_us + work + rates.fresh_us(_bytes(step.out, sizes))
+    fresh = 0.0 if _takes_left_memory(step) else rates.fresh_us(_bytes(step.out, sizes))
+    return rates.step_us + work + fresh
+
+
+def _takes_left_memory(step: Step) -> bool:
+    """Whether backends choose where a step's result is written: where it belongs, if it is a part,
+    or memory that earlier arrays have left, if it is large."""
+    pair = isinstance(step.op, Contract) and len(step.op.inputs) == 2
+    return pair or isinstance(step.op, Map | Permute)
 
 
 def far_bytes(program: Program, sizes: Sizes) -> int:
@@ -163,7 +171,8 @@ def _repeated_us(loop: Loop | Scan, sizes: Sizes, rates: Rates) -> float:
         value = loop.body.values[name]
         moved = 2.0 * _bytes(value, inner)
         made = loop.body.producers.get(name)
-        if axis == 0 and isinstance(loop, Loop) and loop.lanes > 1 and made and _is_put(made):
+        lanes = isinstance(loop, Loop) and loop.lanes > 1
+        if axis == 0 and lanes and made and _takes_left_memory(made):
             continue
         if axis:  # rows of the block lie apart in the whole
             run, item = volume(value.shape[axis:], inner), ITEM_BYTES[value.dtype]
@@ -171,12 +180,6 @@ def _repeated_us(loop: Loop | Scan, sizes: Sizes, rates: Rates) -> float:
         else:
             block += rates.step_us + rates.pass_us(moved)
     return evaluate(loop.count, sizes) * block
-
-
-def _is_put(step: Step) -> bool:
-    """Whether NumPy can write a step's result to where it belongs."""
-    pair = isinstance(step.op, Contract) and len(step.op.inputs) == 2
-    return pair or isinstance(step.op, Map | Permute)
 
 
 def _product_us(op: Contract, numbers: Mapping[int, int], dtype: str, rates: Rates) -> float:

@@ -140,7 +140,7 @@ def product_cost(
     if inner > 1:
         rows, columns = sorted((rows, columns))  # layouts decide which way round it is computed
         work = max(work, rates.product_us(batch, rows, columns, inner, network.dtype))
-    return rates.step_us + work + rates.fresh_us(size * batch * rows * columns)
+    return rates.step_us + work
 
 
 def _copies_us(network: Network, pair: Pair, shared: Terms, kept: Terms, rates: Rates) -> float:

@@ -37,7 +37,10 @@ NARROW = 12
 # library does not share out a long sum of theirs.
 ONE_TILE = 64
 # helpers of memory.py
-IN_LEFT_MEMORY = {"bmm", "copied", "mm", "mul"}
+IN_LEFT_MEMORY = {"bmm", "copied", "elementwise", "mm"}
+# maps that torch can write to where they are wanted
+_ELEMENTWISE = {"add", "sub", "mul", "div", "neg", "exp", "log", "log1p", "expm1", "sqrt"}
+_ELEMENTWISE |= {"sin", "cos", "tanh", "sigmoid", "erf", "maximum", "minimum"}
 
 
 def emit(program: Program, entry: str, precision: str = "ieee", *, reuses: bool = False) -> Source:
@@ -115,6 +118,15 @@ class TorchEmitter(Emitter):
         wanted = tuple(range(len(step.out.shape)))
         return f"exp_below({aligned(self, operands[0], op.inputs[0], wanted)})"
 
+    def in_place(self, function: str, texts: Sequence[str], out: str | None) -> str | None:
+        value, is_number = self.making, not texts[0][0].isalpha() or texts[0].startswith("complex(")
+        if function not in _ELEMENTWISE or value is None or is_number:
+            return None
+        inexact = value.dtype.startswith(("float", "bfloat", "complex"))
+        if not inexact or not self._in_left_memory("elementwise"):
+            return None
+        return f"elementwise(torch.{function}, {', '.join(texts)})"
+
     def import_for(self, name: str) -> None:
         helper = function(name).torch_helper
         if helper:
@@ -155,7 +167,7 @@ class TorchEmitter(Emitter):
         return f"long_{name}({a}, {b})"
 
     def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
-        return f"{'' if self._in_left_memory('mul') else 'torch.'}mul({a}, {b})"
+        return self.in_place("mul", (a, b), None) or f"torch.mul({a}, {b})"
 
     def dot(self, a: str, b: str) -> str:
         return f"torch.dot({a}, {b})"

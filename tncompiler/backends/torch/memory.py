@@ -7,7 +7,7 @@ memory that the system had just given.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,11 +41,18 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b, out=fresh(shape, a.dtype)) if _keeps(shape, a) else torch.bmm(a, b)
 
 
-def mul(a: Tensor, b: Tensor) -> Tensor:
-    """`torch.mul`, of a column and a row of one dtype, or stacks of them."""
-    shape = (*(a if a.ndim > b.ndim else b).shape[:-2], a.shape[-2], b.shape[-1])
-    kept = a.dtype == b.dtype and _keeps(shape, a)
-    return torch.mul(a, b, out=fresh(shape, a.dtype)) if kept else torch.mul(a, b)
+def elementwise(function: Callable[..., Tensor], *operands: Tensor | float) -> Tensor:
+    """A function of numbers and tensors that are broadcast to each other, as torch has it."""
+    first, *others = [x for x in operands if isinstance(x, Tensor) and x.ndim]
+    shape = first.shape
+    for other in others:
+        if other.dtype != first.dtype:
+            return function(*operands)
+        if other.shape != shape:
+            shape = torch.broadcast_shapes(shape, other.shape)  # type: ignore[no-untyped-call]
+    if not _keeps(shape, first):
+        return function(*operands)
+    return function(*operands, out=fresh(shape, first.dtype))
 
 
 def copied(x: Tensor) -> Tensor:
