@@ -16,7 +16,7 @@ from tncompiler.backends.numpy import memory as left
 from tncompiler.backends.torch.memory import bmm, copied, elementwise, empty, fresh, mm
 from tncompiler.module import CompiledModule
 
-I, R, O = tnc.indices("i r o", i=256, r=1024, o=256)  # noqa: E741
+I, R, O = tnc.indices("i r o", i=256, r=1024, o=256)
 B = tnc.Index("b", 512)
 ROWS = torch.rand(512, 256)
 
