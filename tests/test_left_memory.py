@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -106,6 +107,37 @@ def test_operations_are_torchs() -> None:
     made = elementwise(torch.tanh, a)
     assert torch.equal(made, torch.tanh(a)) and not made.data_ptr() % 64
     assert empty((3,), torch.float32, torch.device("meta")).is_meta
+
+
+def test_memory_is_used_again_when_nobody_holds_it() -> None:
+    array = left.fresh((512, 128), np.float32)
+    address = array.ctypes.data
+    view = array.reshape(-1).view(np.int32)[5:]
+    del array
+    gc.collect()
+    assert left.fresh((512, 128), np.float32).ctypes.data != address  # the view holds it
+    del view
+    gc.collect()
+    assert left.fresh((512, 128), np.float32).ctypes.data == address
+
+
+def test_a_tensor_holds_its_memory() -> None:
+    tensor = torch.from_numpy(left.fresh((512, 128), np.float32))
+    other = left.fresh((512, 128), np.float32)
+    assert other.ctypes.data != tensor.data_ptr()
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(left, "MOST_BYTES", 2**20)
+    arrays = [left.fresh((2**18,), np.uint8) for _ in range(8)]
+    del arrays
+    gc.collect()
+    assert left.kept_bytes() <= 2**20
+    assert left.kept_bytes() > 0
+
+
+def test_small_arrays_come_from_the_allocator() -> None:
+    assert left.fresh((3, 4), np.float64).base is None
 
 
 def test_memory_of_one_size_serves_others_of_about_that() -> None:

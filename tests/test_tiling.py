@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import threading
@@ -248,45 +247,19 @@ def test_blas_has_one_thread_inside_and_what_it_had_outside() -> None:
         assert threads.blas_threads() == 3
 
 
-# ---------------------------------------------------------------------------- memory
-
-
-@pytest.fixture
-def no_memory() -> Iterator[None]:
-    memory.release()
-    yield
-    memory.release()
-
-
-def test_memory_is_used_again_when_nobody_holds_it(no_memory: None) -> None:
-    array = memory.fresh((512, 128), np.float32)
-    address = array.ctypes.data
-    view = array.reshape(-1).view(np.int32)[5:]
-    del array
-    gc.collect()
-    assert memory.fresh((512, 128), np.float32).ctypes.data != address  # the view holds it
-    del view
-    gc.collect()
-    assert memory.fresh((512, 128), np.float32).ctypes.data == address
-
-
-def test_a_tensor_holds_its_memory(no_memory: None) -> None:
-    tensor = torch.from_numpy(memory.fresh((512, 128), np.float32))
-    other = memory.fresh((512, 128), np.float32)
-    assert other.ctypes.data != tensor.data_ptr()
-
-
-def test_what_is_kept_is_bounded(no_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "MOST_BYTES", 2**20)
-    arrays = [memory.fresh((2**18,), np.uint8) for _ in range(8)]
-    del arrays
-    gc.collect()
-    assert memory.kept_bytes() <= 2**20
-    assert memory.kept_bytes() > 0
-
-
-def test_small_arrays_come_from_the_allocator(no_memory: None) -> None:
-    assert memory.fresh((3, 4), np.float64).base is None
+def test_every_thread_takes_blas_threads_away() -> None:
+    """threadpoolctl lets no other thread set them than the first that did."""
+    (library, *_) = threads._libraries()
+    before = library.num_threads
+    threads._set_threads(library, 2)
+    library.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(threads.one_blas_thread(lambda: library.num_threads)).result() == 1
+        assert library.num_threads == 2
+    finally:
+        threads._set_threads(library, before)
+    assert library.num_threads == before
 
 
 @pytest.mark.parametrize(("a", "b"), [((3, 4), (4, 5)), ((7, 3, 4), (4, 5)), ((3, 4), (7, 4, 5))])

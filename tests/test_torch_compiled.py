@@ -3,6 +3,7 @@ layers, keeping no more for the backward pass than eager mode does."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -256,3 +257,11 @@ def test_one_compilation_for_all_sizes_keeps_no_more_than_eager_at_its_own(forma
 def test_what_is_kept_is_counted() -> None:
     layer = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
     assert kept_bytes(layer, torch.randn(5, 8), layer) == 5 * 8 * 4
+
+
+def test_a_copy_of_another_dtype_does_not_keep_a_module_from_compiling() -> None:
+    i, o = tnc.indices("i o", i=4, o=3)
+    module = tnc.compile(tnc.input("x", tnc.Index("b"), i) @ tnc.param("W", i, o), backend="torch")
+    x = torch.randn(5, 4)
+    copy.deepcopy(module).double()(x.double())
+    assert torch.equal(torch.compile(module, backend="eager")(x), module(x))

@@ -46,7 +46,8 @@ DTypes = tuple[torch.dtype, ...]
 has_static_value = getattr(symbolic_shapes, "has_static_value", lambda size: False)
 optimization_hint = getattr(symbolic_shapes, "optimization_hint", None)
 
-_named: WeakKeyDictionary[Compilation, str] = WeakKeyDictionary()
+# copies of a module share its compilation and may have other dtypes, which are in the name
+_named: WeakKeyDictionary[Compilation, set[str]] = WeakKeyDictionary()
 
 
 def name_network(compilation: Compilation, default: str) -> str:
@@ -57,8 +58,9 @@ def name_network(compilation: Compilation, default: str) -> str:
     logical = program_digest(compilation.logical(compilation.default_dtypes(default)))
     plan = compilation.fixed_plan or compilation.options
     text = repr((logical, default, plan))
-    _named[compilation] = blake2b(text.encode(), digest_size=12).hexdigest()
-    return _named[compilation]
+    name = blake2b(text.encode(), digest_size=12).hexdigest()
+    _named.setdefault(compilation, set()).add(name)
+    return name
 
 
 def flat_program(compilation: Compilation, default: str, dtypes: DTypes) -> Flat:
@@ -160,7 +162,7 @@ prepare_dtypes._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _of_name(network: str) -> Compilation:
     """A network of that name: that which is being traced, or one that is equal to it."""
-    return next(compilation for compilation, name in _named.items() if name == network)
+    return next(compilation for compilation, names in _named.items() if network in names)
 
 
 def _attributes(run: Any) -> dict[Any, str]:

@@ -62,7 +62,7 @@ class _OneThread:
                 counts = [(library, int(library.num_threads)) for library in _libraries()]
                 self.before = [(library, count) for library, count in counts if count > 1]
                 for library, _ in self.before:
-                    library.set_num_threads(1)
+                    _set_threads(library, 1)
             self.inside += 1
 
     def leave(self) -> None:
@@ -70,7 +70,21 @@ class _OneThread:
             self.inside -= 1
             if not self.inside:
                 for library, count in self.before:
-                    library.set_num_threads(count)
+                    _set_threads(library, count)
+
+
+def _set_threads(library: Any, count: int) -> None:
+    """Set how many threads a BLAS library has.
+
+    From threadpoolctl 3.8 on it does nothing, unless the thread that asks is the first that ever
+    did. Here whole calls take turns at the number, under one lock.
+    """
+    let_go = getattr(library, "clear_controlling_thread", None)
+    if let_go is not None:
+        let_go(force=True)
+    library.set_num_threads(count)
+    if let_go is not None:
+        let_go(force=True)
 
 
 _one_thread = _OneThread()
