@@ -104,6 +104,9 @@ def test_operations_are_torchs() -> None:
     assert torch.equal(elementwise(torch.mul, a, 2.0), 2.0 * a)
     assert torch.equal(elementwise(torch.mul, half, half), half * half)
     assert torch.equal(elementwise(torch.mul, a, half), a * half)  # as torch promotes
+    assert elementwise(torch.add, a.t(), a.t()).stride() == a.t().stride()
+    column = a[:, :1]
+    assert torch.equal(elementwise(torch.mul, column, row), column * row)
     made = elementwise(torch.tanh, a)
     assert torch.equal(made, torch.tanh(a)) and not made.data_ptr() % 64
     assert empty((3,), torch.float32, torch.device("meta")).is_meta
@@ -138,6 +141,16 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_small_arrays_come_from_the_allocator() -> None:
     assert left.fresh((3, 4), np.float64).base is None
+
+
+def test_numbers_may_come_first() -> None:
+    """torch's functions want a tensor there."""
+    x = tnc.input("x", tnc.Index("b"), I)
+    module = tnc.compile(tnc.tanh(2.5 - 0.5 * x) + 3 / (1 + x), backend="torch")
+    assert "elementwise(torch.tanh" in module.source()
+    rows = ROWS.repeat(8, 1)
+    assert torch.allclose(module(rows), torch.tanh(2.5 - 0.5 * rows) + 3 / (1 + rows))
+    assert left.kept_bytes() > 0
 
 
 def test_memory_of_one_size_serves_others_of_about_that() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tncompiler.backends.emitter import Emitter
 
 # the size that decides about forms where only a call brings one
-NOMINAL = 128
+_NOMINAL = 128
 
 
 def is_inexact(dtype: str) -> bool:
@@ -132,7 +132,7 @@ def aligned(emitter: Emitter, value: Value, labels: Labels, wanted: Labels) -> s
 def _numbers(op: Contract, operands: tuple[Value, ...], out: Value) -> dict[int, int]:
     """Sizes by label, a usual one for those that only a call brings."""
     sizes = label_sizes(op, operands, out)
-    return {k: size if isinstance(size, int) else NOMINAL for k, size in sizes.items()}
+    return {k: size if isinstance(size, int) else _NOMINAL for k, size in sizes.items()}
 
 
 def _matmul(

@@ -14,7 +14,7 @@ import sympy
 
 from tncompiler.backends.attending import write_attention
 from tncompiler.backends.blocks import GIVEN
-from tncompiler.backends.contracting import NOMINAL, aligned, write_contraction
+from tncompiler.backends.contracting import aligned, write_contraction
 from tncompiler.backends.gathering import write_gather
 from tncompiler.backends.loops import write_loop
 from tncompiler.backends.naming import Names, comment_name
@@ -67,6 +67,7 @@ _OPERATORS |= {"equal", "not_equal", "floordiv", "mod"}
 # bytes of an array from which on memory that others have left is worth it: smaller ones come from
 # the C library, which mostly keeps what is freed
 LARGE = 2**20
+MANY = 1024  # what a size may come to that only a call brings
 # what an emitter for the body of a loop has in common with that of the whole
 _SHARED = ("names", "symbols", "bound", "imports", "extra", "scope", "aliases", "functions")
 # maps whose result may share memory with an operand
@@ -113,6 +114,7 @@ class Emitter(Spelling):
         self.owned: set[str] = set()  # arrays that are new and nobody else's
         self.dying: frozenset[str] = frozenset()  # arrays that the current step is the last to read
         self.making: Value | None = None  # by the current step
+        self.numbers: set[str] = set()  # texts of operands that are Python's numbers, no arrays
 
     # ------------------------------------------------------------------ the function as a whole
 
@@ -201,7 +203,7 @@ class Emitter(Spelling):
         value = self.making
         if not self.reuses or value is None:
             return False
-        extents = (extent if isinstance(extent, int) else NOMINAL for extent in value.shape)
+        extents = (extent if isinstance(extent, int) else MANY for extent in value.shape)
         return ITEM_BYTES[value.dtype] * math.prod(extents) >= LARGE
 
     def place(self, step: Step, texts: Sequence[str], inputs: tuple[Labels, ...]) -> str | None:
@@ -308,7 +310,9 @@ class Emitter(Spelling):
         """A finite number as it is, anything else as a variable."""
         literal = self.literals.get(value.name)
         if literal is not None and self._is_finite(literal):
-            return self._number(literal)
+            number = self._number(literal)
+            self.numbers.add(number)
+            return number
         return self.ref(value)
 
     @staticmethod

@@ -119,8 +119,10 @@ class TorchEmitter(Emitter):
         return f"exp_below({aligned(self, operands[0], op.inputs[0], wanted)})"
 
     def in_place(self, function: str, texts: Sequence[str], out: str | None) -> str | None:
-        value, is_number = self.making, not texts[0][0].isalpha() or texts[0].startswith("complex(")
-        if function not in _ELEMENTWISE or value is None or is_number:
+        value = self.making
+        if texts[0] in self.numbers and function in ("add", "mul"):
+            texts = texts[::-1]
+        if function not in _ELEMENTWISE or value is None or texts[0] in self.numbers:
             return None
         inexact = value.dtype.startswith(("float", "bfloat", "complex"))
         if not inexact or not self._in_left_memory("elementwise"):

@@ -42,15 +42,19 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def elementwise(function: Callable[..., Tensor], *operands: Tensor | float) -> Tensor:
-    """A function of numbers and tensors that are broadcast to each other, as torch has it."""
-    first, *others = [x for x in operands if isinstance(x, Tensor) and x.ndim]
+    """A function of numbers and tensors that are broadcast to each other, as torch has it.
+
+    Operands whose axes lie in another order are left to torch: so does its result then.
+    """
+    first, *others = tensors = [x for x in operands if isinstance(x, Tensor) and x.ndim]
     shape = first.shape
     for other in others:
         if other.dtype != first.dtype:
             return function(*operands)
         if other.shape != shape:
             shape = torch.broadcast_shapes(shape, other.shape)  # type: ignore[no-untyped-call]
-    if not _keeps(shape, first):
+    in_order = all(x.is_contiguous() for x in tensors if x.shape == shape)
+    if not in_order or not _keeps(shape, first):
         return function(*operands)
     return function(*operands, out=fresh(shape, first.dtype))
 
