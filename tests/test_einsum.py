@@ -1093,7 +1093,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     loaded: list[Any] = []
     code_of = compiler.code_of
-    monkeypatch.setattr(compiler, "code_of", lambda *of: loaded.append(of) or code_of(*of))
+
+    def counted(*of: Any, **options: Any) -> Any:
+        loaded.append(of)
+        return code_of(*of, **options)
+
+    monkeypatch.setattr(compiler, "code_of", counted)
     return loaded
 
 

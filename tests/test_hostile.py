@@ -110,7 +110,8 @@ _KINDS = (
     ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Subscript, ast.Slice, ast.expr_context,
     ast.operator, ast.unaryop, ast.cmpop, ast.List, ast.Expr, ast.Starred,
 )  # fmt: skip
-_MODULES = re.compile(r"numpy|torch|scipy\.special|tncompiler\.backends\.(numpy|torch)\.runtime")
+_OWN = r"tncompiler\.backends\.(numpy\.(memory|products|runtime)|torch\.(memory|runtime))"
+_MODULES = re.compile(rf"numpy|torch|scipy\.special|{_OWN}")
 _CALLS = {"complex", "float"}  # and what is imported
 _COMMENT = re.compile(r"#[A-Za-z0-9_ (),·*@=:.]*")
 

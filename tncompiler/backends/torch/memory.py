@@ -46,9 +46,12 @@ def elementwise(function: Callable[..., Tensor], *operands: Tensor | float) -> T
 
     Operands whose axes lie in another order are left to torch: so does its result then.
     """
-    first, *others = tensors = [x for x in operands if isinstance(x, Tensor) and x.ndim]
+    tensors = [x for x in operands if isinstance(x, Tensor) and x.ndim]
+    if not tensors:
+        return function(*operands)
+    first = tensors[0]
     shape = first.shape
-    for other in others:
+    for other in tensors[1:]:
         if other.dtype != first.dtype:
             return function(*operands)
         if other.shape != shape:
