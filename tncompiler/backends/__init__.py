@@ -8,9 +8,8 @@ if __name__ != "tncompiler.backends":
         "for reading. Write 'import tncompiler.backends'."
     )
 
-from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 from tncompiler.backends.source import Code, Source, load
 from tncompiler.ir.errors import BackendError
@@ -27,11 +26,21 @@ LOADERS: dict[str, str] = {  # of backends that have more than one source for a 
     "triton": "tncompiler.backends.triton.replanning:Replanned",
 }
 
-Emit = Callable[..., Source]
+
+class Emit(Protocol):
+    """Writes a program in a backend.
+
+    ``reuses``: large arrays may take memory that earlier ones have left; nothing to a backend whose
+    library keeps what is freed.
+    """
+
+    def __call__(
+        self, program: Program, entry: str, precision: str = "ieee", *, reuses: bool = False
+    ) -> Source: ...
 
 
 def emitter_of(name: str) -> Emit:
-    """The function (program, entry name, precision) → Source of a backend. Raises BackendError."""
+    """What writes a backend's sources. Raises BackendError."""
     if not isinstance(name, str) or name not in BACKENDS:
         known = ", ".join(("auto", *BACKENDS))
         raise BackendError(
@@ -43,10 +52,7 @@ def emitter_of(name: str) -> Emit:
 def code_of(
     name: str, program: Program, entry: str, precision: str, *, reuses: bool = False
 ) -> Code:
-    """A program's code in a backend, ready to run. Raises BackendError.
-
-    ``reuses``: large arrays may take memory that earlier ones have left.
-    """
+    """A program's code in a backend, ready to run. ``reuses``: see `Emit`. Raises BackendError."""
     if name in LOADERS:
         return _found(LOADERS[name])(program, entry, precision)  # type: ignore[no-any-return]
     return load(emitter_of(name)(program, entry, precision, reuses=reuses))

@@ -119,7 +119,7 @@ def step_us(program: Program, step: Step, sizes: Sizes, rates: Rates) -> float:
 
 def _takes_left_memory(step: Step) -> bool:
     """Whether backends choose where a step's result is written: where it belongs, if it is a part,
-    or memory that earlier arrays have left, if it is large."""
+    or memory that earlier arrays have left, if it is large (NumPy's maps in blocks alone)."""
     pair = isinstance(step.op, Contract) and len(step.op.inputs) == 2
     return pair or isinstance(step.op, Map | Permute)
 

@@ -143,9 +143,7 @@ class NumpyEmitter(Emitter):
 
     def in_place(self, function: str, texts: Sequence[str], out: str | None) -> str | None:
         name = UFUNCS.get(function)
-        if (
-            name is None or out is None or not self.in_blocks
-        ):  # else peaks would not be as predicted
+        if name is None or out is None or not self.in_blocks:  # else peaks are not as predicted
             return None
         return f"{name}({', '.join((*texts, *_MORE.get(function, ())))}{self._into(out)})"
 
