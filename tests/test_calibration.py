@@ -14,7 +14,7 @@ from tncompiler import calibration
 from tncompiler.calibration import SHAPES, Times, library_of, measure_times
 from tncompiler.ir.errors import PlanError
 from tncompiler.planning.machine import Machine, set_default_machine
-from tncompiler.planning.rates import EXTENTS, PASSES, RUNS
+from tncompiler.planning.rates import EXTENTS, PASSES, RUNS, SPANS
 
 
 def quiet_times() -> Times:
@@ -26,6 +26,8 @@ def quiet_times() -> Times:
     }
     times |= {("pass", size): size / 1e4 for size in PASSES}
     times |= {(kind, run): 100.0 for kind in ("gather", "transpose") for run in RUNS}
+    times |= {("span", span): 400.0 for span in SPANS}
+    times["blocks"] = 350.0
     return times | {"fresh": 2e5, "function": 60.0, "step": 1.0}
 
 
@@ -41,6 +43,8 @@ def test_the_table_of_a_quiet_machine() -> None:
     assert (
         rates.gathers == rates.transposes == pytest.approx((8 * 2**18 / 100,) * len(RUNS), rel=0.01)
     )
+    assert rates.spans == pytest.approx((8 * 2**20 / 400,) * len(SPANS), rel=0.01)
+    assert rates.block_us == pytest.approx((350.0 - 100.0) / (2**18 / 32 - 2**18 / 128), rel=0.01)
     assert rates.fresh == pytest.approx(2**26 / (2e5 - 2**27 / 2e4), rel=0.01)
     assert (rates.step_us, rates.call_us) == (1.0, 7.0)
 
@@ -91,7 +95,7 @@ def test_every_operation_runs_and_the_least_round_counts(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real operations, made-up seconds: the second round is the quiet one."""
-    monkeypatch.setattr(calibration, "_POOL", 2**18)
+    monkeypatch.setattr(calibration, "_POOL", 2**20)
     monkeypatch.setattr(calibration, "PASSES", (2**12,))
     monkeypatch.setattr(calibration, "_FRESH", 2**14)
     monkeypatch.setattr(calibration, "SHAPES", ((4, 4, 4), (16, 4, 64), (256, 256, 16)))

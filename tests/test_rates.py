@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from tncompiler.ir.errors import PlanError
+from tncompiler.planning.copies import Again, Walk
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.rates import (
     EXTENTS,
     FRESH_BYTES,
     PASSES,
     RUNS,
+    SPANS,
     Accelerator,
     Library,
 )
@@ -100,16 +102,53 @@ def test_passes_copies_and_fresh_memory() -> None:
     assert rates.pass_us(0) == 0.0
     assert rates.pass_us(2**40) == pytest.approx(2**40 / 500)
     assert 2**14 / 2000 < rates.pass_us(2**14) < 2**14 / 1000
+    count = 2**13  # elements; four bytes of each are read and four written
     for run in RUNS:
-        assert rates.permute_us(2**16, run, True) == pytest.approx(2**16 / run)
-        expected = 2**16 / min(10.0 * run, 2000.0)  # no faster than a pass
-        assert rates.permute_us(2**16, run, False) == pytest.approx(expected)
+        kept, turned = gathered(run), Walk(run, False, 2**20, ())
+        assert rates.permute_us(count, kept) == rates.gather_us(8 * count, run)
+        assert rates.gather_us(8 * count, run) == pytest.approx(8 * count / run)
+        expected = 8 * count / min(12.5 * run, 2000.0)  # no faster than a pass
+        assert rates.permute_us(count, turned) == pytest.approx(expected)
     # complex numbers: runs of twice the bytes, or half as many to fetch
-    assert rates.permute_us(2**16, 4, True, item=8) == rates.permute_us(2**16, 8, True)
-    assert rates.permute_us(2**16, 4, False, item=8) == pytest.approx(2**16 / (40.0 * 2**0.7))
-    far = rates.permute_us(2**24, 8, False, apart=2**16)  # a page for every element, beyond 2 MiB
-    assert far == pytest.approx(4 * rates.permute_us(2**24, 8, False, apart=2**11))
-    assert rates.permute_us(2**16, 8, False, 2**16) == rates.permute_us(2**16, 8, False)
+    assert rates.gather_us(2**16, 4, item=8) == rates.gather_us(2**16, 8)
+    wide = rates.permute_us(count, Walk(4, False, 2**20, ()), item=8)
+    assert wide == pytest.approx(2 * 8 * count / (50.0 * 2**0.7))
+    # loops of fewer runs than were measured are started more often
+    assert library(block_us=0.5).permute_us(count, gathered(8, block=32)) == pytest.approx(
+        rates.permute_us(count, gathered(8)) + 0.5 * (count / 32 - count / 128)
+    )
+    # one thread alone copies what is small
+    alone = library(threads=2, alone=library(gathers=(3.0,) * len(RUNS)))
+    assert alone.permute_us(2**15, gathered(8)) == pytest.approx(8 * 2**15 / 3)
+    assert alone.permute_us(2**16, gathered(8)) == pytest.approx(8 * 2**16 / 8)
+
+
+def gathered(run: int, block: int = 2**20) -> Walk:
+    """A copy in runs that lie as in the source."""
+    return Walk(run, True, block, ())
+
+
+def turned_over(run: int, span: int) -> Walk:
+    """A copy that brings another axis innermost, and fetches each line for each of its elements."""
+    return Walk(run, False, 2**20, (Again(15 / 16, span),))
+
+
+def test_copies_that_go_far_take_longer() -> None:
+    over = [library().permute_us(2**21, turned_over(8, span)) for span in (2**12, *SPANS, 2**30)]
+    assert over == sorted(over)  # fewer lines are still there
+    assert over[-1] == pytest.approx(4 * over[-3])
+    measured = library(spans=(60.0, 50.0, 40.0, 30.0, 20.0))
+    near = measured.permute_us(2**13, turned_over(16, 0))
+    for span, rate in zip(SPANS, measured.spans, strict=True):
+        more = 2**16 / rate - 2**16 / 60.0
+        found = measured.permute_us(2**13, turned_over(16, span))
+        assert found == pytest.approx(near + more)
+        half = measured.permute_us(2**13, Walk(16, False, 2**20, (Again(15 / 32, span),)))
+        assert half == pytest.approx(near + more / 2)
+
+
+def test_new_memory_and_functions() -> None:
+    rates = library()
     assert rates.fresh_us(FRESH_BYTES) == 0.0
     assert rates.fresh_us(FRESH_BYTES + 1) == pytest.approx((FRESH_BYTES + 1) / 100)
     assert rates.function_us(500.0) == 10.0
@@ -128,9 +167,11 @@ def test_an_accelerator_is_a_roofline_of_whole_tiles() -> None:
         2 * 2 * 100 * 64 * 64 * 1024 / 10e6
     )
     assert rates.product_us(1, 64, 64, 16, "float16") == pytest.approx(one_wave / 10)
-    assert rates.permute_us(1e6, 1024, True) == rates.pass_us(1e6) == 1.0
-    assert rates.permute_us(1e6, 2, True) == 4.0
-    assert rates.permute_us(1e6, 2, True, item=8) == 2.0
+    assert rates.gather_us(1e6, 1024) == rates.pass_us(1e6) == 1.0
+    assert rates.gather_us(1e6, 2) == 4.0
+    assert rates.gather_us(1e6, 2, item=8) == 2.0
+    assert rates.permute_us(1e6, gathered(2)) == 32.0
+    assert rates.permute_us(1e6, turned_over(2, 2**22)) == 8.0
     assert rates.fresh_us(2**40) == 0.0
 
 
@@ -145,6 +186,7 @@ def test_an_accelerator_is_a_roofline_of_whole_tiles() -> None:
         ({"functions": True}, "True"),
         ({"call_us": math.inf}, "inf"),
         ({"transposes": ("fast",) * len(RUNS)}, "'fast'"),
+        ({"spans": (1.0, 2.0)}, "spans: 2 numbers where there must be 5"),
     ],
 )
 def test_a_bad_table_is_refused(changes: dict[str, Any], said: str) -> None:

@@ -26,13 +26,16 @@ from tncompiler.backends.numpy.threads import blas_threads
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.origin import call_site
 from tncompiler.planning.machine import Machine, set_default_machine
-from tncompiler.planning.rates import EXTENTS, PASSES, RUNS, Library
+from tncompiler.planning.rates import EXTENTS, PASSES, ROWS, RUNS, SPANS, Library
 
 ROUNDS = 5
 _LEAST_S = 2e-4  # of one sample; shorter operations are repeated
 _WORKING_SET = 2**19  # bytes of the operands of a measured batch of products
 _MOST_BATCH = 256
 _COPIED = 2**18  # elements of a measured permuting copy
+_SPANNED = 2**20  # the same of those over spans
+_ROW = 64  # of their rows
+_BLOCKS = (-1, 4, 4, 4, 8)  # the shape of an array copied with its middle axes turned round
 _MAPPED = 2**16  # elements of a measured map
 _FRESH = 2**26  # bytes of a measured result in new memory
 _QUIET_S = 0.05  # after which threads that looked for work have gone to sleep
@@ -126,11 +129,20 @@ def library_of(times: Times, call_us: float) -> Library:
         passes=_rounded(passes),
         gathers=_rounded(8 * _COPIED / times["gather", run] for run in RUNS),
         transposes=_rounded(8 * _COPIED / times["transpose", run] for run in RUNS),
+        spans=_rounded(8 * _SPANNED / times["span", span] for span in SPANS),
+        block_us=_round(_block_us(times)),
         fresh=_round(_FRESH / fresh_us),
         functions=_round(_MAPPED / times["function"]),
         step_us=_round(times["step"]),
         call_us=call_us,
     )
+
+
+def _block_us(times: Times) -> float:
+    """What the copy of blocks takes longer than one in the same runs, for each more of them."""
+    rows, run = _BLOCKS[-2:]
+    more = _COPIED / (rows * run) - _COPIED / (ROWS * run)
+    return max(times["blocks"] - times["gather", run], 0.0) / more
 
 
 def _smoothed(times: Times, name: str) -> dict[Shape, float]:
@@ -210,10 +222,14 @@ def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
     for size in PASSES:
         yield ("pass", size), _Probe(library.copied(pool[: size // 4], (0,)))
     for run in RUNS:
-        blocks = pool[:_COPIED].reshape(16, _COPIED // 16 // run, run)
+        blocks = pool[:_COPIED].reshape(ROWS, _COPIED // ROWS // run, run)
         yield ("gather", run), _Probe(library.copied(blocks, (1, 0, 2)))
-        rows = pool[:_COPIED].reshape(run, _COPIED // run)
-        yield ("transpose", run), _Probe(library.copied(rows, (1, 0)))
+        rows = pool[:_COPIED].reshape(_COPIED // ROWS // run, run, ROWS)
+        yield ("transpose", run), _Probe(library.copied(rows, (0, 2, 1)))
+    for span in SPANS:
+        rows = pool[:_SPANNED].reshape(-1, span // 4 // _ROW, _ROW)
+        yield ("span", span), _Probe(library.copied(rows, (0, 2, 1)))
+    yield "blocks", _Probe(library.copied(pool[:_COPIED].reshape(_BLOCKS), (0, 3, 2, 1, 4)))
     yield "fresh", _Probe(library.cloned(pool[: _FRESH // 4]))
     yield "function", _Probe(library.exponential(pool[:_MAPPED]))
     small, square = pool[:16].reshape(2, 2, 4), pool[:16].reshape(4, 4)

@@ -270,11 +270,38 @@ class _Layout:
         if sizes is not None:
             orders = self.costs.ways.results(op, sizes, step.out.dtype)[:_TRIED]
             yield from (tuple([place[label] for label in order]) for order in orders)
+            yield from self._as_read(step, op)
         elif len(op.inputs) == 2 and len(place) == len(op.output):
             for first, second in (op.inputs, op.inputs[::-1]):
                 merged = [k for k in dict.fromkeys((*first, *second)) if k in place]
                 if len(merged) == len(place):
                     yield tuple([place[label] for label in merged])
+
+    def _as_read(self, step: Step, op: Contract) -> Iterator[Labels]:
+        """Orders of a product that go within rows and columns as a reader would copy it: small
+        operands may be turned instead."""
+        a, b = map(set, op.inputs)
+        for reader in self.readers.get(step.out.name, ()):
+            reading = self.steps[reader]
+            wanted = self._wanted(reading, step.out.name)
+            if wanted is not None:
+                labels = [op.output[axis] for axis in wanted]
+                batch, m, n = ([k for k in labels if k in own] for own in (a & b, a - b, b - a))
+                for order in ((*batch, *m, *n), (*batch, *n, *m)):
+                    yield tuple([op.output.index(label) for label in order])
+
+    def _wanted(self, reading: Step, name: str) -> Labels | None:
+        """The order of its axes to which a step would copy an operand; None if as it is."""
+        op, operands = reading.op, self._operands(reading, {})
+        sizes = self.costs.product_sizes(reading, operands)
+        if sizes is None or not isinstance(op, Contract):
+            return None
+        way = self.costs.ways.best(op, sizes, reading.out.dtype)
+        side = reading.operands.index(name)
+        order = (way.a, way.b)[side]
+        if order == op.inputs[side]:
+            return None
+        return tuple([op.inputs[side].index(label) for label in order])
 
 
 class _Copying:
@@ -380,8 +407,10 @@ class _Copying:
         product = self.builder.emit(numbered, operands, made.shape, made.dtype, made.axes)
         turned: Permute | Contract = canonical(Contract((op.output,), wanted))
         if step.out.name in self.read and self.costs.askew(back, tuple(range(len(back))), step.out):
-            turned = Permute(tuple([op.output.index(label) for label in wanted]))
             self.made.setdefault(step.out.name, {})[back] = product
+            axes = tuple([op.output.index(label) for label in wanted])
+            product, axes = self._halfway(product, axes)
+            turned = Permute(axes)
         self.builder.copy(Step(step.out, turned, ()), (product,))
 
     def _readings(self, value: Value, labels: Labels) -> dict[Labels, Value]:
@@ -389,6 +418,18 @@ class _Copying:
         copies = self.made.get(value.name, {})
         found = {tuple([labels[k] for k in axes]): copy for axes, copy in copies.items()}
         return {labels: value, **found}
+
+    def _halfway(self, value: Value, axes: Labels) -> tuple[Value, Labels]:
+        """What is copied with its axes in that order: the value, or a first copy of it where two
+        take less time than one."""
+        sizes = tuple([evaluate(size, self.costs.nominal) for size in value.shape])
+        own = tuple(range(len(axes)))
+        between = self.costs.ways.copies(own, axes, sizes, value.dtype)[1]
+        if between is None:
+            return value, axes
+        view = permuted(value, between)
+        first = self.builder.emit(Permute(between), (value,), view.shape, view.dtype, view.axes)
+        return first, tuple([between.index(axis) for axis in axes])
 
     def _copied(self, value: Value, labels: Labels, order: Labels) -> Value:
         place = {label: axis for axis, label in enumerate(labels)}
@@ -398,6 +439,9 @@ class _Copying:
             view = permuted(value, axes)
             moving = [axis for axis in axes if value.shape[axis] != 1]
             whole = tuple(range(len(axes)))
-            op = Permute(axes) if moving != sorted(moving) else Contract((whole,), axes)
+            op: Permute | Contract = Contract((whole,), axes)
+            if moving != sorted(moving):
+                value, turned = self._halfway(value, axes)
+                op = Permute(turned)
             known[axes] = self.builder.emit(op, (value,), view.shape, view.dtype, view.axes)
         return known[axes]

@@ -10,21 +10,28 @@ from typing import Any
 
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.origin import call_site
+from tncompiler.planning.copies import Walk
 
 # extents of the measured products; bytes of the measured passes; elements of the innermost axis of
 # the measured permuting copies
 EXTENTS = (1, 4, 16, 64, 256, 1024)
 PASSES = (2**12, 2**16, 2**20, 2**24, 2**27)
 RUNS = (2, 4, 8, 16, 64, 256, 1024)
+ROWS = 16  # runs that follow one another in a measured copy
 # glibc keeps freed memory of smaller results for the next call; that of larger ones is given back,
 # and every page of it faults again
 FRESH_BYTES = 2**25
-# permuting copies were measured on 1 MiB; in a larger array every element of a run may be on a page
-# of its own, more than a core has addresses of at hand, and copying takes so many times as long
-_PAGE, _NEAR, _FAR = 2**12, 2**22, 4.0
+# bytes that a measured transposing copy reads before it fetches lines again, as in `copies.py`, and
+# for which share of its elements; and where that was not measured, what is taken of the rate that
+# was measured over 1 MiB
+SPANS = (2**14, 2**16, 2**18, 2**20, 2**22)
+_SPANNED = 15 / 16
+_OF_TRANSPOSES = (1.25, 1.0, 1.0, 1.0, 0.25)
 # permuting copies were measured of items of ITEM bytes: larger ones make longer runs, and where
 # they are fetched one by one, items of twice the bytes go at 1.6 times the rate
 ITEM, _FETCHED = 4, 0.7
+# bytes that a copy moves, up to which no library shares it out among threads
+_NOT_SHARED = 2**18
 # terms that a part of a split sum has at least
 _SPLIT_DEPTH = 512
 # for a library to take up one of the arrays that it joins
@@ -42,6 +49,8 @@ class Library:
     per microsecond, read and written added, of a contiguous pass over arrays of PASSES bytes.
     ``gathers``: the same of a permuting copy that leaves the innermost axis, of RUNS elements,
     where it is; ``transposes``: of one that brings another axis of RUNS elements innermost.
+    ``spans``: of one that does so over SPANS bytes; in proportion to ``transposes``, if not there.
+    ``block_us``: to start the two innermost loops of a copy once more than in ``gathers``.
     ``fresh``: bytes per microsecond of getting memory for a result beyond FRESH_BYTES.
     ``functions``: elements per microsecond of a transcendental function.
     ``step_us``: to start an operation; ``call_us``: to get in and out of the library for a whole
@@ -61,6 +70,8 @@ class Library:
     convolutions: float = 0.0
     threads: int = 1
     alone: Library | None = None
+    spans: tuple[float, ...] = ()
+    block_us: float = 0.0
     _logs: dict[str, list[list[list[float]]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -71,8 +82,10 @@ class Library:
         _check("passes", self.passes, len(PASSES))
         _check("gathers", self.gathers, len(RUNS))
         _check("transposes", self.transposes, len(RUNS))
+        _check("spans", self.spans, len(SPANS) if self.spans else 0)
         _check("fresh, functions and step_us", (self.fresh, self.functions, self.step_us), 3)
-        _check("call_us and convolutions", (self.call_us or 1.0, self.convolutions or 1.0), 2)
+        may_be_none = (self.call_us, self.convolutions, self.block_us)
+        _check("call_us, convolutions and block_us", [us or 1.0 for us in may_be_none], 3)
         _check("threads", (self.threads,), 1)
 
     @property
@@ -107,22 +120,36 @@ class Library:
         """Microseconds to move so many bytes, read and written added, in order."""
         return moved / _between(PASSES, self.passes, moved) if moved else 0.0
 
-    def permute_us(
-        self, moved: float, inner: float, kept: bool, apart: float = 0.0, item: int = ITEM
-    ) -> float:
-        """Microseconds of a permuting copy that moves so many bytes.
+    def gather_us(self, moved: float, run: float, item: int = ITEM) -> float:
+        """Microseconds to move so many bytes in runs of so many elements."""
+        if not moved:
+            return 0.0
+        rate = _between(RUNS, self.gathers, run * item / ITEM)
+        return moved / min(rate, _between(PASSES, self.passes, moved))
 
-        ``inner``: elements of the innermost axis of the result; ``kept``: whether it was innermost
-        before; ``apart``: how many bytes its elements were apart; ``item``: the bytes of one. A
-        copy is no faster than a pass.
+    def permute_us(self, elements: float, how: Walk, item: int = ITEM) -> float:
+        """Microseconds of a permuting copy of elements of so many bytes.
+
+        A copy is no faster than a pass.
         """
-        if kept:
-            rate = _between(RUNS, self.gathers, inner * item / ITEM)
+        moved = 2.0 * item * elements
+        if not moved:
+            return 0.0
+        if self.alone and moved <= _NOT_SHARED:
+            return self.alone.permute_us(elements, how, item)
+        time = self.block_us * max(elements / how.block - elements / (how.run * ROWS), 0.0)
+        faster: float = (item / ITEM) ** _FETCHED
+        rate = _between(RUNS, self.transposes, how.run)
+        spans = self.spans or tuple([rate * share for share in _OF_TRANSPOSES])
+        if how.kept:
+            time += self.gather_us(moved, how.run, item)
         else:
-            rate = _between(RUNS, self.transposes, inner) * (item / ITEM) ** _FETCHED
-        if apart >= _PAGE and moved > _NEAR:
-            rate /= _FAR
-        return moved / min(rate, _between(PASSES, self.passes, moved)) if moved else 0.0
+            rate = rate if self.spans else spans[0]
+            time += moved / min(faster * rate, _between(PASSES, self.passes, moved))
+        for share, span in how.again:
+            slower = 1 / _between(SPANS, spans, span) - 1 / spans[0]
+            time += share / _SPANNED * moved * max(slower, 0.0) / faster
+        return time
 
     def fresh_us(self, size: float) -> float:
         """Microseconds to get memory for a result of so many bytes."""
@@ -193,11 +220,14 @@ class Accelerator:
     def pass_us(self, moved: float) -> float:
         return moved / self.bytes_per_us
 
-    def permute_us(
-        self, moved: float, inner: float, kept: bool, apart: float = 0.0, item: int = ITEM
-    ) -> float:
-        """Runs shorter than a 32-byte sector waste the rest of it; tiles transpose on chip."""
-        return moved / self.bytes_per_us * (max(1.0, 32 / (inner * item)) if kept else 1.0)
+    def gather_us(self, moved: float, run: float, item: int = ITEM) -> float:
+        """Runs shorter than a 32-byte sector waste the rest of it."""
+        return moved / self.bytes_per_us * max(1.0, 32 / (run * item))
+
+    def permute_us(self, elements: float, how: Walk, item: int = ITEM) -> float:
+        """As moving runs; tiles transpose on chip."""
+        moved = 2.0 * item * elements
+        return self.gather_us(moved, how.run, item) if how.kept else moved / self.bytes_per_us
 
     def fresh_us(self, size: float) -> float:
         """Nothing: a caching allocator keeps memory."""

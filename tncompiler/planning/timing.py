@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import ItemsView, Mapping
-from dataclasses import replace
+from collections.abc import ItemsView, Mapping, Sequence
 
 import sympy
 
@@ -30,9 +29,10 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Size, evaluate, volume
+from tncompiler.planning.copies import walk
 from tncompiler.planning.memory import is_view, made_bytes, read_values, within
 from tncompiler.planning.rates import PART_US, Rates
-from tncompiler.planning.ways import work_us
+from tncompiler.planning.ways import walked_us, work_us
 from tncompiler.planning.windows import convolution_us
 
 Sizes = Mapping[sympy.Symbol, int]
@@ -46,6 +46,8 @@ _AT_MEMORY_SPEED = frozenset(
         *("power_of_two", "exponent", "shift_exponent", "decimal_exponent"),
     )
 )
+# times as long as a copy takes an elementwise function to read an operand whose axes come otherwise
+_SKEWED = 1.2
 # bytes of an array that a core's own caches have no room for
 FAR_BYTES = 2**21
 # below this a forward pass is left to torch's own autograd, whose start costs about 30 us less
@@ -148,15 +150,30 @@ def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates
         numbers = {k: evaluate(s, sizes) for k, s in _labels(op, operands, step.out)}
         if is_product(op, numbers, step.out.dtype):
             return max(traffic, _product_us(op, numbers, step.out.dtype, rates))
-        return max(traffic, rates.permute_us(moved, _sweep(op, numbers), True))
+        return max(traffic, rates.gather_us(moved, _sweep(op, numbers)))
     if isinstance(op, Permute):
-        return rates.permute_us(moved, *_innermost(op, operands[0], sizes))
+        extents = [evaluate(size, sizes) for size in operands[0].shape]
+        return _copied_us(op.axes, extents, step.out.dtype, rates)
     if isinstance(op, Concat):
         return traffic + PART_US * len(operands)
-    if isinstance(op, Map) and op.function not in _AT_MEMORY_SPEED:
-        elements = _bytes(step.out, sizes) / ITEM_BYTES[step.out.dtype]
-        return max(traffic, rates.function_us(elements))
+    if isinstance(op, Map):
+        traffic += _askew_us(op, operands, sizes, rates)
+        if op.function not in _AT_MEMORY_SPEED:
+            elements = _bytes(step.out, sizes) / ITEM_BYTES[step.out.dtype]
+            return max(traffic, rates.function_us(elements))
     return traffic
+
+
+def _askew_us(op: Map, operands: tuple[Value, ...], sizes: Sizes, rates: Rates) -> float:
+    """What reading whole operands of a map takes more, whose axes come in another order than the
+    result's: as long as to copy them, and libraries are slower at it."""
+    total = 0.0
+    for wires, value in zip(op.inputs, operands, strict=True):
+        if wires != tuple(sorted(wires)) and len(set(wires)) == len(wires):
+            order = tuple(wires.index(label) for label in sorted(wires))
+            extents = [evaluate(size, sizes) for size in value.shape]
+            total += _SKEWED * _copied_us(order, extents, value.dtype, rates)
+    return total
 
 
 def _repeated_us(loop: Loop | Scan, sizes: Sizes, rates: Rates) -> float:
@@ -176,7 +193,7 @@ def _repeated_us(loop: Loop | Scan, sizes: Sizes, rates: Rates) -> float:
             continue
         if axis:  # rows of the block lie apart in the whole
             run, item = volume(value.shape[axis:], inner), ITEM_BYTES[value.dtype]
-            block += rates.step_us + rates.permute_us(moved, run, True, item=item)
+            block += rates.step_us + rates.gather_us(moved, run, item)
         else:
             block += rates.step_us + rates.pass_us(moved)
     return evaluate(loop.count, sizes) * block
@@ -199,14 +216,7 @@ def copy_us(program: Program, name: str, sizes: Sizes, rates: Rates) -> float:
     """Predicted microseconds to copy a value to where it lies in order: a permuting copy, where it
     is a permuted view."""
     source, axes = _memory_of(program, name)
-    moved = 2.0 * _bytes(source, sizes)
-    extents = [evaluate(size, sizes) for size in source.shape]
-    long = [axis for axis, extent in enumerate(extents) if extent != 1]
-    order = [long.index(axis) for axis in axes if axis in long]
-    if order == sorted(order):
-        return rates.pass_us(moved)
-    compact = replace(source, shape=tuple(extents[axis] for axis in long))
-    return rates.permute_us(moved, *_innermost(Permute(tuple(order)), compact, sizes))
+    return _copied_us(axes, [evaluate(size, sizes) for size in source.shape], source.dtype, rates)
 
 
 def _memory_of(program: Program, name: str) -> tuple[Value, tuple[int, ...]]:
@@ -245,17 +255,13 @@ def _bytes(value: Value, sizes: Sizes) -> int:
     return ITEM_BYTES[value.dtype] * volume(value.shape, sizes)
 
 
-def _innermost(op: Permute, source: Value, sizes: Sizes) -> tuple[int, bool, int, int]:
-    """Elements that a permuting copy writes in one sweep, whether they lie together before, how
-    many bytes apart they lie, and the bytes of one."""
-    axes = op.axes
-    first = len(axes) - 1
-    while first and axes[first - 1] == axes[first] - 1:
-        first -= 1
-    inner = volume([source.shape[axis] for axis in axes[first:]], sizes)
-    item = ITEM_BYTES[source.dtype]
-    apart = item * volume(source.shape[axes[-1] + 1 :], sizes)
-    return inner, axes[-1] == len(axes) - 1, apart, item
+def _copied_us(axes: Sequence[int], extents: Sequence[int], dtype: str, rates: Rates) -> float:
+    """A permuting copy of an array with these extents; of one that stays in order, a pass."""
+    elements = math.prod(extents)
+    found = walk(range(len(axes)), axes, extents, ITEM_BYTES[dtype])
+    if found is None:
+        return rates.pass_us(2.0 * ITEM_BYTES[dtype] * elements)
+    return walked_us(rates, elements, found, dtype)
 
 
 def threaded_us(

@@ -152,7 +152,7 @@ def _copies_us(network: Network, pair: Pair, shared: Terms, kept: Terms, rates: 
             if not _stands_in_blocks(wire, shared, kept):
                 item, run = _item_bytes(network), network.sizes[wire[-1]]
                 moved = 2.0 * item * network.count(network.terms[operand])
-                total += rates.step_us + rates.permute_us(moved, run, True, item=item)
+                total += rates.step_us + rates.gather_us(moved, run, item)
     return total
 
 

@@ -12,14 +12,18 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import product as choices
+from itertools import takewhile
 from typing import NamedTuple
 
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import form_of_product, led, readable
 from tncompiler.ir.program import Contract, Labels
+from tncompiler.planning.copies import Walk, halfway, walk
 from tncompiler.planning.rates import Rates
 
 _SMALL = 2  # times as large must the other operand be for one to be copied only to be turned over
+_LONG_COPY_US = 50.0  # of a copy, below which two are not thought of
+_TWICE = 0.8  # of the time of one copy, that two have to stay below
 _FEW = 4  # terms; the fewest of a product that BLAS was measured with
 
 
@@ -57,7 +61,7 @@ class Ways:
         self.rates = rates
         self._found: dict[tuple[Contract, tuple[int, ...], str], tuple[Way, ...]] = {}
         self._products: dict[tuple[int, int, int, int, str, str], float] = {}
-        self._copies: dict[tuple[int, int, bool, int, str], float] = {}
+        self._copies: dict[tuple[int, Walk, str], float] = {}
 
     def best(self, op: Contract, sizes: tuple[int, ...], dtype: str) -> Way:
         """The fastest way; among equals the first. ``sizes``: by label, which count from 0."""
@@ -91,33 +95,40 @@ class Ways:
     def permute_us(
         self, source: Labels, order: Labels, sizes: tuple[int, ...], dtype: str
     ) -> float:
-        """Microseconds of a copy in another order; none if only axes of size 1 move."""
-        if 1 in sizes:
-            source = tuple([label for label in source if sizes[label] != 1])
-            order = tuple([label for label in order if sizes[label] != 1])
-        if source == order:
-            return 0.0
-        first, at = len(order) - 1, source.index(order[-1])
-        kept, apart = at == first, math.prod([sizes[label] for label in source[at + 1 :]])
-        while first and at and order[first - 1] == source[at - 1]:
-            first, at = first - 1, at - 1
-        run = math.prod([sizes[label] for label in order[first:]])
-        elements = math.prod([sizes[label] for label in order])
-        return self._copy_us(elements, run, kept, apart, dtype)
+        """Microseconds of copies into another order; none if only axes of size 1 move."""
+        return self.copies(source, order, sizes, dtype)[0]
 
-    def _copy_us(self, elements: int, run: int, kept: bool, apart: int, dtype: str) -> float:
-        """Microseconds of a permuting copy in runs of so many elements, with its start."""
-        key = (elements, run, kept, apart, dtype)
+    def copies(
+        self, source: Labels, order: Labels, sizes: tuple[int, ...], dtype: str
+    ) -> tuple[float, Labels | None]:
+        """The same, and the order in between where two copies take less than one."""
+        once = self._copy_us(source, order, sizes, dtype)
+        between = halfway(source, order) if once > _LONG_COPY_US else None
+        if between is not None:
+            twice = self._copy_us(source, between, sizes, dtype)
+            twice += self._copy_us(between, order, sizes, dtype)
+            if twice < _TWICE * once:
+                return twice, between
+        return once, None
+
+    def _copy_us(self, source: Labels, order: Labels, sizes: tuple[int, ...], dtype: str) -> float:
+        """Microseconds of one permuting copy, with its start."""
+        found = walk(source, order, sizes, ITEM_BYTES[dtype])
+        if found is None:
+            return 0.0
+        key = (math.prod([sizes[label] for label in order]), found, dtype)
         time = self._copies.get(key)
         if time is None:
-            item = ITEM_BYTES[dtype]
-            moved, distance = 2.0 * item * elements, float(item * apart)
-            time = self.rates.permute_us(moved, run, kept, distance, item)
-            time = self._copies[key] = self.rates.step_us + time
+            time = self._copies[key] = self.rates.step_us + walked_us(self.rates, *key)
         return time
 
 
 _KNOWN: dict[int, Ways] = {}
+
+
+def walked_us(rates: Rates, elements: int, how: Walk, dtype: str) -> float:
+    """Microseconds of a permuting copy of so many elements, without its start."""
+    return rates.permute_us(elements, how, ITEM_BYTES[dtype])
 
 
 def work_us(
@@ -189,14 +200,25 @@ class _Case:
             if as_it_is:
                 found.append(_Reading(own, (), m, 1, extent, 0.0))
             if small or not as_it_is:
-                for order in dict.fromkeys(((*lead, *m, *k), (*lead, *k, *m))):
+                for order in dict.fromkeys(_written(lead, m, k)):
                     time = self._permute_us(own, order)
                     if time or not as_it_is:
                         found.append(_Reading(order, (), m, 1, extent, time))
         if not lead and found[0].time_us:
             for outer, m, _ in led(own, free[0], k):
                 found.append(_Reading(own, outer, m, self._count(outer), self._count(m), 0.0))
+            found += self._stacked(own, free[0], k)
         return found
+
+    def _stacked(self, own: Labels, free: Labels, k: Labels) -> Iterator[_Reading]:
+        """Copies of an operand into a stack of matrices along the axes that the result begins with,
+        which then comes out as it is wanted."""
+        outer = tuple(takewhile(free.__contains__, self.op.output))
+        m = tuple([label for label in free if label not in outer])
+        if outer and m:
+            for order in ((*outer, *m, *k), (*outer, *k, *m)):
+                time = self._permute_us(own, order)
+                yield _Reading(order, outer, m, self._count(outer), self._count(m), time)
 
     def _products(
         self,
@@ -227,6 +249,14 @@ class _Case:
         if source == order:
             return 0.0
         return self.times.permute_us(source, order, self.sizes, self.dtype)
+
+
+def _written(lead: Labels, m: Labels, k: Labels) -> Iterator[Labels]:
+    """The orders in which an operand may be copied: a stack of matrices, or matrices whose rows
+    are apart, so that the copy may leave outer axes where they are."""
+    yield from ((*lead, *m, *k), (*lead, *k, *m))
+    if lead and m and k:
+        yield from ((*m, *lead, *k), (*k, *lead, *m))
 
 
 def _orders(members: Collection[int], *sources: Labels) -> tuple[Labels, ...]:

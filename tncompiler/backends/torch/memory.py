@@ -15,6 +15,8 @@ from torch import Tensor
 from tncompiler.backends.emitter import LARGE
 from tncompiler.backends.numpy.memory import memory
 
+_THIN = 32  # rows or columns, of which all lines that a row of the copy reads stay in the cache
+
 
 def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A new tensor on the CPU, of any content."""
@@ -66,7 +68,11 @@ def copied(x: Tensor) -> Tensor:
     """`x.contiguous()`."""
     if x.is_contiguous() or not _keeps(x.shape, x):
         return x.contiguous()
-    return fresh(x.shape, x.dtype).copy_(x)
+    out = fresh(x.shape, x.dtype)
+    if x.ndim == 2 and min(x.shape) <= _THIN:  # torch turns matrices over in squares, in one thread
+        out.unsqueeze(0).copy_(x.unsqueeze(0))
+        return out
+    return out.copy_(x)
 
 
 def _keeps(shape: Sequence[int], like: Tensor) -> bool:
