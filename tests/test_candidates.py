@@ -135,7 +135,7 @@ def test_an_operand_in_the_wrong_order_is_copied_first() -> None:
         return tree_cost(network, ((0, 1),), "time", RATES)
 
     assert time((0, 1, 2)) == time((2, 0, 1))
-    copied = RATES.step_us + RATES.permute_us(2 * 4 * 4 * 8 * 16, 8, True)
+    copied = RATES.step_us + RATES.gather_us(2 * 4 * 4 * 8 * 16, 8)
     assert time((0, 2, 1)) == pytest.approx(time((0, 1, 2)) + copied)
 
 

@@ -63,6 +63,11 @@ def test_runs_and_blocks_of_a_walk() -> None:
     assert loops((3, 2, 1, 0)) == (2, False, 6)
 
 
+def test_what_is_empty_is_not_walked() -> None:
+    assert walk((0, 1, 2), (2, 0, 1), (4, 0, 5), 4) is None
+    assert walk((0, 1, 2), (1, 0, 2), (4, 1, 5), 4) is None
+
+
 def test_halfway_brings_runs_together() -> None:
     assert halfway((0, 1, 2), (2, 0, 1)) == (0, 2, 1)
     assert halfway((0, 1, 2), (0, 2, 1)) is None  # that is the copy itself

@@ -43,6 +43,14 @@ def numpy_layer(**options: Any) -> NumpyFunction:
     return tnc.compile(layer(), framework="numpy", seed=0, plan=plan)  # type: ignore[no-any-return]
 
 
+def step_us(f: NumpyFunction, batch: int) -> float:
+    """Predicted microseconds of a training step."""
+    compilation = f.compilation
+    nominal = compilation.nominal({next(iter(compilation.free_symbols)): batch})
+    step = compilation.training(f._dtypes(), nominal, f._differentiable(None))
+    return sum(program_us(program, nominal, RATES) for program in (step.forward, step.backward))
+
+
 def data(batch: int = BATCH) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((batch, 16, 24)).astype("float32")
 
@@ -372,9 +380,10 @@ def test_the_error_names_the_smallest_limit_and_it_works(part: str) -> None:
         numpy_layer(memory_limit=least // 2).cost({"b": BATCH}, part=part)
 
 
-def test_a_limit_that_is_not_needed_changes_nothing() -> None:
+def test_a_limit_that_is_not_needed_costs_nothing() -> None:
+    """Under a limit more orders are looked at to the end; the step is as fast, or faster."""
     limited, free = numpy_layer(memory_limit=10**15), numpy_layer()
-    made, wanted = (f.program({"b": 64}, part="backward") for f in (limited, free))
-    assert made.to_text() == wanted.to_text()
+    made, wanted = (step_us(f, 64) for f in (limited, free))
+    assert made <= wanted
     program = limited.program({"b": 64})
     assert not any(isinstance(step.op, Loop) for step in program.steps)

@@ -48,13 +48,14 @@ def walk(
     sizes: Mapping[int, int] | Sequence[int],
     item: int,
 ) -> Walk | None:
-    """How the axes ``source``, outermost first, are copied in another order; None if in order.
+    """How the axes ``source``, outermost first, are copied in another order; None if in order, or
+    if there is nothing to copy.
 
     ``sizes``: by axis; axes of size 1 move for nothing. ``item``: bytes of an element.
     """
     source = [axis for axis in source if sizes[axis] != 1]
     order = [axis for axis in order if sizes[axis] != 1]
-    if source == order:
+    if source == order or any(sizes[axis] == 0 for axis in source):
         return None
     kept = order[-1] == source[-1]
     first = _loop(source, order, len(order))
