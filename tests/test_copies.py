@@ -1,5 +1,6 @@
 """Permuting copies: how they walk, where they stay near, and when two take less than one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
@@ -9,12 +10,17 @@ import pytest
 
 import tncompiler as tnc
 from tncompiler.ir.program import Permute
-from tncompiler.planning.copies import halfway, walk
+from tncompiler.planning.copies import Walk, halfway, loops_of, walk
 from tncompiler.planning.machine import Machine, load_machine
 from tncompiler.planning.rates import Library
 from tncompiler.planning.ways import Ways
 
 SIZES = (12, 20, 1, 15, 9)
+
+
+def walked(order: Sequence[int], sizes: Sequence[int], item: int = 4) -> Walk | None:
+    loops = loops_of(range(len(sizes)), order, sizes)
+    return None if loops is None else walk(loops, item)
 
 
 def fetched(order: tuple[int, ...], item: int, lines: int) -> int:
@@ -38,7 +44,7 @@ def fetched(order: tuple[int, ...], item: int, lines: int) -> int:
 def test_lines_are_fetched_again_as_a_cache_does(order: tuple[int, ...], item: int) -> None:
     """Against a cache played through, which forgets the line that was read longest ago."""
     order = (*order[:2], 2, *order[2:])  # an axis of size 1 changes nothing
-    found = walk(range(5), order, SIZES, item)
+    found = walked(order, SIZES, item)
     elements = int(np.prod(SIZES))
     once = elements * item // 64
     if found is None:
@@ -52,7 +58,7 @@ def test_lines_are_fetched_again_as_a_cache_does(order: tuple[int, ...], item: i
 
 def test_runs_and_blocks_of_a_walk() -> None:
     def loops(order: tuple[int, ...]) -> tuple[int, bool, int]:
-        found = walk(range(4), order, (2, 3, 5, 7), 4)
+        found = walked(order, (2, 3, 5, 7))
         assert found is not None
         return found.run, found.kept, found.block
 
@@ -64,8 +70,8 @@ def test_runs_and_blocks_of_a_walk() -> None:
 
 
 def test_what_is_empty_is_not_walked() -> None:
-    assert walk((0, 1, 2), (2, 0, 1), (4, 0, 5), 4) is None
-    assert walk((0, 1, 2), (1, 0, 2), (4, 1, 5), 4) is None
+    assert walked((2, 0, 1), (4, 0, 5)) is None
+    assert walked((1, 0, 2), (4, 1, 5)) is None
 
 
 def test_halfway_brings_runs_together() -> None:

@@ -31,10 +31,17 @@ class Again(NamedTuple):
     span: int
 
 
+class Loops(NamedTuple):
+    """The loops of a copy, outermost first: ``extents``, and how many elements apart in the source
+    each steps (``strides``). Axes that follow one another in source and result are one loop."""
+
+    extents: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
 class Walk(NamedTuple):
-    """``run``: elements of the innermost axes of the result that lie as in the source; ``kept``:
-    whether its last axis is the source's last too; ``block``: elements of the two innermost loops;
-    ``again``: lines that are fetched again."""
+    """``run``: elements of the innermost loop; ``kept``: whether they lie together in the source
+    too; ``block``: elements of the two innermost loops; ``again``: lines that are fetched again."""
 
     run: int
     kept: bool
@@ -42,59 +49,56 @@ class Walk(NamedTuple):
     again: tuple[Again, ...]
 
 
-def walk(
-    source: Sequence[int],
-    order: Sequence[int],
-    sizes: Mapping[int, int] | Sequence[int],
-    item: int,
-) -> Walk | None:
+def loops_of(
+    source: Sequence[int], order: Sequence[int], sizes: Mapping[int, int] | Sequence[int]
+) -> Loops | None:
     """How the axes ``source``, outermost first, are copied in another order; None if in order, or
     if there is nothing to copy.
 
-    ``sizes``: by axis; axes of size 1 move for nothing. ``item``: bytes of an element.
+    ``sizes``: by axis; axes of size 1 move for nothing.
     """
-    source = [axis for axis in source if sizes[axis] != 1]
-    order = [axis for axis in order if sizes[axis] != 1]
-    if source == order or any(sizes[axis] == 0 for axis in source):
-        return None
-    kept = order[-1] == source[-1]
-    first = _loop(source, order, len(order))
-    second = _loop(source, order, first)
-    run, block = (math.prod([sizes[axis] for axis in order[k:]]) for k in (first, second))
-    return Walk(run, kept, block, _fetched_again(source, order, sizes, item))
-
-
-def _loop(source: Sequence[int], order: Sequence[int], end: int) -> int:
-    """Where in the result's axes the loop begins that ends before ``end``: axes that follow one
-    another in the source are one."""
-    first = max(end - 1, 0)
-    while first and source.index(order[first]) == source.index(order[first - 1]) + 1:
-        first -= 1
-    return first
-
-
-def _fetched_again(
-    source: Sequence[int], order: Sequence[int], sizes: Mapping[int, int] | Sequence[int], item: int
-) -> tuple[Again, ...]:
-    """For each axis along which a line holds neighbours, from the innermost of the result on."""
-    strides, stride = {}, item
+    strides, stride = {}, 1
     for axis in reversed(source):
         strides[axis] = stride
         stride *= sizes[axis]
+    extents: list[int] = []
+    apart: list[int] = []
+    for axis in order:
+        size, stride = sizes[axis], strides[axis]
+        if size == 1:
+            continue
+        if apart and apart[-1] == size * stride:
+            extents[-1] *= size
+            apart[-1] = stride
+        else:
+            extents.append(size)
+            apart.append(stride)
+    if len(extents) < 2 or 0 in extents:
+        return None
+    return Loops(tuple(extents), tuple(apart))
+
+
+def walk(loops: Loops, item: int) -> Walk:
+    """What a copy in these loops does; ``item``: bytes of an element.
+
+    Lines are fetched again along each loop that steps within a line, unless what is inside of it is
+    little.
+    """
     found = []
     before, lines, span, apart = 1.0, 1.0, _LINE, _MOST_APART  # of what is inside
-    for axis in reversed(order):
-        stride, size = strides[axis], sizes[axis]
-        if stride < _LINE:
-            neighbours = min(size, _LINE / stride)
+    for size, stride in zip(reversed(loops.extents), reversed(loops.strides), strict=True):
+        step = stride * item
+        if step < _LINE:
+            neighbours = min(size, _LINE / step)
             if lines > _WAYS:
                 taken = min(span, int(lines * max(apart, _LINE)))
                 found.append(Again((neighbours - 1) / (before * neighbours), taken))
             before *= neighbours
-        lines *= max(1.0, size * min(stride, _LINE) / _LINE)
-        span += (size - 1) * stride
-        apart = math.gcd(apart, stride)
-    return tuple(found)
+        lines *= max(1.0, size * min(step, _LINE) / _LINE)
+        span += (size - 1) * step
+        apart = math.gcd(apart, step)
+    run, kept = loops.extents[-1], loops.strides[-1] == 1
+    return Walk(run, kept, run * loops.extents[-2], tuple(found))
 
 
 def halfway(source: Order, order: Order) -> Order | None:

@@ -34,7 +34,7 @@ from tncompiler.ir.program import (
 from tncompiler.ir.sizes import Binding, evaluate
 from tncompiler.planning.convolutions import ConvolutionWay, convolution_ways
 from tncompiler.planning.layout_groups import Group, joined_groups, own_order
-from tncompiler.planning.ways import Way, Ways
+from tncompiler.planning.ways import LONG_COPY_US, Way, Ways
 
 _SWEEPS = 3  # through the program, at most
 _TRIED = 6  # orders of one value, those of the fastest ways
@@ -222,7 +222,7 @@ class _Layout:
         """Give a value its best order, all others staying; whether it changed."""
         identity = tuple(range(len(self.values[name].shape)))
         best, least = identity, sum(map(self._us, self._touching(name)))
-        for order in self._candidates(self.steps[name]):
+        for order in dict.fromkeys(self._candidates(self.steps[name])):
             cost = math.inf if order == identity else self._cost(name, order)
             if cost < 0.999 * least:
                 best, least = order, cost
@@ -291,15 +291,15 @@ class _Layout:
                     yield tuple([op.output.index(label) for label in order])
 
     def _wanted(self, reading: Step, name: str) -> Labels | None:
-        """The order of its axes to which a step would copy an operand; None if as it is."""
+        """The order of its axes to which a step would copy an operand, if that takes long."""
         op, operands = reading.op, self._operands(reading, {})
         sizes = self.costs.product_sizes(reading, operands)
         if sizes is None or not isinstance(op, Contract):
             return None
         way = self.costs.ways.best(op, sizes, reading.out.dtype)
         side = reading.operands.index(name)
-        order = (way.a, way.b)[side]
-        if order == op.inputs[side]:
+        order, own = (way.a, way.b)[side], op.inputs[side]
+        if self.costs.ways.permute_us(own, order, sizes, reading.out.dtype) < LONG_COPY_US:
             return None
         return tuple([op.inputs[side].index(label) for label in order])
 

@@ -29,10 +29,10 @@ from tncompiler.ir.program import (
     operand_values,
 )
 from tncompiler.ir.sizes import Size, evaluate, volume
-from tncompiler.planning.copies import walk
+from tncompiler.planning.copies import loops_of
 from tncompiler.planning.memory import is_view, made_bytes, read_values, within
 from tncompiler.planning.rates import PART_US, Rates
-from tncompiler.planning.ways import walked_us, work_us
+from tncompiler.planning.ways import copied_us, work_us
 from tncompiler.planning.windows import convolution_us
 
 Sizes = Mapping[sympy.Symbol, int]
@@ -153,7 +153,7 @@ def _work_us(step: Step, operands: tuple[Value, ...], sizes: Sizes, rates: Rates
         return max(traffic, rates.gather_us(moved, _sweep(op, numbers)))
     if isinstance(op, Permute):
         extents = [evaluate(size, sizes) for size in operands[0].shape]
-        return _copied_us(op.axes, extents, step.out.dtype, rates)
+        return _permuted_us(op.axes, extents, step.out.dtype, rates)
     if isinstance(op, Concat):
         return traffic + PART_US * len(operands)
     if isinstance(op, Map):
@@ -172,7 +172,7 @@ def _askew_us(op: Map, operands: tuple[Value, ...], sizes: Sizes, rates: Rates) 
         if wires != tuple(sorted(wires)) and len(set(wires)) == len(wires):
             order = tuple(wires.index(label) for label in sorted(wires))
             extents = [evaluate(size, sizes) for size in value.shape]
-            total += _SKEWED * _copied_us(order, extents, value.dtype, rates)
+            total += _SKEWED * _permuted_us(order, extents, value.dtype, rates)
     return total
 
 
@@ -216,7 +216,7 @@ def copy_us(program: Program, name: str, sizes: Sizes, rates: Rates) -> float:
     """Predicted microseconds to copy a value to where it lies in order: a permuting copy, where it
     is a permuted view."""
     source, axes = _memory_of(program, name)
-    return _copied_us(axes, [evaluate(size, sizes) for size in source.shape], source.dtype, rates)
+    return _permuted_us(axes, [evaluate(size, sizes) for size in source.shape], source.dtype, rates)
 
 
 def _memory_of(program: Program, name: str) -> tuple[Value, tuple[int, ...]]:
@@ -255,13 +255,12 @@ def _bytes(value: Value, sizes: Sizes) -> int:
     return ITEM_BYTES[value.dtype] * volume(value.shape, sizes)
 
 
-def _copied_us(axes: Sequence[int], extents: Sequence[int], dtype: str, rates: Rates) -> float:
+def _permuted_us(axes: Sequence[int], extents: Sequence[int], dtype: str, rates: Rates) -> float:
     """A permuting copy of an array with these extents; of one that stays in order, a pass."""
-    elements = math.prod(extents)
-    found = walk(range(len(axes)), axes, extents, ITEM_BYTES[dtype])
-    if found is None:
-        return rates.pass_us(2.0 * ITEM_BYTES[dtype] * elements)
-    return walked_us(rates, elements, found, dtype)
+    loops = loops_of(range(len(axes)), axes, extents)
+    if loops is None:
+        return rates.pass_us(2.0 * ITEM_BYTES[dtype] * math.prod(extents))
+    return copied_us(rates, loops, dtype)
 
 
 def threaded_us(

@@ -13,17 +13,19 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import product as choices
 from itertools import takewhile
+from operator import itemgetter
 from typing import NamedTuple
 
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import form_of_product, led, readable
 from tncompiler.ir.program import Contract, Labels
-from tncompiler.planning.copies import Walk, halfway, walk
+from tncompiler.planning.copies import Loops, halfway, loops_of, walk
 from tncompiler.planning.rates import Rates
 
 _SMALL = 2  # times as large must the other operand be for one to be copied only to be turned over
-_LONG_COPY_US = 50.0  # of a copy, below which two are not thought of
+LONG_COPY_US = 50.0  # of a copy, below which no other way is looked for
 _TWICE = 0.8  # of the time of one copy, that two have to stay below
+_WORTH = 1.5  # times the time of a way may copies alone take, for another one to be looked at
 _FEW = 4  # terms; the fewest of a product that BLAS was measured with
 
 
@@ -40,6 +42,7 @@ class Way(NamedTuple):  # made by the hundred: half the time of a frozen datacla
     out: Labels
 
 
+Copies = tuple[float, Labels | None]  # the microseconds of one or two, and the order in between
 _TABLES = 4  # of rates, whose answers are remembered at a time
 _ANSWERS = 50_000  # that are remembered of one table: some 30 MB
 
@@ -61,7 +64,8 @@ class Ways:
         self.rates = rates
         self._found: dict[tuple[Contract, tuple[int, ...], str], tuple[Way, ...]] = {}
         self._products: dict[tuple[int, int, int, int, str, str], float] = {}
-        self._copies: dict[tuple[int, Walk, str], float] = {}
+        self._walks: dict[tuple[Loops, str], float] = {}
+        self._copies: dict[tuple[Labels, Labels, tuple[int, ...], str], Copies] = {}
 
     def best(self, op: Contract, sizes: tuple[int, ...], dtype: str) -> Way:
         """The fastest way; among equals the first. ``sizes``: by label, which count from 0."""
@@ -98,12 +102,18 @@ class Ways:
         """Microseconds of copies into another order; none if only axes of size 1 move."""
         return self.copies(source, order, sizes, dtype)[0]
 
-    def copies(
-        self, source: Labels, order: Labels, sizes: tuple[int, ...], dtype: str
-    ) -> tuple[float, Labels | None]:
+    def copies(self, source: Labels, order: Labels, sizes: tuple[int, ...], dtype: str) -> Copies:
         """The same, and the order in between where two copies take less than one."""
+        key = (source, order, sizes, dtype)
+        found = self._copies.get(key)
+        if found is None:
+            found = self._copies[key] = self._fewest(*key)
+        return found
+
+    def _fewest(self, source: Labels, order: Labels, sizes: tuple[int, ...], dtype: str) -> Copies:
+        """One copy or two."""
         once = self._copy_us(source, order, sizes, dtype)
-        between = halfway(source, order) if once > _LONG_COPY_US else None
+        between = halfway(source, order) if once > LONG_COPY_US else None
         if between is not None:
             twice = self._copy_us(source, between, sizes, dtype)
             twice += self._copy_us(between, order, sizes, dtype)
@@ -113,22 +123,23 @@ class Ways:
 
     def _copy_us(self, source: Labels, order: Labels, sizes: tuple[int, ...], dtype: str) -> float:
         """Microseconds of one permuting copy, with its start."""
-        found = walk(source, order, sizes, ITEM_BYTES[dtype])
-        if found is None:
+        loops = loops_of(source, order, sizes)
+        if loops is None:
             return 0.0
-        key = (math.prod([sizes[label] for label in order]), found, dtype)
-        time = self._copies.get(key)
+        time = self._walks.get((loops, dtype))
         if time is None:
-            time = self._copies[key] = self.rates.step_us + walked_us(self.rates, *key)
+            time = self.rates.step_us + copied_us(self.rates, loops, dtype)
+            self._walks[loops, dtype] = time
         return time
 
 
 _KNOWN: dict[int, Ways] = {}
 
 
-def walked_us(rates: Rates, elements: int, how: Walk, dtype: str) -> float:
-    """Microseconds of a permuting copy of so many elements, without its start."""
-    return rates.permute_us(elements, how, ITEM_BYTES[dtype])
+def copied_us(rates: Rates, loops: Loops, dtype: str) -> float:
+    """Microseconds of a permuting copy, without its start."""
+    item = ITEM_BYTES[dtype]
+    return rates.permute_us(math.prod(loops.extents), walk(loops, item), item)
 
 
 def work_us(
@@ -177,13 +188,18 @@ class _Case:
         leads = _orders(batch, a, b, self.op.output)
         own_a, own_b = self._free(a, on_b), self._free(b, set(a))
         size_a, size_b = self._count(a), self._count(b)
+        least = math.inf
         for lead, k in choices(leads, _orders(summed, a, b)):
             for first, second in choices(
                 self._readings(a, own_a, lead, k, _SMALL * size_a <= size_b),
                 self._readings(b, own_b, lead, k, _SMALL * size_b <= size_a),
             ):
-                if not (first.outer and second.outer):
-                    yield from self._products(lead, k, counts, first, second)
+                if first.outer and second.outer:
+                    continue
+                if first.time_us + second.time_us <= _WORTH * least:
+                    for way in self._products(lead, k, counts, first, second):
+                        least = min(least, way.time_us)
+                        yield way
 
     def _free(self, own: Labels, other: Collection[int]) -> tuple[Labels, ...]:
         """The labels that an operand has alone, in the orders worth a look; its own comes first."""
@@ -200,19 +216,30 @@ class _Case:
             if as_it_is:
                 found.append(_Reading(own, (), m, 1, extent, 0.0))
             if small or not as_it_is:
-                for order in dict.fromkeys(_written(lead, m, k)):
-                    time = self._permute_us(own, order)
-                    if time or not as_it_is:
-                        found.append(_Reading(order, (), m, 1, extent, time))
+                found += self._copied(own, lead, m, k, extent, as_it_is)
         if not lead and found[0].time_us:
             for outer, m, _ in led(own, free[0], k):
                 found.append(_Reading(own, outer, m, self._count(outer), self._count(m), 0.0))
-            found += self._stacked(own, free[0], k)
+            if found[0].time_us > LONG_COPY_US:
+                found += self._stacked(own, free[0], k)
         return found
+
+    def _copied(
+        self, own: Labels, lead: Labels, m: Labels, k: Labels, extent: int, as_it_is: bool
+    ) -> Iterator[_Reading]:
+        """An operand copied into a stack of matrices, either way round; where that takes long also
+        into matrices whose rows lie apart, so that outer axes may stay where they are."""
+        for order, near in (((*lead, *m, *k), (*m, *lead, *k)), ((*lead, *k, *m), (*k, *lead, *m))):
+            time = self._permute_us(own, order)
+            if lead and m and k and time > LONG_COPY_US:
+                least = self._permute_us(own, near)
+                time, order = min((time, order), (least, near), key=itemgetter(0))
+            if time or not as_it_is:
+                yield _Reading(order, (), m, 1, extent, time)
 
     def _stacked(self, own: Labels, free: Labels, k: Labels) -> Iterator[_Reading]:
         """Copies of an operand into a stack of matrices along the axes that the result begins with,
-        which then comes out as it is wanted."""
+        where its other axes come after those of the other operand: it comes out as it is wanted."""
         outer = tuple(takewhile(free.__contains__, self.op.output))
         m = tuple([label for label in free if label not in outer])
         if outer and m:
@@ -249,14 +276,6 @@ class _Case:
         if source == order:
             return 0.0
         return self.times.permute_us(source, order, self.sizes, self.dtype)
-
-
-def _written(lead: Labels, m: Labels, k: Labels) -> Iterator[Labels]:
-    """The orders in which an operand may be copied: a stack of matrices, or matrices whose rows
-    are apart, so that the copy may leave outer axes where they are."""
-    yield from ((*lead, *m, *k), (*lead, *k, *m))
-    if lead and m and k:
-        yield from ((*m, *lead, *k), (*k, *lead, *m))
 
 
 def _orders(members: Collection[int], *sources: Labels) -> tuple[Labels, ...]:
