@@ -52,7 +52,7 @@ def test_a_rehearsal_takes_the_time_of_the_compiled_program(pairs: Any) -> None:
     wrt = ("x", "G1", "G2")
     joint = compilation.joint(dtypes, {}, wrt)
     assert rehearsal(wrt).time_us(pairs, WAYS) == pytest.approx(
-        program_us(joint, {}, RATES), rel=0.05
+        program_us(joint, {}, RATES), rel=0.06
     )
 
 

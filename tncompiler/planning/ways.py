@@ -23,7 +23,7 @@ from tncompiler.planning.copies import Loops, halfway, loops_of, walk
 from tncompiler.planning.rates import Rates
 
 _SMALL = 2  # times as large must the other operand be for one to be copied only to be turned over
-LONG_COPY_US = 50.0  # of a copy, below which no other way is looked for
+LONG_COPY_US = 20.0  # of a copy, below which no other way is looked for
 _TWICE = 0.8  # of the time of one copy, that two have to stay below
 _WORTH = 1.5  # times the time of a way may copies alone take, for another one to be looked at
 _FEW = 4  # terms; the fewest of a product that BLAS was measured with
