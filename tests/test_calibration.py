@@ -153,6 +153,7 @@ def test_calibrate_returns_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         made = tnc.calibrate(progress=False)
         assert tnc.PlanOptions().machine is made
         assert Machine.from_json(made.to_json()) == made
+        assert all(1.0 < rates.training_us < 1e5 for rates in made.libraries.values())
     finally:
         set_default_machine(None)
 
@@ -184,11 +185,13 @@ def test_what_has_threads_is_measured_with_one_as_well(monkeypatch: pytest.Monke
         return quiet_times() | {"step": float(library.now)}
 
     monkeypatch.setattr(calibration, "measure_times", measured)
+    monkeypatch.setattr(calibration, "_training_us", lambda name, clock: 90.0)
     machine = tnc.calibrate(default=False, progress=False)
     assert counts == [1, 2, 1, 2]
     for rates in machine.libraries.values():
         assert (rates.threads, rates.step_us) == (2, 2.0)
         assert (rates.one_thread.threads, rates.one_thread.step_us) == (1, 1.0)
+        assert rates.training_us == rates.one_thread.training_us == 90.0
     again = Machine.from_json(machine.to_json())
     assert again == machine and again.digest == machine.digest
 

@@ -232,9 +232,9 @@ def test_the_faster_backend() -> None:
     """By predicted time with entry: once for a call, twice for a training step."""
     expr = tnc.input("a", I, J) @ tnc.input("b", J, K)
 
-    def faster(entry: float, wrt: tuple[str, ...] = ()) -> str:
+    def faster(entry: float, wrt: tuple[str, ...] = (), training: float = 0.0) -> str:
         rates = load_machine("reference").libraries["numpy"]
-        numpy = replace(rates, step_us=10.0, call_us=entry)  # type: ignore[type-var]
+        numpy = replace(rates, step_us=10.0, call_us=entry, training_us=training)  # type: ignore[type-var]
         torch = replace(rates, step_us=100.0, call_us=1e-3)  # type: ignore[type-var]
         machine = Machine("m", {"numpy": numpy, "torch": torch})
         compilation = Compilation(expr, None, {}, PlanOptions(machine=machine, search="greedy"))
@@ -247,6 +247,8 @@ def test_the_faster_backend() -> None:
     assert faster(80.0) == "numpy"
     assert faster(100.0) == "torch"  # 10 + 10 + 100 against 100 + 10
     assert faster(100.0, ("a", "b")) == "numpy"  # three products, two entries
+    assert faster(100.0, ("a", "b"), training=140.0) == "torch"  # where training takes longer
+    assert faster(80.0, training=140.0) == "numpy"
 
 
 def test_a_program_beyond_floating_point_takes_for_ever() -> None:

@@ -11,6 +11,7 @@ import itertools
 import math
 import operator
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,10 +39,11 @@ _ROW = 64  # of their rows
 _BLOCKS = (-1, 4, 4, 4, 8)  # the shape of an array copied with its middle axes turned round
 _MAPPED = 2**16  # elements of a measured map
 _FRESH = 2**26  # bytes of a measured result in new memory
+_STEPS = 51  # whose median is taken
 _QUIET_S = 0.05  # after which threads that looked for work have gone to sleep
 _POOL = 2**25  # elements that copied arrays are cut out of
 _OPERANDS = 2**21  # and operands of products
-# entering NumPy from a torch module and coming back, which is torch's own and measured apart
+# entering NumPy from a torch module and coming back, which is torch's own, without gradients
 CALL_US = {"numpy": 35.0, "torch": 40.0}
 # oneDNN's convolutions on the reference machine: 0.4 to 0.6 of a product as torch calls it
 CONVOLUTIONS = {"numpy": 0.0, "torch": 0.5}
@@ -94,11 +96,34 @@ def _measured(name: str, *, progress: bool, clock: Clock) -> Library:
 
     threads = library.threads()
     if threads == 1:
-        return table()
+        return replace(table(), training_us=_training_us(name, clock))
     with library.one_thread():
         time.sleep(_QUIET_S)
         alone = table()
-    return replace(table(), threads=threads, alone=alone)
+    found, training_us = table(), _training_us(name, clock)
+    alone = replace(alone, training_us=training_us)
+    return replace(found, threads=threads, alone=alone, training_us=training_us)
+
+
+def _training_us(backend: str, clock: Clock) -> float:
+    """Microseconds to get in and out of each of the two programs of a training step, where a large
+    product has just used the caches."""
+    import torch
+
+    import tncompiler as tnc
+
+    i, j, k = (tnc.Index(name, 2) for name in "ijk")
+    product = tnc.contract(tnc.input("x", i, j), tnc.param("w", j, k), out=(i, k))
+    module = tnc.compile(product, backend=backend)
+    x, cotangent = torch.zeros(2, 2, requires_grad=True), torch.zeros(2, 2)
+    large = torch.zeros(1024, 1024)
+    times = []
+    for _ in range(_STEPS):
+        large @ large
+        start = clock()
+        module(x).backward(cotangent)
+        times.append(clock() - start)
+    return _round(statistics.median(times) * 1e6 / 2)
 
 
 def measure_times(

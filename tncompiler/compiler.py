@@ -260,7 +260,8 @@ class Compilation(Training):
         else:
             programs = (program or self.inference(dtypes, nominal).fitted.program,)
         rates = self._rates_in(backend)
-        entering = len(programs) * rates.call_us
+        trains = bool(wrt) and self.library == "torch"
+        entering = len(programs) * ((trains and rates.training_us) or rates.call_us)
         if backend != self.library:
             entering += HOP_US * sum(len(p.arguments) + len(p.outputs) for p in programs)
         if backend == "numpy" and self.tiles:

@@ -51,6 +51,8 @@ class Library:
     where it is; ``transposes``: of one that brings another axis of RUNS elements innermost.
     ``spans``: of one that does so over SPANS bytes; in proportion to ``transposes``, if not there.
     ``block_us``: to start the two innermost loops of a copy once more than in ``gathers``.
+    ``training_us``: ``call_us`` of each program of a torch module's training step, where caches
+    hold other work; the same as ``call_us``, if 0.
     ``fresh``: bytes per microsecond of getting memory for a result beyond FRESH_BYTES.
     ``functions``: elements per microsecond of a transcendental function.
     ``step_us``: to start an operation; ``call_us``: to get in and out of the library for a whole
@@ -72,6 +74,7 @@ class Library:
     alone: Library | None = None
     spans: tuple[float, ...] = ()
     block_us: float = 0.0
+    training_us: float = 0.0
     _logs: dict[str, list[list[list[float]]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -84,8 +87,9 @@ class Library:
         _check("transposes", self.transposes, len(RUNS))
         _check("spans", self.spans, len(SPANS) if self.spans else 0)
         _check("fresh, functions and step_us", (self.fresh, self.functions, self.step_us), 3)
-        may_be_none = (self.call_us, self.convolutions, self.block_us)
-        _check("call_us, convolutions and block_us", [us or 1.0 for us in may_be_none], 3)
+        may_be_none = (self.call_us, self.convolutions, self.block_us, self.training_us)
+        names = "call_us, convolutions, block_us and training_us"
+        _check(names, [us or 1.0 for us in may_be_none], 4)
         _check("threads", (self.threads,), 1)
 
     @property
@@ -173,6 +177,7 @@ class Accelerator:
     units: int
     step_us: float
     call_us: float = 0.0
+    training_us: float = 0.0
     tile: int = 64
     convolutions: float = 0.0  # kernels are generated tap by tap
     threads = 1
