@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +13,15 @@ from tncompiler.backends.torch.emit import LONG_SUM, NARROW, ONE_TILE
 from tncompiler.backends.torch.tracing import is_exporting
 from tncompiler.ir.functions.random import scramble as scramble  # for generated code
 
+Multiply = Callable[[Tensor, Tensor], Tensor]
+Add = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 _MOST_AXES = 12  # that the library behind some of torch's functions takes
 _LEAST_EXP = {torch.float32: -87.336, torch.float64: -708.396}  # of which exp is a normal number
 _BLOCKS, _BLOCK = 16, 4096  # at least so many blocks, and of about so many terms
+# so many blocks of LONG_SUM terms and fewer are added up one after another
+_IN_TURN, _STACKS_IN_TURN = 2, 4
+_HALVES = (torch.float16, torch.bfloat16)
 _PROGRAMS = 128  # at a time on a large GPU
 
 
@@ -57,6 +63,8 @@ def long_mm(a: Tensor, b: Tensor) -> Tensor:
     (rows, length), columns = a.shape, b.shape[1]
     if rows == columns == 1:  # a fifth of the time, and sums go in pairs
         return (a.reshape(length) * b.reshape(length)).sum().reshape(1, 1)
+    if _is_short(a, _IN_TURN):
+        return _in_turn(torch.mm, torch.addmm, a, b)
     blocks, block, cut = _cut(length)
     left = a[:, :cut].reshape(rows, blocks, block).transpose(0, 1)
     total = torch.bmm(left, b[:cut].reshape(blocks, block, columns)).sum(0)
@@ -74,12 +82,33 @@ def long_bmm(a: Tensor, b: Tensor) -> Tensor:
     (batch, rows, length), columns = a.shape, b.shape[2]
     if rows == columns == 1:
         return (a.reshape(batch, length) * b.reshape(batch, length)).sum(1).reshape(batch, 1, 1)
+    if _is_short(a, _STACKS_IN_TURN):  # of which the other way would copy the first matrices
+        return _in_turn(torch.bmm, torch.baddbmm, a, b)
     blocks, block, cut = _cut(length)
     left = a[:, :, :cut].reshape(batch, rows, blocks, block).transpose(1, 2)
     right = b[:, :cut].reshape(batch * blocks, block, columns)
     parts = torch.bmm(left.reshape(batch * blocks, rows, block), right)
     total = parts.reshape(batch, blocks, rows, columns).sum(1)
     return total if cut == length else total + torch.bmm(a[:, :, cut:], b[:, cut:])
+
+
+def _is_short(a: Tensor, blocks: int) -> bool:
+    """Whether so many blocks of LONG_SUM terms, added up one after another, are the whole sum, and
+    rounding what is added up so far costs nothing; a traced program would know one length only."""
+    if torch.compiler.is_compiling():
+        return False
+    return a.shape[-1] <= blocks * LONG_SUM and a.is_cpu and a.dtype not in _HALVES
+
+
+def _in_turn(multiply: Multiply, add: Add, a: Tensor, b: Tensor) -> Tensor:
+    """A product by blocks of its sum, each added to those before."""
+    length = a.shape[-1]
+    block = math.ceil(length / math.ceil(length / LONG_SUM))
+    total = multiply(a[..., :block], b[..., :block, :])
+    for start in range(block, length, block):
+        stop = start + block
+        total = add(total, a[..., start:stop], b[..., start:stop, :])
+    return total
 
 
 def gelu_gate(ct: Tensor, x: Tensor) -> Tensor:
