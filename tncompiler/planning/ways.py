@@ -29,6 +29,10 @@ _WORTH = 1.5  # times the time of a way may copies alone take, for another one t
 _FEW = 4  # terms; the fewest of a product that BLAS was measured with
 
 
+# products of more terms, with a side of less, are split: how many operations more that is
+_LONG_SUM, _NARROW, _SPLIT_STEPS = 512, 12, 4
+
+
 class Way(NamedTuple):  # made by the hundred: half the time of a frozen dataclass
     """How a product is computed: ``time_us``, what the operands are permuted to, and the result.
 
@@ -150,6 +154,10 @@ def work_us(
     NumPy has a slow loop for one term, so that the code makes it two; see `numpy/runtime.py`.
     """
     time = rates.product_us(lead, rows, columns, k, dtype, form)
+    if k > _LONG_SUM and min(rows, columns) < _NARROW:  # backends add it up by blocks
+        time += _SPLIT_STEPS * rates.step_us
+        if lead > 1:  # and copy the smaller operand, which lies in rows of the whole sum
+            time += rates.pass_us(2.0 * ITEM_BYTES[dtype] * lead * k * min(rows, columns))
     return min(time, rates.product_us(lead, rows, columns, _FEW, dtype)) if k == 1 else time
 
 
