@@ -153,12 +153,14 @@ def _matmul(
     if rows_first == columns_first and lead and not form.n:  # either way round is the same
         swapped = emitter.vectors_in_rows
     a_lead, b_lead = (lead if form.batch or form.outer_on == side else () for side in (0, 1))
-    a = _block(emitter, operands[0], op.inputs[0], form.a_order, (a_lead, form.m, form.k), sizes)
-    b = _block(emitter, operands[1], op.inputs[1], form.b_order, (b_lead, form.k, form.n), sizes)
+    first = (operands[0], op.inputs[0], form.a_order, (a_lead, form.m, form.k))
+    second = (operands[1], op.inputs[1], form.b_order, (b_lead, form.k, form.n))
     rows, columns = (form.n, form.m) if swapped else (form.m, form.n)
     if swapped:
-        a, b = _swapped(emitter, b, bool(b_lead)), _swapped(emitter, a, bool(a_lead))
+        a, b = (_turned(emitter, *side, sizes) for side in (second, first))
         a_lead, b_lead = b_lead, a_lead
+    else:
+        a, b = (_block(emitter, *side, sizes) for side in (first, second))
     length = count([sizes[label] for label in form.k], math.inf)
     least = [count([sizes[label] for label in group], 1) for group in (rows, columns)]
     long_k = is_inexact(step.out.dtype) and emitter.is_long(length, *least)
@@ -185,6 +187,25 @@ def _matmul(
     emitter.assign(step, text, _matmul_comment(form, names, swapped))
 
 
+def _turned(
+    emitter: Emitter,
+    value: Value,
+    labels: Labels,
+    order: Labels,
+    parts: tuple[Labels, Labels, Labels],
+    sizes: dict[int, Size],
+) -> str:
+    """The operand as (lead, columns, rows).
+
+    A vector is written as it is wanted, not as a transposed view: torch takes products with such
+    views one by one.
+    """
+    lead, rows, columns = parts
+    if not (rows and columns):
+        return _block(emitter, value, labels, order, (lead, columns, rows), sizes)
+    return _swapped(emitter, _block(emitter, value, labels, order, parts, sizes), bool(lead))
+
+
 def _swapped(emitter: Emitter, text: str, batched: bool) -> str:
     """The transposed matrix; twice transposed is as it was."""
     suffixes = [emitter.swap("", batched), *([emitter.permute("", (0, 2, 1))] if batched else [])]
@@ -208,7 +229,11 @@ def _block(
         text = emitter.permute(text, [labels.index(label) for label in order])
     lead, *matrix = parts
     wanted = [lead, *matrix] if lead else matrix
-    stored = sorted(wanted, key=lambda g: order.index(g[0]) if g else len(order))
+    stored = sorted((g for g in wanted if g), key=lambda g: order.index(g[0]))
+    if stored == [g for g in wanted if g]:
+        stored = wanted
+    else:
+        stored += [g for g in wanted if not g]
     if [len(group) for group in stored] != [1] * len(order) or len(stored) != len(order):
         text = emitter.reshape(text, emitter.dims([[sizes[k] for k in group] for group in stored]))
     moved = [next(i for i, g in enumerate(stored) if g is group) for group in wanted]
