@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 from tncompiler.backends.numpy.products import multiply_alone
 from tncompiler.backends.numpy.threads import blas_threads
+from tncompiler.ir.algebra import contract
 from tncompiler.ir.errors import PlanError
+from tncompiler.ir.index import Index
 from tncompiler.ir.origin import call_site
 from tncompiler.planning.machine import Machine, set_default_machine
 from tncompiler.planning.rates import EXTENTS, PASSES, ROWS, RUNS, SPANS, Library
@@ -110,11 +112,11 @@ def _training_us(backend: str, clock: Clock) -> float:
     product has just used the caches."""
     import torch
 
-    import tncompiler as tnc
+    from tncompiler import api, dsl
 
-    i, j, k = (tnc.Index(name, 2) for name in "ijk")
-    product = tnc.contract(tnc.input("x", i, j), tnc.param("w", j, k), out=(i, k))
-    module = tnc.compile(product, backend=backend)
+    i, j, k = (Index(name, 2) for name in "ijk")
+    product = contract(dsl.input("x", i, j), dsl.param("w", j, k), out=(i, k))
+    module = api.compile(product, backend=backend)
     x, cotangent = torch.zeros(2, 2, requires_grad=True), torch.zeros(2, 2)
     large = torch.zeros(1024, 1024)
     times = []
