@@ -18,6 +18,8 @@ from tncompiler.ir.sizes import Size
 if TYPE_CHECKING:
     from tncompiler.backends.emitter import Emitter
 
+# an operand of a product: its labels, the order in which it is read, and (lead, rows, columns)
+Side = tuple[Value, Labels, Labels, tuple[Labels, Labels, Labels]]
 # the size that decides about forms where only a call brings one
 _NOMINAL = 128
 
@@ -157,10 +159,10 @@ def _matmul(
     second = (operands[1], op.inputs[1], form.b_order, (b_lead, form.k, form.n))
     rows, columns = (form.n, form.m) if swapped else (form.m, form.n)
     if swapped:
-        a, b = (_turned(emitter, *side, sizes) for side in (second, first))
+        a, b = (_turned(emitter, side, sizes) for side in (second, first))
         a_lead, b_lead = b_lead, a_lead
     else:
-        a, b = (_block(emitter, *side, sizes) for side in (first, second))
+        a, b = (_block(emitter, side, sizes) for side in (first, second))
     length = count([sizes[label] for label in form.k], math.inf)
     least = [count([sizes[label] for label in group], 1) for group in (rows, columns)]
     long_k = is_inexact(step.out.dtype) and emitter.is_long(length, *least)
@@ -187,23 +189,16 @@ def _matmul(
     emitter.assign(step, text, _matmul_comment(form, names, swapped))
 
 
-def _turned(
-    emitter: Emitter,
-    value: Value,
-    labels: Labels,
-    order: Labels,
-    parts: tuple[Labels, Labels, Labels],
-    sizes: dict[int, Size],
-) -> str:
+def _turned(emitter: Emitter, side: Side, sizes: dict[int, Size]) -> str:
     """The operand as (lead, columns, rows).
 
     A vector is written as it is wanted, not as a transposed view: torch takes products with such
     views one by one.
     """
-    lead, rows, columns = parts
+    value, labels, order, (lead, rows, columns) = side
     if not (rows and columns):
-        return _block(emitter, value, labels, order, (lead, columns, rows), sizes)
-    return _swapped(emitter, _block(emitter, value, labels, order, parts, sizes), bool(lead))
+        return _block(emitter, (value, labels, order, (lead, columns, rows)), sizes)
+    return _swapped(emitter, _block(emitter, side, sizes), bool(lead))
 
 
 def _swapped(emitter: Emitter, text: str, batched: bool) -> str:
@@ -215,15 +210,9 @@ def _swapped(emitter: Emitter, text: str, batched: bool) -> str:
     return text + suffixes[0]
 
 
-def _block(
-    emitter: Emitter,
-    value: Value,
-    labels: Labels,
-    order: Labels,
-    parts: tuple[Labels, Labels, Labels],
-    sizes: dict[int, Size],
-) -> str:
+def _block(emitter: Emitter, side: Side, sizes: dict[int, Size]) -> str:
     """The operand as (lead, rows, columns): permuted if it must be, reshaped, swapped."""
+    value, labels, order, parts = side
     text = emitter.ref(value)
     if order != labels:
         text = emitter.permute(text, [labels.index(label) for label in order])

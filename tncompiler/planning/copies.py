@@ -18,9 +18,8 @@ Order = tuple[int, ...]
 
 _LINE = 64  # bytes
 _WAYS = 16  # lines of any addresses that caches have room for
-_MOST_APART = (
-    1024  # bytes; lines a power of two apart share places, and are prefetched where so far
-)
+# lines a power of two of bytes apart share places, but are prefetched where they are so far apart
+_MOST_APART = 1024
 
 
 class Again(NamedTuple):
