@@ -1,12 +1,13 @@
 """What share of the floor any code on BLAS can reach: the products of each cell, and nothing else.
 
-    python -m benchmarks.attainable [docs/benchmarks.json]
+    python -m benchmarks.attainable [docs/benchmarks.json] [--calibrate] [--case GLOB]
 
-A cell's floor is its fewest flops at the rate of a large product. Here every matrix product of its
-program is timed alone: contiguous arrays that are in the cache if they fit, memory that is there,
-no copies, no bias, no call around, with NumPy's BLAS or torch's, whichever is faster. Their sum is
-what is left of the floor's promise when everything else costs nothing, and of what is promised
-against the best peer. Products of shapes that occur several times count each time.
+A cell's floor is its fewest flops at the rate of a large product. Here the matrix products of its
+program run one after the other, as they do in a call, each with the library that is faster for its
+shape, into memory that is at hand. All else is left out: operands lie as BLAS likes them, results
+are read as if every copy, bias and map cost nothing. A step is an autograd function that does this,
+forward and backward, and gives back what is there already. It is timed in turn with ours, so that a
+machine that is slower now than when the record was made is so for both.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import math
 import statistics
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,15 +33,21 @@ from tqdm import tqdm
 
 import tncompiler as tnc
 from benchmarks.cases import Cell, load_cases, select
+from benchmarks.measure import THREADS_SETTLE_S, time_in_turn
+from benchmarks.peers import HEADLINE, load_peer
 from benchmarks.peers.ours import expression
-from benchmarks.problems import build_problem
+from benchmarks.problems import build_problem, draw_arrays
 from benchmarks.record import FAR
+from tncompiler.distributed.heap import keep_freed_memory
 from tncompiler.ir.matmul import is_product, matmul_form
 from tncompiler.ir.program import Contract, Program, label_sizes, operand_values
 from tncompiler.ir.sizes import evaluate
+from tncompiler.planning.memory import is_view
 
 Shape = tuple[int, int, int, int, str]  # batch, rows, columns, terms, dtype
+Call = Callable[[], object]
 TIMES, LEAST_S = 7, 0.002
+BUDGET_S = 4.0  # of timing one cell
 COLUMNS = (
     ("floor", "products"),
     ("products", "ours"),
@@ -48,48 +57,112 @@ COLUMNS = (
 )
 
 
-def products(cell: Cell) -> Counter[Shape]:
-    """The matrix products of a cell's program, forward and for a step backward."""
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One matrix product, and the names of the values that it reads and makes."""
+
+    shape: Shape
+    operands: tuple[str, str]
+    out: str
+
+
+def programs(cell: Cell) -> list[tuple[Program, ...]]:
+    """The programs that a cell may run as: of NumPy's and torch's plans, for a step one pair."""
     problem = build_problem(cell)
     names = [o.name for o in problem.inputs]
-    made = tnc.compile(expression(problem), inputs=names, dtype=cell.dtype).compilation
-    dtypes = made.default_dtypes(cell.dtype)
-    if cell.part == "forward":
-        return Counter(_shapes(made.inference(dtypes, {}).fitted.program))
-    step = made.training(dtypes, {}, tuple(leaf.name for leaf in made.ordered))
-    return Counter([*_shapes(step.forward), *_shapes(step.backward)])
+    framework = "numpy" if cell.part == "forward" else "torch"
+    made = tnc.compile(expression(problem), inputs=names, framework=framework, dtype=cell.dtype)
+    compilation = made.compilation
+    dtypes = compilation.default_dtypes(cell.dtype)
+    if cell.part == "step":
+        step = compilation.training(dtypes, {}, tuple(leaf.name for leaf in compilation.ordered))
+        return [(step.forward, step.backward)]
+    found = []
+    for plan in (compilation, compilation.led_by("torch")):
+        kept = plan.kept(dtypes, {})
+        found.append((plan.inference(dtypes, {}).fitted.program if kept is None else kept.rest,))
+    return found
 
 
-def _shapes(program: Program) -> Iterator[Shape]:
+def products(program: Program) -> Iterator[Product]:
+    """The matrix products of a program; what a copy, a map or a view makes is what it is made of."""
+    same: dict[str, str] = {}
     for step in program.steps:
         op, operands = step.op, operand_values(program, step)
-        if not isinstance(op, Contract) or len(op.inputs) != 2:
-            continue
-        sizes = {k: evaluate(n, {}) for k, n in label_sizes(op, operands, step.out).items()}
-        if is_product(op, sizes, step.out.dtype):
-            form = matmul_form(op, sizes, stacks=True)
-            groups = ((*form.outer, *form.batch), form.m, form.n, form.k)
-            batch, m, n, k = (math.prod(sizes[label] for label in group) for group in groups)
-            yield batch, m, n, k, step.out.dtype
+        read = [same.get(name, name) for name in step.operands]
+        if isinstance(op, Contract) and len(op.inputs) == 2:
+            sizes = {k: evaluate(n, {}) for k, n in label_sizes(op, operands, step.out).items()}
+            if is_product(op, sizes, step.out.dtype):
+                form = matmul_form(op, sizes, stacks=True)
+                groups = ((*form.outer, *form.batch), form.m, form.n, form.k)
+                batch, m, n, k = (math.prod(sizes[label] for label in group) for group in groups)
+                shape = (batch, m, n, k, step.out.dtype)
+                yield Product(shape, (read[0], read[1]), step.out.name)
+                continue
+        if read and (is_view(step) or _numbers(operands[0]) == _numbers(step.out)):
+            same[step.out.name] = read[0]
+
+
+def _numbers(value: Any) -> int:
+    return math.prod(evaluate(size, {}) for size in value.shape)
 
 
 @cache
-def product_s(shape: Shape) -> float:
-    """Seconds of one product, the least seen of both libraries."""
+def library_of(shape: Shape) -> str:
+    """The library whose product of the shape is faster when all is in the cache."""
+    a, b, out = _arrays(shape)
+    return min(("numpy", "torch"), key=lambda name: _least_s(_product(name, a, b, out)))
+
+
+def _arrays(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     batch, m, n, k, dtype = shape
-    rng = np.random.default_rng(0)
-    sides = ((m, k), (k, n)) if batch == 1 else ((batch, m, k), (batch, k, n))
-    a, b = (rng.standard_normal(side).astype(dtype) for side in sides)
-    out = a @ b
+    sides = ((batch, m, k), (batch, k, n), (batch, m, n))
+    a, b, out = (np.ones(side[batch == 1 :], dtype) for side in sides)
+    return a, b, out
+
+
+def _product(library: str, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Call:
+    if library == "numpy":
+        return lambda: np.matmul(a, b, out=out)
     x, y, z = map(torch.from_numpy, (a, b, out))
-    runs: list[Callable[[], object]] = [
-        lambda: np.matmul(a, b, out=out),
-        lambda: torch.matmul(x, y, out=z),
-    ]
-    return min(map(_least_s, runs))
+    multiply: Any = torch.mm if a.ndim == 2 else torch.bmm
+    return lambda: multiply(x, y, out=z)
 
 
-def _least_s(run: Callable[[], object]) -> float:
+def calls(found: Sequence[Product], library: str, held: dict[str, np.ndarray]) -> list[Call]:
+    """The products as calls. Memory of values that nobody reads again is written again.
+
+    ``held``: by value, the numbers that earlier programs made, to which is added what these make.
+    """
+    last = {name: i for i, one in enumerate(found) for name in one.operands}
+    free: dict[int, list[np.ndarray]] = {}
+    made = []
+    for i, one in enumerate(found):
+        a, b, out = _arrays(one.shape)
+        given = [_seen(held, name, side) for name, side in zip(one.operands, (a, b), strict=True)]
+        pool = free.get(out.nbytes)
+        target = pool.pop() if pool else out.reshape(-1).view(np.uint8)
+        held[one.out] = target
+        own = target.view(out.dtype).reshape(out.shape)
+        made.append(_product(library or library_of(one.shape), *given, own))
+        own_names = {p.out for p in found[:i]}
+        for name in set(one.operands) & own_names:
+            if last[name] == i:
+                free.setdefault(held[name].nbytes, []).append(held[name])
+    return made
+
+
+def _seen(held: dict[str, np.ndarray], name: str, side: np.ndarray) -> np.ndarray:
+    """A value's numbers in the shape of a product's side; others of that size where it has others
+    (a diagonal, a part of a stack)."""
+    numbers = held.get(name)
+    if numbers is None or numbers.nbytes != side.nbytes:
+        numbers = held.setdefault(f"{name} {side.nbytes}", side.reshape(-1).view(np.uint8))
+        held.setdefault(name, numbers)
+    return numbers.view(side.dtype).reshape(side.shape)
+
+
+def _least_s(run: Call) -> float:
     run()
     start = time.perf_counter()
     run()
@@ -103,6 +176,79 @@ def _least_s(run: Callable[[], object]) -> float:
     return best
 
 
+class _Products(torch.autograd.Function):
+    """Forward some calls, backward others; the tensors given back are there already."""
+
+    @staticmethod
+    def forward(result: torch.Tensor, there: Any, back: Any, grads: Any, *leaves: Any) -> Any:
+        for run in there:
+            run()
+        return result.view_as(result)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.back, ctx.grads = inputs[2:4]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Any) -> Any:
+        for run in ctx.back:
+            run()
+        # views of their own, which autograd keeps as gradients where it would copy what is ours
+        return (None, None, None, None, *(grad.detach() for grad in ctx.grads))
+
+
+def contestants(cell: Cell) -> dict[str, Call]:
+    """The products of a cell's programs alone: by NumPy, by torch, each by the faster."""
+    runs: dict[str, Call] = {}
+    for number, parts in enumerate(programs(cell)):
+        found = [list(products(program)) for program in parts]
+        if not any(found):
+            continue
+        for library in ("numpy", "torch", ""):
+            held: dict[str, np.ndarray] = {}
+            made = [calls(some, library, held) for some in found]
+            name = f"products {number} {library or 'mixed'}"
+            runs[name] = _step(cell, *made) if cell.part == "step" else _all(made[0])
+    return runs
+
+
+def _all(made: Sequence[Call]) -> Call:
+    def run() -> None:
+        for one in made:
+            one()
+
+    return run
+
+
+def _step(cell: Cell, there: Sequence[Call], back: Sequence[Call]) -> Call:
+    problem = build_problem(cell)
+    arrays = draw_arrays(problem)
+    leaves = [torch.tensor(arrays.operands[name]).requires_grad_() for name in problem.gradients]
+    grads = [leaf.detach().clone() for leaf in leaves]
+    cotangent = torch.tensor(arrays.cotangent)
+    result = torch.zeros_like(cotangent)
+
+    def run() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        value = _Products.apply(result, there, back, grads, *leaves)  # type: ignore[no-untyped-call]
+        value.backward(cotangent)
+
+    return run
+
+
+def times_of(cell: Cell, budget_s: float = BUDGET_S) -> tuple[float, float] | None:
+    """Milliseconds of the products of a cell, and of ours; None if it has no products."""
+    runs = contestants(cell)
+    if not runs:
+        return None
+    problem = build_problem(cell)
+    ours = load_peer(HEADLINE[cell.part]).prepare(problem, draw_arrays(problem)).run
+    timings = time_in_turn({"ours": ours, **runs}, budget_s, settle_s=THREADS_SETTLE_S)
+    least = min(timings[name].median_ms for name in runs)
+    return least, timings["ours"].median_ms
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.attainable",
@@ -110,39 +256,53 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results", type=Path, nargs="?", default=Path("docs/benchmarks.json"))
-    record = json.loads(parser.parse_args(arguments).results.read_text(encoding="utf-8"))
+    parser.add_argument("--calibrate", action="store_true", help="measure this machine first")
+    parser.add_argument("--case", default="*", metavar="GLOB", help="ids of cells")
+    options = parser.parse_args(arguments)
+    keep_freed_memory()  # as in the bench
+    if options.calibrate:
+        tnc.calibrate()
+    record = json.loads(options.results.read_text(encoding="utf-8"))
     measured = {cell["id"]: cell for cell in record["cells"]}
-    known = [c for c in select(load_cases(), "all", "*") if c.id in measured]
+    known = [
+        cell
+        for cell in select(load_cases(), "all", "*")
+        if cell.id in measured and fnmatchcase(cell.id, options.case)
+    ]
     table = Table("cell", *(f"{a} / {b}" for a, b in COLUMNS))
+    table.columns[0].no_wrap = True
     shares: dict[str, list[tuple[float, float]]] = {"forward": [], "step": []}
     gains: dict[str, list[tuple[float, float]]] = {"forward": [], "step": []}
     for cell in tqdm(known, desc="cells", leave=False):
-        counted = products(cell)
-        least = 1e3 * sum(n * product_s(shape) for shape, n in counted.items())
         found = measured[cell.id]
-        if not counted or found["floor"]["flops"] <= 0 or found["floor_fraction"] is None:
+        if found["floor"]["flops"] <= 0 or found["floor_fraction"] is None:
+            continue
+        if (timed := times_of(cell)) is None:
             continue
         floor, share = found["floor"]["time_ms"], found["floor_fraction"]
-        times = {"floor": floor, "products": least, "ours": floor / share}
+        times = {"floor": floor, "ours": floor / share}
+        times["products"] = times["ours"] * timed[0] / timed[1]
         times["peer"] = found["ratio"] * times["ours"] if found["ratio"] else math.nan
-        shares[cell.part].append((floor / least, share))
+        shares[cell.part].append((floor / times["products"], share))
         if times["peer"] >= FAR * floor:
-            gains[cell.part].append((times["peer"] / least, found["ratio"]))
+            gains[cell.part].append((times["peer"] / times["products"], found["ratio"]))
         table.add_row(cell.id, *(f"{times[a] / times[b]:.2f}" for a, b in COLUMNS))
-    console = Console(width=100)
+    console = Console(width=120)
     console.print(table)
     for part, pairs in shares.items():
-        reached, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
-        console.print(
-            f"{part}: products alone reach {reached:.2f} of the floor in the median of "
-            f"{len(pairs)} cells, ours {ours:.2f}"
-        )
+        if pairs:
+            reached, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
+            console.print(
+                f"{part}: products alone reach {reached:.2f} of the floor in the median of "
+                f"{len(pairs)} cells, ours {ours:.2f}"
+            )
     for part, pairs in gains.items():
-        reached, ours = (statistics.geometric_mean(side) for side in zip(*pairs, strict=True))
-        console.print(
-            f"{part}: products alone are {reached:.2f} times as fast as the best peer in the "
-            f"geometric mean of {len(pairs)} cells, ours {ours:.2f}"
-        )
+        if pairs:
+            reached, ours = (statistics.geometric_mean(side) for side in zip(*pairs, strict=True))
+            console.print(
+                f"{part}: products alone are {reached:.2f} times as fast as the best peer in the "
+                f"geometric mean of {len(pairs)} cells, ours {ours:.2f}"
+            )
     return 0
 
 
