@@ -84,9 +84,14 @@ def programs(cell: Cell) -> list[tuple[Program, ...]]:
     return found
 
 
-def products(program: Program) -> Iterator[Product]:
-    """The matrix products of a program; what a copy, a map or a view makes is what it is made of."""
+def products(parts: Sequence[Program]) -> list[list[Product]]:
+    """The matrix products of programs that follow each other; what a copy, a map or a view makes
+    goes by the name of what it is made of."""
     same: dict[str, str] = {}
+    return [list(_products(program, same)) for program in parts]
+
+
+def _products(program: Program, same: dict[str, str]) -> Iterator[Product]:
     for step in program.steps:
         op, operands = step.op, operand_values(program, step)
         read = [same.get(name, name) for name in step.operands]
@@ -129,37 +134,36 @@ def _product(library: str, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Cal
     return lambda: multiply(x, y, out=z)
 
 
-def calls(found: Sequence[Product], library: str, held: dict[str, np.ndarray]) -> list[Call]:
-    """The products as calls. Memory of values that nobody reads again is written again.
-
-    ``held``: by value, the numbers that earlier programs made, to which is added what these make.
-    """
-    last = {name: i for i, one in enumerate(found) for name in one.operands}
+def calls(found: Sequence[Product], library: str) -> list[Call]:
+    """The products as calls of a library, "" for the faster one of each. Memory of results that
+    nobody reads again is written again."""
+    last = {name: number for number, one in enumerate(found) for name in one.operands}
+    held: dict[str, np.ndarray] = {}  # by value, its bytes
     free: dict[int, list[np.ndarray]] = {}
     made = []
-    for i, one in enumerate(found):
+    for number, one in enumerate(found):
         a, b, out = _arrays(one.shape)
         given = [_seen(held, name, side) for name, side in zip(one.operands, (a, b), strict=True)]
-        pool = free.get(out.nbytes)
-        target = pool.pop() if pool else out.reshape(-1).view(np.uint8)
-        held[one.out] = target
-        own = target.view(out.dtype).reshape(out.shape)
-        made.append(_product(library or library_of(one.shape), *given, own))
-        own_names = {p.out for p in found[:i]}
-        for name in set(one.operands) & own_names:
-            if last[name] == i:
+        left = free.get(out.nbytes)
+        own = held[one.out] = left.pop() if left else _bytes(out)
+        target = own.view(out.dtype).reshape(out.shape)
+        made.append(_product(library or library_of(one.shape), *given, target))
+        for name in {*one.operands}.intersection(other.out for other in found[:number]):
+            if last[name] == number:
                 free.setdefault(held[name].nbytes, []).append(held[name])
     return made
 
 
 def _seen(held: dict[str, np.ndarray], name: str, side: np.ndarray) -> np.ndarray:
-    """A value's numbers in the shape of a product's side; others of that size where it has others
-    (a diagonal, a part of a stack)."""
-    numbers = held.get(name)
-    if numbers is None or numbers.nbytes != side.nbytes:
-        numbers = held.setdefault(f"{name} {side.nbytes}", side.reshape(-1).view(np.uint8))
-        held.setdefault(name, numbers)
-    return numbers.view(side.dtype).reshape(side.shape)
+    """A value in the shape of a product's side; other numbers where it has more or fewer, as a
+    stack and its members have."""
+    if name not in held or held[name].nbytes != side.nbytes:
+        name = name if name not in held else f"{name}: {side.nbytes}"
+    return held.setdefault(name, _bytes(side)).view(side.dtype).reshape(side.shape)
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view(np.uint8)
 
 
 def _least_s(run: Call) -> float:
@@ -201,14 +205,14 @@ def contestants(cell: Cell) -> dict[str, Call]:
     """The products of a cell's programs alone: by NumPy, by torch, each by the faster."""
     runs: dict[str, Call] = {}
     for number, parts in enumerate(programs(cell)):
-        found = [list(products(program)) for program in parts]
+        found = products(parts)
         if not any(found):
             continue
         for library in ("numpy", "torch", ""):
-            held: dict[str, np.ndarray] = {}
-            made = [calls(some, library, held) for some in found]
-            name = f"products {number} {library or 'mixed'}"
-            runs[name] = _step(cell, *made) if cell.part == "step" else _all(made[0])
+            made = calls([one for part in found for one in part], library)
+            there, back = made[: len(found[0])], made[len(found[0]) :]
+            name = f"plan {number}, {library or 'mixed'}"
+            runs[name] = _step(cell, there, back) if cell.part == "step" else _all(made)
     return runs
 
 
@@ -238,15 +242,15 @@ def _step(cell: Cell, there: Sequence[Call], back: Sequence[Call]) -> Call:
 
 
 def times_of(cell: Cell, budget_s: float = BUDGET_S) -> tuple[float, float] | None:
-    """Milliseconds of the products of a cell, and of ours; None if it has no products."""
+    """The least milliseconds seen of a cell's products, and of ours; None if it has no products."""
     runs = contestants(cell)
     if not runs:
         return None
     problem = build_problem(cell)
     ours = load_peer(HEADLINE[cell.part]).prepare(problem, draw_arrays(problem)).run
     timings = time_in_turn({"ours": ours, **runs}, budget_s, settle_s=THREADS_SETTLE_S)
-    least = min(timings[name].median_ms for name in runs)
-    return least, timings["ours"].median_ms
+    least = {name: min(timing.samples_ms) for name, timing in timings.items()}
+    return min(least[name] for name in runs), least["ours"]
 
 
 def main(arguments: list[str] | None = None) -> int:
