@@ -62,7 +62,7 @@ SHARE, LANES_SHARE = 0.7, 0.9
 # rows or columns of a product from which on a library's threads share it
 NARROW = 32
 # what a step takes longer where two threads take turns at the interpreter's lock
-TURN_US = 8.0
+TURN_US = 25.0
 # to make NumPy's array of a tensor, or a tensor of an array
 HOP_US = 1.0
 # to hand blocks to other threads, and to wait for them: torch's, and our own
