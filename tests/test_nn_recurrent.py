@@ -14,6 +14,7 @@ import tncompiler as tnc
 from tests.test_formats import fitting, full, make
 from tncompiler import formats
 from tncompiler.ir.errors import TncError
+from tncompiler.nn import gated
 from tncompiler.nn.checks import IMPLEMENTATIONS
 
 INPUTS, HIDDEN, POSITIONS, BATCH = 6, 4, 3, 2
@@ -287,6 +288,16 @@ def test_autocast(implementation: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = mine(x)[0]
     torch.testing.assert_close(out.float(), mine(x)[0], rtol=0.1, atol=0.05)
+
+
+def test_autocast_where_the_kernel_lacks_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gated._LSTM_HAS, torch.bfloat16, False)
+    mine, x = layer(implementation="reconstructed"), torch.randn(3, 2, INPUTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, lower = mine(x)[0], mine(x.bfloat16())[0]
+    assert out.dtype == lower.dtype == torch.float32
+    torch.testing.assert_close(out, mine(x)[0])
+    torch.testing.assert_close(lower, mine(x.bfloat16().float())[0])
 
 
 @pytest.mark.parametrize("implementation", ["auto", "factorized"])

@@ -25,6 +25,14 @@ from tncompiler.nn.sweep import GATES, Sweep, networks_of
 Gated_ = TypeVar("Gated_", bound="Gated")
 States = tuple[Tensor, ...]
 
+# whether oneDNN, in which a CPU's LSTM runs under autocast, has it in these dtypes on this CPU: it
+# needs AVX-512, and torch hands over without asking
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+_LSTM_HAS = {
+    torch.bfloat16: not _HAS_ONEDNN or torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    torch.float16: not _HAS_ONEDNN or torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+}  # which are all that autocast has on a CPU
+
 
 class Gated(Composite):
     """What LSTM and GRU share.
@@ -203,7 +211,23 @@ class Gated(Composite):
         states: States,
         batch_sizes: Tensor | None = None,
     ) -> tuple[Tensor, States]:
-        """torch's own kernel with the weights that the cores make."""
+        """torch's own kernel with the weights that the cores make; under autocast in the dtype of
+        the weights where the CPU's kernel lacks the other one."""
+        lowered = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if lowered and self.kind == "LSTM" and not _LSTM_HAS.get(torch.get_autocast_dtype("cpu")):
+            own = weights[0].dtype
+            x, states = x.to(own), tuple(state.to(own) for state in states)
+            with torch.autocast("cpu", enabled=False):
+                return self._run_kernel(weights, x, states, batch_sizes)
+        return self._run_kernel(weights, x, states, batch_sizes)
+
+    def _run_kernel(
+        self,
+        weights: Sequence[Tensor],
+        x: Tensor,
+        states: States,
+        batch_sizes: Tensor | None,
+    ) -> tuple[Tensor, States]:
         kernel: Any = torch._VF.lstm if self.kind == "LSTM" else torch._VF.gru
         given: Any = states if self.kind == "LSTM" else states[0]
         how = [self.bias, self.num_layers, self.dropout, self.training, self.bidirectional]
