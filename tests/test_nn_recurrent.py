@@ -291,13 +291,21 @@ def test_autocast(implementation: str) -> None:
 
 
 def test_autocast_where_the_kernel_lacks_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gated._LSTM_HAS, torch.bfloat16, False)
     mine, x = layer(implementation="reconstructed"), torch.randn(3, 2, INPUTS)
+    kernel = torch._VF.lstm
+
+    def lacking(*args: Any) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("could not create a primitive descriptor")
+        return kernel(*args)
+
+    monkeypatch.setitem(gated._LSTM_HAS, torch.bfloat16, False)
+    monkeypatch.setattr(torch._VF, "lstm", lacking, raising=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out, lower = mine(x)[0], mine(x.bfloat16())[0]
-    assert out.dtype == lower.dtype == torch.float32
-    torch.testing.assert_close(out, mine(x)[0])
-    torch.testing.assert_close(lower, mine(x.bfloat16().float())[0])
+    assert out.dtype == lower.dtype == torch.bfloat16
+    torch.testing.assert_close(out, mine(x)[0].bfloat16())
+    torch.testing.assert_close(lower, mine(x.bfloat16().float())[0].bfloat16())
 
 
 @pytest.mark.parametrize("implementation", ["auto", "factorized"])

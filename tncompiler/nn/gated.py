@@ -25,8 +25,8 @@ from tncompiler.nn.sweep import GATES, Sweep, networks_of
 Gated_ = TypeVar("Gated_", bound="Gated")
 States = tuple[Tensor, ...]
 
-# whether oneDNN, in which a CPU's LSTM runs under autocast, has it in these dtypes on this CPU: it
-# needs AVX-512, and torch hands over without asking
+# whether oneDNN, in which a CPU's LSTM runs under autocast, has it in these dtypes on this CPU, for
+# LSTMs without projection: it needs AVX-512, and torch hands over without asking
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _LSTM_HAS = {
     torch.bfloat16: not _HAS_ONEDNN or torch.ops.mkldnn._is_mkldnn_bf16_supported(),
@@ -214,12 +214,19 @@ class Gated(Composite):
         """torch's own kernel with the weights that the cores make; under autocast in the dtype of
         the weights where the CPU's kernel lacks the other one."""
         lowered = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        if lowered and self.kind == "LSTM" and not _LSTM_HAS.get(torch.get_autocast_dtype("cpu")):
-            own = weights[0].dtype
-            x, states = x.to(own), tuple(state.to(own) for state in states)
-            with torch.autocast("cpu", enabled=False):
-                return self._run_kernel(weights, x, states, batch_sizes)
-        return self._run_kernel(weights, x, states, batch_sizes)
+        lower = torch.get_autocast_dtype("cpu")
+        if not lowered or self.kind != "LSTM" or _LSTM_HAS.get(lower, True):
+            return self._run_kernel(weights, x, states, batch_sizes)
+        try:
+            return self._run_kernel(weights, x, states, batch_sizes)
+        except RuntimeError as error:  # projections do not go through oneDNN
+            if "primitive" not in str(error):
+                raise
+        own = weights[0].dtype
+        given = tuple(state.to(own) for state in states)
+        with torch.autocast("cpu", enabled=False):
+            out, last = self._run_kernel(weights, x.to(own), given, batch_sizes)
+        return out.to(lower), tuple(state.to(lower) for state in last)
 
     def _run_kernel(
         self,
