@@ -213,15 +213,10 @@ class Gated(Composite):
     ) -> tuple[Tensor, States]:
         """torch's own kernel with the weights that the cores make; under autocast in the dtype of
         the weights where the CPU's kernel lacks the other one."""
-        lowered = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         lower = torch.get_autocast_dtype("cpu")
-        if not lowered or self.kind != "LSTM" or _LSTM_HAS.get(lower, True):
+        lowered = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if not lowered or self.kind != "LSTM" or self.proj_size or _LSTM_HAS.get(lower, True):
             return self._run_kernel(weights, x, states, batch_sizes)
-        try:
-            return self._run_kernel(weights, x, states, batch_sizes)
-        except RuntimeError as error:  # projections do not go through oneDNN
-            if "primitive" not in str(error):
-                raise
         own = weights[0].dtype
         given = tuple(state.to(own) for state in states)
         with torch.autocast("cpu", enabled=False):
