@@ -14,7 +14,7 @@ from tncompiler import calibration
 from tncompiler.calibration import SHAPES, Times, library_of, measure_times
 from tncompiler.ir.errors import PlanError
 from tncompiler.planning.machine import Machine, set_default_machine
-from tncompiler.planning.rates import EXTENTS, PASSES, RUNS, SPANS
+from tncompiler.planning.rates import EXTENTS, PASSES, RUNS, SIDES, SPANS
 
 
 def quiet_times() -> Times:
@@ -44,6 +44,9 @@ def test_the_table_of_a_quiet_machine() -> None:
         rates.gathers == rates.transposes == pytest.approx((8 * 2**18 / 100,) * len(RUNS), rel=0.01)
     )
     assert rates.spans == pytest.approx((8 * 2**20 / 400,) * len(SPANS), rel=0.01)
+    assert rates.turns == ()  # NumPy has no such operation
+    turning = library_of(quiet_times() | {("turn", side): 200.0 for side in SIDES}, 7.0)
+    assert turning.turns == pytest.approx((8 * 2**20 / 200,) * len(SIDES), rel=0.01)
     assert rates.block_us == pytest.approx((350.0 - 100.0) / (2**18 / 32 - 2**18 / 128), rel=0.01)
     assert rates.fresh == pytest.approx(2**26 / (2e5 - 2**27 / 2e4), rel=0.01)
     assert (rates.step_us, rates.call_us) == (1.0, 7.0)

@@ -29,12 +29,20 @@ from tncompiler.ir.errors import PlanError
 from tncompiler.ir.index import Index
 from tncompiler.ir.origin import call_site
 from tncompiler.planning.machine import Machine, set_default_machine
-from tncompiler.planning.rates import EXTENTS, PASSES, ROWS, RUNS, SPANS, Library
+from tncompiler.planning.rates import (
+    EXTENTS,
+    PASSES,
+    ROWS,
+    RUNS,
+    SIDES,
+    SPANS,
+    Library,
+)
 
 ROUNDS = 5
 _LEAST_S = 2e-4  # of one sample; shorter operations are repeated
 _WORKING_SET = 2**19  # bytes of the operands of a measured batch of products
-_MOST_BATCH = 256
+_MOST_BATCH, _LEAST_BATCH = 256, 16  # of more than one: threads must have equal shares
 _COPIED = 2**18  # elements of a measured permuting copy
 _SPANNED = 2**20  # the same of those over spans
 _ROW = 64  # of their rows
@@ -157,6 +165,9 @@ def library_of(times: Times, call_us: float) -> Library:
         gathers=_rounded(8 * _COPIED / times["gather", run] for run in RUNS),
         transposes=_rounded(8 * _COPIED / times["transpose", run] for run in RUNS),
         spans=_rounded(8 * _SPANNED / times["span", span] for span in SPANS),
+        turns=_rounded(
+            8 * _SPANNED / times["turn", side] for side in SIDES if ("turn", side) in times
+        ),
         block_us=_round(_block_us(times)),
         fresh=_round(_FRESH / fresh_us),
         functions=_round(_MAPPED / times["function"]),
@@ -256,6 +267,9 @@ def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
     for span in SPANS:
         rows = pool[:_SPANNED].reshape(-1, span // 4 // _ROW, _ROW)
         yield ("span", span), _Probe(library.copied(rows, (0, 2, 1)))
+    for side in SIDES if library.turns else ():
+        matrices = pool.reshape(-1, _SPANNED // side**2, side, side)  # one after the other
+        yield ("turn", side), _Probe(library.turned(matrices))
     yield "blocks", _Probe(library.copied(pool[:_COPIED].reshape(_BLOCKS), (0, 3, 2, 1, 4)))
     yield "fresh", _Probe(library.cloned(pool[: _FRESH // 4]))
     yield "function", _Probe(library.exponential(pool[:_MAPPED]))
@@ -267,7 +281,8 @@ def _product(pool: Any, multiply: Multiply, shape: Shape, itemsize: int, form: s
     """A batch of products that stays in cache, of matrices as they lie or of transposed views."""
     m, n, k = shape
     size = (m * k + k * n + m * n) * itemsize
-    batch = max(1, min(_MOST_BATCH, _WORKING_SET // size))
+    batch = min(_MOST_BATCH, _WORKING_SET // size)
+    batch = 1 if batch < 2 else max(batch, _LEAST_BATCH)
     a, b = pool[: batch * m * k], pool[batch * m * k : batch * (m + n) * k]
     a = a.reshape(batch, k, m).swapaxes(1, 2) if form[:1] == "t" else a.reshape(batch, m, k)
     b = b.reshape(batch, n, k).swapaxes(1, 2) if form[1:] == "t" else b.reshape(batch, k, n)
@@ -277,6 +292,8 @@ def _product(pool: Any, multiply: Multiply, shape: Shape, itemsize: int, form: s
 
 
 class _Numpy:
+    turns = False  # it has no operation for matrices that are turned over
+
     def threads(self) -> int:
         return blas_threads()
 
@@ -304,6 +321,8 @@ class _Numpy:
 
 
 class _Torch:
+    turns = True
+
     def threads(self) -> int:
         import torch
 
@@ -334,6 +353,12 @@ class _Torch:
         view = array.permute(axes)
         out = torch.empty(view.shape, dtype=view.dtype)
         return lambda: out.copy_(view)
+
+    def turned(self, matrices: Any) -> Run:
+        from tncompiler.backends.torch.memory import copied
+
+        views = itertools.cycle([each.transpose(1, 2) for each in matrices])
+        return lambda: copied(next(views))
 
     def cloned(self, array: Any) -> Run:
         return lambda: array.clone()

@@ -198,13 +198,14 @@ class Emitter(Spelling):
                 return position
         return None
 
-    def makes_large(self) -> bool:
-        """Whether the current step may make an array for memory that earlier ones have left."""
+    def makes_large(self, least: int = LARGE) -> bool:
+        """Whether the current step may make an array of so many bytes; by default, for memory that
+        earlier ones have left."""
         value = self.making
         if not self.reuses or value is None:
             return False
         extents = (extent if isinstance(extent, int) else MANY for extent in value.shape)
-        return ITEM_BYTES[value.dtype] * math.prod(extents) >= LARGE
+        return ITEM_BYTES[value.dtype] * math.prod(extents) >= least
 
     def place(self, step: Step, texts: Sequence[str], inputs: tuple[Labels, ...]) -> str | None:
         """The array that the step's value may be written to: where it belongs, or an operand's."""

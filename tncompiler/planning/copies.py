@@ -38,6 +38,14 @@ class Loops(NamedTuple):
     strides: tuple[int, ...]
 
 
+class Turn(NamedTuple):
+    """Matrices that a copy turns over: how many, and of how many rows and columns they are."""
+
+    matrices: int
+    rows: int
+    columns: int
+
+
 class Walk(NamedTuple):
     """``run``: elements of the innermost loop; ``kept``: whether they lie together in the source
     too; ``block``: elements of the two innermost loops; ``again``: lines that are fetched again."""
@@ -75,6 +83,17 @@ def loops_of(
     if len(extents) < 2 or 0 in extents:
         return None
     return Loops(tuple(extents), tuple(apart))
+
+
+def turn_of(loops: Loops) -> Turn | None:
+    """The matrices that a copy in these loops turns over; None if it does anything else."""
+    extents, strides = loops
+    if len(extents) == 2:
+        extents, strides = (1, *extents), (math.prod(extents), *strides)
+    if len(extents) != 3:
+        return None
+    count, columns, rows = extents
+    return Turn(count, rows, columns) if strides == (rows * columns, 1, columns) else None
 
 
 def walk(loops: Loops, item: int) -> Walk:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.origin import call_site
-from tncompiler.planning.copies import Walk
+from tncompiler.planning.copies import Turn, Walk
 
 # extents of the measured products; bytes of the measured passes; elements of the innermost axis of
 # the measured permuting copies
@@ -30,6 +30,11 @@ _OF_TRANSPOSES = (1.25, 1.0, 1.0, 1.0, 0.25)
 # permuting copies were measured of items of ITEM bytes: larger ones make longer runs, and where
 # they are fetched one by one, items of twice the bytes go at 1.6 times the rate
 ITEM, _FETCHED = 4, 0.7
+# rows and columns of the matrices that a measured copy turns over, and their dtype; what it takes
+# to find that a copy does so, and the bytes from which it is asked
+SIDES = (4, 16, 64, 256, 1024)
+TURNED = "float32"
+_TURN_US, _TURNED_BYTES = 15.0, 2**18
 # bytes that a copy moves, up to which no library shares it out among threads
 _NOT_SHARED = 2**18
 # terms that a part of a split sum has at least
@@ -50,6 +55,8 @@ class Library:
     ``gathers``: the same of a permuting copy that leaves the innermost axis, of RUNS elements,
     where it is; ``transposes``: of one that brings another axis of RUNS elements innermost.
     ``spans``: of one that does so over SPANS bytes; in proportion to ``transposes``, if not there.
+    ``turns``: of one that turns matrices of SIDES rows and columns over, in float32, if the library
+    has an operation for that alone.
     ``block_us``: to start the two innermost loops of a copy once more than in ``gathers``.
     ``training_us``: ``call_us`` of each program of a torch module's training step, where caches
     hold other work; the same as ``call_us``, if 0.
@@ -75,6 +82,7 @@ class Library:
     spans: tuple[float, ...] = ()
     block_us: float = 0.0
     training_us: float = 0.0
+    turns: tuple[float, ...] = ()
     _logs: dict[str, list[list[list[float]]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -86,6 +94,7 @@ class Library:
         _check("gathers", self.gathers, len(RUNS))
         _check("transposes", self.transposes, len(RUNS))
         _check("spans", self.spans, len(SPANS) if self.spans else 0)
+        _check("turns", self.turns, len(SIDES) if self.turns else 0)
         _check("fresh, functions and step_us", (self.fresh, self.functions, self.step_us), 3)
         may_be_none = (self.call_us, self.convolutions, self.block_us, self.training_us)
         names = "call_us, convolutions, block_us and training_us"
@@ -154,6 +163,17 @@ class Library:
             slower = 1 / _between(SPANS, spans, span) - 1 / spans[0]
             time += share / _SPANNED * moved * max(slower, 0.0) / faster
         return time
+
+    def turn_us(self, turn: Turn) -> float:
+        """Microseconds of a copy that turns matrices over, by an operation of its own; infinite
+        where the library has none, or does not ask for it."""
+        elements = math.prod(turn)
+        if not self.turns or elements * ITEM < _TURNED_BYTES:
+            return math.inf
+        side = math.sqrt(turn.rows * turn.columns)
+        rate = _between(SIDES, self.turns, side)
+        moved = 2.0 * ITEM * elements
+        return _TURN_US + moved / min(rate, _between(PASSES, self.passes, moved))
 
     def fresh_us(self, size: float) -> float:
         """Microseconds to get memory for a result of so many bytes."""
@@ -233,6 +253,10 @@ class Accelerator:
         """As moving runs; tiles transpose on chip."""
         moved = 2.0 * item * elements
         return self.gather_us(moved, how.run, item) if how.kept else moved / self.bytes_per_us
+
+    def turn_us(self, turn: Turn) -> float:
+        """Infinite: there is no operation for it alone."""
+        return math.inf
 
     def fresh_us(self, size: float) -> float:
         """Nothing: a caching allocator keeps memory."""

@@ -19,8 +19,8 @@ from typing import NamedTuple
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import form_of_product, led, readable
 from tncompiler.ir.program import Contract, Labels
-from tncompiler.planning.copies import Loops, halfway, loops_of, walk
-from tncompiler.planning.rates import Rates
+from tncompiler.planning.copies import Loops, halfway, loops_of, turn_of, walk
+from tncompiler.planning.rates import TURNED, Rates
 
 _SMALL = 2  # times as large must the other operand be for one to be copied only to be turned over
 LONG_COPY_US = 20.0  # of a copy, below which no other way is looked for
@@ -143,7 +143,9 @@ _KNOWN: dict[int, Ways] = {}
 def copied_us(rates: Rates, loops: Loops, dtype: str) -> float:
     """Microseconds of a permuting copy, without its start."""
     item = ITEM_BYTES[dtype]
-    return rates.permute_us(math.prod(loops.extents), walk(loops, item), item)
+    time = rates.permute_us(math.prod(loops.extents), walk(loops, item), item)
+    turn = turn_of(loops) if dtype == TURNED else None
+    return time if turn is None else min(time, rates.turn_us(turn))
 
 
 def work_us(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tncompiler.backends.attending import HELPERS as ATTENTION
 from tncompiler.backends.blocks import GIVEN
 from tncompiler.backends.contracting import aligned
-from tncompiler.backends.emitter import Emitter
+from tncompiler.backends.emitter import LARGE, Emitter
 from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.pairing import HELPERS as PAIRS
 from tncompiler.backends.source import Source
@@ -36,6 +36,9 @@ NARROW = 12
 # Products of a batch with at most so many rows and columns are one program each on a GPU, whose
 # library does not share out a long sum of theirs.
 ONE_TILE = 64
+# Permuting copies of this dtype and of as many bytes may be turned (turning.py), which takes 20 us
+# to find out.
+TURNED, TURNED_BYTES = "float32", 2**18
 # helpers of memory.py
 IN_LEFT_MEMORY = {"bmm", "copied", "elementwise", "mm"}
 # maps that torch can write to where they are wanted
@@ -102,9 +105,9 @@ class TorchEmitter(Emitter):
                 lines.append(f"from tncompiler.backends.torch.{module} import {listed}")
         return lines
 
-    def _in_left_memory(self, name: str) -> bool:
+    def _in_left_memory(self, name: str, least: int = LARGE) -> bool:
         """Whether what the current step makes is to be made by such a helper."""
-        large = self.makes_large()
+        large = self.makes_large(least)
         self.imports.update((name,) if large else ())
         return large
 
@@ -197,7 +200,9 @@ class TorchEmitter(Emitter):
         return f"{text}.expand({dims})"
 
     def copy(self, text: str, out: str | None = None) -> str:
-        return f"copied({text})" if self._in_left_memory("copied") else f"{text}.contiguous()"
+        is_turned = self.making is not None and self.making.dtype == TURNED
+        helps = self._in_left_memory("copied", TURNED_BYTES if is_turned else LARGE)
+        return f"copied({text})" if helps else f"{text}.contiguous()"
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:
         dims = self.dims([(s,) for s in sizes])

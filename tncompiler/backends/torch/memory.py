@@ -13,15 +13,9 @@ import torch
 from torch import Tensor
 
 from tncompiler.backends.emitter import LARGE
-from tncompiler.backends.numpy.memory import memory
+from tncompiler.backends.torch.turning import fresh, turned
 
 _THIN = 32  # rows or columns, of which all lines that a row of the copy reads stay in the cache
-
-
-def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A new tensor on the CPU, of any content."""
-    held = memory(math.prod(shape) * dtype.itemsize)
-    return torch.frombuffer(held, dtype=dtype).view(shape)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -66,7 +60,12 @@ def elementwise(function: Callable[..., Tensor], *operands: Tensor | float) -> T
 
 def copied(x: Tensor) -> Tensor:
     """`x.contiguous()`."""
-    if x.is_contiguous() or not _keeps(x.shape, x):
+    if x.is_contiguous() or not _is_seen(x):
+        return x.contiguous()
+    made = turned(x)
+    if made is not None:
+        return made
+    if not _keeps(x.shape, x):
         return x.contiguous()
     out = fresh(x.shape, x.dtype)
     if x.ndim == 2 and min(x.shape) <= _THIN:  # torch turns matrices over in squares, in one thread
@@ -78,8 +77,9 @@ def copied(x: Tensor) -> Tensor:
 def _keeps(shape: Sequence[int], like: Tensor) -> bool:
     """Whether a result is to be made in kept memory: it is large, and nothing looks on that wants
     to see new tensors."""
-    return (
-        math.prod(shape) * like.itemsize >= LARGE
-        and like.is_cpu
-        and not torch._C._len_torch_dispatch_stack()
-    )
+    return math.prod(shape) * like.itemsize >= LARGE and _is_seen(like)
+
+
+def _is_seen(x: Tensor) -> bool:
+    """Whether a tensor is on the CPU, and nothing looks on that wants to see new ones."""
+    return x.is_cpu and not torch._C._len_torch_dispatch_stack()

@@ -1,0 +1,114 @@
+"""Copies that turn matrices over, in squares of registers and by all threads.
+
+torch copies a permuted view element by element. What it has for shuffling the channels of images
+turns a matrix over for every pixel, (groups, channels) to (channels, groups), and takes a half to
+an eighth of the time: in float32 alone, on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import channel_shuffle
+
+from tncompiler.backends.numpy.memory import memory
+from tncompiler.backends.torch.emit import TURNED_BYTES
+
+# rows or columns that are turned in one go; elements of a matrix all of whose lines stay in a cache
+_NARROW, _CLOSE = 16, 2**16
+# what larger matrices are cut into first
+_PIECE = {"columns": 32, "rows": 64}
+# bytes up to which allocators keep what was freed, and that a part of a larger result takes
+_KEPT, _PART = 2**25, 2**20
+
+
+def turned(view: Tensor) -> Tensor | None:
+    """A contiguous copy of a view of matrices, each transposed; None of any other view.
+
+    ``view``: on a CPU.
+    """
+    if view.dtype != torch.float32 or view.nbytes < TURNED_BYTES:
+        return None
+    found = matrices_of(view.shape, view.stride())
+    if found is None:
+        return None
+    count, rows, columns = found
+    matrices = view.as_strided((count, rows, columns), (rows * columns, columns, 1))
+    far = rows * columns > _CLOSE and min(rows, columns) > _NARROW
+    kind, extent = ("columns", columns) if columns >= rows else ("rows", rows)
+    piece = _piece(extent, _PIECE[kind]) if far else None
+    if piece is None:
+        return _each(matrices).view(view.shape)
+    pieces = extent // piece
+    if kind == "columns":
+        runs = fresh((count, pieces, rows, piece), view.dtype)
+        runs.copy_(matrices.view(count, rows, pieces, piece).transpose(1, 2))
+        return _each(runs.view(count * pieces, rows, piece)).view(view.shape)
+    turned_pieces = _each(matrices.view(count * pieces, piece, columns))
+    made = fresh((count, columns, pieces, piece), view.dtype)
+    made.copy_(turned_pieces.view(count, pieces, columns, piece).transpose(1, 2))
+    return made.view(view.shape)
+
+
+def matrices_of(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int, int] | None:
+    """How many matrices, of how many rows and columns, lie in memory one after the other where a
+    view with these strides shows each transposed; None if it shows anything else."""
+    extents: list[int] = []
+    apart: list[int] = []
+    for extent, stride in zip(shape, strides, strict=True):
+        if extent == 1:
+            continue
+        if apart and apart[-1] == extent * stride:
+            extents[-1] *= extent
+            apart[-1] = stride
+        else:
+            extents.append(extent)
+            apart.append(stride)
+    if len(extents) == 2:
+        extents, apart = [1, *extents], [math.prod(extents), *apart]
+    if len(extents) != 3:
+        return None
+    count, columns, rows = extents
+    return (count, rows, columns) if apart == [rows * columns, 1, columns] else None
+
+
+def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A new tensor on the CPU, of any content."""
+    held = memory(math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(held, dtype=dtype).view(shape)
+
+
+def _each(matrices: Tensor) -> Tensor:
+    """Contiguous matrices, each transposed: shapes (count, rows, columns), (count, columns, rows).
+
+    The result of the shuffle is in memory of torch's own, which the system takes back and clears
+    where it is large: then part by part into memory that earlier tensors have left.
+    """
+    count, rows, columns = matrices.shape
+    size = rows * columns * matrices.itemsize
+    if count * size <= _KEPT or count == 1:
+        return _shuffled(matrices)
+    made = fresh((count, columns, rows), matrices.dtype)
+    some = max(_PART // size, 1)
+    for first in range(0, count, some):
+        made[first : first + some] = _shuffled(matrices[first : first + some])
+    return made
+
+
+def _shuffled(matrices: Tensor) -> Tensor:
+    """The same, as one image with a pixel for each matrix, whose channels come last in memory."""
+    count, rows, columns = matrices.shape
+    image = matrices.view(1, count, 1, rows * columns).permute(0, 3, 1, 2)
+    channels_last = channel_shuffle(image, rows).permute(0, 2, 3, 1)
+    return channels_last.reshape(count, columns, rows)
+
+
+@cache
+def _piece(extent: int, near: int) -> int | None:
+    """The divisor of an extent that is nearest to a size, in ratio, of those that are near."""
+    divisors = [d for d in range(near // 2, 4 * near + 1) if extent % d == 0 and d < extent]
+    return min(divisors, key=lambda d: abs(math.log(d / near)), default=None)
