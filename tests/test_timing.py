@@ -9,7 +9,8 @@ import pytest
 import tncompiler as tnc
 from tncompiler.compiler import Compilation
 from tncompiler.ir.program import Argument, Contract, Loop, Program, Step, Value
-from tncompiler.planning.copies import Turn, Walk
+from tncompiler.ir.strides import Turn
+from tncompiler.planning.copies import Walk
 from tncompiler.planning.machine import Machine, load_machine
 from tncompiler.planning.memory import is_view
 from tncompiler.planning.options import PlanOptions

@@ -10,9 +10,10 @@ import tncompiler as tnc
 from tncompiler.backends.torch import memory
 from tncompiler.backends.torch.emit import TURNED_BYTES
 from tncompiler.backends.torch.memory import copied
-from tncompiler.backends.torch.turning import matrices_of, turned
+from tncompiler.backends.torch.turning import turned
 from tncompiler.ir.errors import PlanError
-from tncompiler.planning.copies import Turn, loops_of, turn_of
+from tncompiler.ir.strides import Turn, merged, turn_of
+from tncompiler.planning.copies import loops_of
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.rates import Library
 
@@ -42,7 +43,7 @@ def test_matrices_are_turned_over(shape: tuple[int, int, int]) -> None:
 def test_views_into_memory_and_axes_that_are_taken_together() -> None:
     whole = torch.rand(130, 4, 8, 6, 16)
     view = whole[2:].permute(0, 3, 4, 1, 2)
-    assert matrices_of(view.shape, view.stride()) == (128, 32, 96)
+    assert turn_of(merged(view.shape, view.stride())) == (128, 32, 96)
     found = turned(view)
     assert found is not None and found.shape == view.shape and torch.equal(found, view)
 
@@ -63,20 +64,24 @@ def test_other_views_are_left_to_torch(view: torch.Tensor) -> None:
     assert torch.equal(copied(view), view) and copied(view).is_contiguous()
 
 
-def test_planning_knows_the_same_matrices() -> None:
-    for axes in (
-        (0, 2, 1, 3),
-        (0, 1, 3, 2),
-        (2, 3, 0, 1),
-        (0, 3, 1, 2),
-        (3, 2, 1, 0),
-        (1, 0, 2, 3),
-    ):
-        extents = (6, 5, 4, 3)
-        view = torch.empty(extents).permute(axes)
-        loops = loops_of(range(4), axes, extents)
-        assert loops is not None
-        assert turn_of(loops) == matrices_of(view.shape, view.stride())
+@pytest.mark.parametrize(
+    ("axes", "turn"),
+    [
+        ((0, 2, 1, 3), None),  # runs
+        ((0, 1, 3, 2), (30, 4, 3)),
+        ((2, 3, 0, 1), (1, 30, 12)),
+        ((0, 3, 1, 2), (6, 20, 3)),
+        ((3, 2, 1, 0), None),
+    ],
+)
+def test_planning_knows_the_same_matrices(
+    axes: tuple[int, ...], turn: tuple[int, int, int] | None
+) -> None:
+    extents = (6, 5, 4, 3)
+    view = torch.empty(extents).permute(axes)
+    loops = loops_of(range(4), axes, extents)
+    assert loops == merged(view.shape, view.stride())
+    assert turn_of(loops) == turn
 
 
 def with_turns(*rates: float) -> Library:

@@ -14,6 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from tncompiler.ir.strides import Loops, merged
+
 Order = tuple[int, ...]
 
 _LINE = 64  # bytes
@@ -28,22 +30,6 @@ class Again(NamedTuple):
 
     share: float
     span: int
-
-
-class Loops(NamedTuple):
-    """The loops of a copy, outermost first: ``extents``, and how many elements apart in the source
-    each steps (``strides``). Axes that follow one another in source and result are one loop."""
-
-    extents: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class Turn(NamedTuple):
-    """Matrices that a copy turns over: how many, and of how many rows and columns they are."""
-
-    matrices: int
-    rows: int
-    columns: int
 
 
 class Walk(NamedTuple):
@@ -68,32 +54,8 @@ def loops_of(
     for axis in reversed(source):
         strides[axis] = stride
         stride *= sizes[axis]
-    extents: list[int] = []
-    apart: list[int] = []
-    for axis in order:
-        size, stride = sizes[axis], strides[axis]
-        if size == 1:
-            continue
-        if apart and apart[-1] == size * stride:
-            extents[-1] *= size
-            apart[-1] = stride
-        else:
-            extents.append(size)
-            apart.append(stride)
-    if len(extents) < 2 or 0 in extents:
-        return None
-    return Loops(tuple(extents), tuple(apart))
-
-
-def turn_of(loops: Loops) -> Turn | None:
-    """The matrices that a copy in these loops turns over; None if it does anything else."""
-    extents, strides = loops
-    if len(extents) == 2:
-        extents, strides = (1, *extents), (math.prod(extents), *strides)
-    if len(extents) != 3:
-        return None
-    count, columns, rows = extents
-    return Turn(count, rows, columns) if strides == (rows * columns, 1, columns) else None
+    loops = merged([sizes[axis] for axis in order], [strides[axis] for axis in order])
+    return None if len(loops.extents) < 2 or 0 in loops.extents else loops
 
 
 def walk(loops: Loops, item: int) -> Walk:

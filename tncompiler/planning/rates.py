@@ -10,7 +10,8 @@ from typing import Any
 
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.origin import call_site
-from tncompiler.planning.copies import Turn, Walk
+from tncompiler.ir.strides import Turn
+from tncompiler.planning.copies import Walk
 
 # extents of the measured products; bytes of the measured passes; elements of the innermost axis of
 # the measured permuting copies

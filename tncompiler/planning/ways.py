@@ -19,7 +19,8 @@ from typing import NamedTuple
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import form_of_product, led, readable
 from tncompiler.ir.program import Contract, Labels
-from tncompiler.planning.copies import Loops, halfway, loops_of, turn_of, walk
+from tncompiler.ir.strides import Loops, turn_of
+from tncompiler.planning.copies import halfway, loops_of, walk
 from tncompiler.planning.rates import TURNED, Rates
 
 _SMALL = 2  # times as large must the other operand be for one to be copied only to be turned over

@@ -17,6 +17,7 @@ from torch.nn.functional import channel_shuffle
 
 from tncompiler.backends.numpy.memory import memory
 from tncompiler.backends.torch.emit import TURNED_BYTES
+from tncompiler.ir.strides import merged, turn_of
 
 # rows or columns that are turned in one go; elements of a matrix all of whose lines stay in a cache
 _NARROW, _CLOSE = 16, 2**16
@@ -33,7 +34,7 @@ def turned(view: Tensor) -> Tensor | None:
     """
     if view.dtype != torch.float32 or view.nbytes < TURNED_BYTES:
         return None
-    found = matrices_of(view.shape, view.stride())
+    found = turn_of(merged(view.shape, view.stride()))
     if found is None:
         return None
     count, rows, columns = found
@@ -52,28 +53,6 @@ def turned(view: Tensor) -> Tensor | None:
     made = fresh((count, columns, pieces, piece), view.dtype)
     made.copy_(turned_pieces.view(count, pieces, columns, piece).transpose(1, 2))
     return made.view(view.shape)
-
-
-def matrices_of(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int, int] | None:
-    """How many matrices, of how many rows and columns, lie in memory one after the other where a
-    view with these strides shows each transposed; None if it shows anything else."""
-    extents: list[int] = []
-    apart: list[int] = []
-    for extent, stride in zip(shape, strides, strict=True):
-        if extent == 1:
-            continue
-        if apart and apart[-1] == extent * stride:
-            extents[-1] *= extent
-            apart[-1] = stride
-        else:
-            extents.append(extent)
-            apart.append(stride)
-    if len(extents) == 2:
-        extents, apart = [1, *extents], [math.prod(extents), *apart]
-    if len(extents) != 3:
-        return None
-    count, columns, rows = extents
-    return (count, rows, columns) if apart == [rows * columns, 1, columns] else None
 
 
 def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
