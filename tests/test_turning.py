@@ -8,11 +8,10 @@ import torch
 
 import tncompiler as tnc
 from tncompiler.backends.torch import memory
-from tncompiler.backends.torch.emit import TURNED_BYTES
 from tncompiler.backends.torch.memory import copied
 from tncompiler.backends.torch.turning import turned
 from tncompiler.ir.errors import PlanError
-from tncompiler.ir.strides import Turn, merged, turn_of
+from tncompiler.ir.strides import TURNED_BYTES, Turn, merged, turn_of
 from tncompiler.planning.copies import loops_of
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.rates import Library

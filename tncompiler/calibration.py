@@ -29,15 +29,7 @@ from tncompiler.ir.errors import PlanError
 from tncompiler.ir.index import Index
 from tncompiler.ir.origin import call_site
 from tncompiler.planning.machine import Machine, set_default_machine
-from tncompiler.planning.rates import (
-    EXTENTS,
-    PASSES,
-    ROWS,
-    RUNS,
-    SIDES,
-    SPANS,
-    Library,
-)
+from tncompiler.planning.rates import EXTENTS, PASSES, ROWS, RUNS, SIDES, SPANS, Library
 
 ROUNDS = 5
 _LEAST_S = 2e-4  # of one sample; shorter operations are repeated

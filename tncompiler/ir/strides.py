@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+# copies of this dtype and of as many bytes are asked whether they turn matrices over
+TURNED, TURNED_BYTES = "float32", 2**18
+
 
 class Loops(NamedTuple):
     """The loops of a copy, outermost first: ``extents``, and how many elements apart in the source

@@ -10,7 +10,7 @@ from typing import Any
 
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.origin import call_site
-from tncompiler.ir.strides import Turn
+from tncompiler.ir.strides import TURNED_BYTES, Turn
 from tncompiler.planning.copies import Walk
 
 # extents of the measured products; bytes of the measured passes; elements of the innermost axis of
@@ -31,11 +31,10 @@ _OF_TRANSPOSES = (1.25, 1.0, 1.0, 1.0, 0.25)
 # permuting copies were measured of items of ITEM bytes: larger ones make longer runs, and where
 # they are fetched one by one, items of twice the bytes go at 1.6 times the rate
 ITEM, _FETCHED = 4, 0.7
-# rows and columns of the matrices that a measured copy turns over, and their dtype; what it takes
-# to find that a copy does so, and the bytes from which it is asked
+# rows and columns of the matrices that a measured copy turns over; what it takes to find that a
+# copy does so
 SIDES = (4, 16, 64, 256, 1024)
-TURNED = "float32"
-_TURN_US, _TURNED_BYTES = 15.0, 2**18
+_TURN_US = 15.0
 # bytes that a copy moves, up to which no library shares it out among threads
 _NOT_SHARED = 2**18
 # terms that a part of a split sum has at least
@@ -169,7 +168,7 @@ class Library:
         """Microseconds of a copy that turns matrices over, by an operation of its own; infinite
         where the library has none, or does not ask for it."""
         elements = math.prod(turn)
-        if not self.turns or elements * ITEM < _TURNED_BYTES:
+        if not self.turns or elements * ITEM < TURNED_BYTES:
             return math.inf
         side = math.sqrt(turn.rows * turn.columns)
         rate = _between(SIDES, self.turns, side)

@@ -19,9 +19,9 @@ from typing import NamedTuple
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.matmul import form_of_product, led, readable
 from tncompiler.ir.program import Contract, Labels
-from tncompiler.ir.strides import Loops, turn_of
+from tncompiler.ir.strides import TURNED, Loops, turn_of
 from tncompiler.planning.copies import halfway, loops_of, walk
-from tncompiler.planning.rates import TURNED, Rates
+from tncompiler.planning.rates import Rates
 
 _SMALL = 2  # times as large must the other operand be for one to be copied only to be turned over
 LONG_COPY_US = 20.0  # of a copy, below which no other way is looked for

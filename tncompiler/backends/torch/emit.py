@@ -27,6 +27,7 @@ from tncompiler.ir.program import (
     Value,
 )
 from tncompiler.ir.sizes import Size
+from tncompiler.ir.strides import TURNED, TURNED_BYTES
 
 # More positive terms than this, added one by one, may leave the error bound (3.6 deviations: a
 # split costs torch 10 to 20 us, and gains as much from 2,048 terms on). MKL adds so in products
@@ -36,9 +37,6 @@ NARROW = 12
 # Products of a batch with at most so many rows and columns are one program each on a GPU, whose
 # library does not share out a long sum of theirs.
 ONE_TILE = 64
-# Permuting copies of this dtype and of as many bytes may be turned (turning.py), which takes 20 us
-# to find out.
-TURNED, TURNED_BYTES = "float32", 2**18
 # helpers of memory.py
 IN_LEFT_MEMORY = {"bmm", "copied", "elementwise", "mm"}
 # maps that torch can write to where they are wanted
@@ -200,8 +198,8 @@ class TorchEmitter(Emitter):
         return f"{text}.expand({dims})"
 
     def copy(self, text: str, out: str | None = None) -> str:
-        is_turned = self.making is not None and self.making.dtype == TURNED
-        helps = self._in_left_memory("copied", TURNED_BYTES if is_turned else LARGE)
+        may_turn = self.making is not None and self.making.dtype == TURNED
+        helps = self._in_left_memory("copied", TURNED_BYTES if may_turn else LARGE)
         return f"copied({text})" if helps else f"{text}.contiguous()"
 
     def ones_of(self, sizes: Sequence[Size], dtype: str) -> str:

@@ -13,9 +13,16 @@ import torch
 from torch import Tensor
 
 from tncompiler.backends.emitter import LARGE
-from tncompiler.backends.torch.turning import fresh, turned
+from tncompiler.backends.numpy.memory import memory
+from tncompiler.backends.torch.turning import turned
 
 _THIN = 32  # rows or columns, of which all lines that a row of the copy reads stay in the cache
+
+
+def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A new tensor on the CPU, of any content."""
+    held = memory(math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(held, dtype=dtype).view(shape)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -60,7 +67,7 @@ def elementwise(function: Callable[..., Tensor], *operands: Tensor | float) -> T
 
 def copied(x: Tensor) -> Tensor:
     """`x.contiguous()`."""
-    if x.is_contiguous() or not _is_seen(x):
+    if x.is_contiguous() or not _is_unwatched(x):
         return x.contiguous()
     made = turned(x)
     if made is not None:
@@ -77,9 +84,9 @@ def copied(x: Tensor) -> Tensor:
 def _keeps(shape: Sequence[int], like: Tensor) -> bool:
     """Whether a result is to be made in kept memory: it is large, and nothing looks on that wants
     to see new tensors."""
-    return math.prod(shape) * like.itemsize >= LARGE and _is_seen(like)
+    return math.prod(shape) * like.itemsize >= LARGE and _is_unwatched(like)
 
 
-def _is_seen(x: Tensor) -> bool:
+def _is_unwatched(x: Tensor) -> bool:
     """Whether a tensor is on the CPU, and nothing looks on that wants to see new ones."""
     return x.is_cpu and not torch._C._len_torch_dispatch_stack()

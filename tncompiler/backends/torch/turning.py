@@ -8,16 +8,14 @@ an eighth of the time: in float32 alone, on a CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import channel_shuffle
 
-from tncompiler.backends.numpy.memory import memory
-from tncompiler.backends.torch.emit import TURNED_BYTES
-from tncompiler.ir.strides import merged, turn_of
+from tncompiler.backends.numpy.memory import fresh
+from tncompiler.ir.strides import TURNED, TURNED_BYTES, merged, turn_of
 
 # rows or columns that are turned in one go; elements of a matrix all of whose lines stay in a cache
 _NARROW, _CLOSE = 16, 2**16
@@ -32,7 +30,7 @@ def turned(view: Tensor) -> Tensor | None:
 
     ``view``: on a CPU.
     """
-    if view.dtype != torch.float32 or view.nbytes < TURNED_BYTES:
+    if view.dtype != getattr(torch, TURNED) or view.nbytes < TURNED_BYTES:
         return None
     found = turn_of(merged(view.shape, view.stride()))
     if found is None:
@@ -46,19 +44,17 @@ def turned(view: Tensor) -> Tensor | None:
         return _each(matrices).view(view.shape)
     pieces = extent // piece
     if kind == "columns":
-        runs = fresh((count, pieces, rows, piece), view.dtype)
+        runs = _in_left_memory(count, pieces, rows, piece)
         runs.copy_(matrices.view(count, rows, pieces, piece).transpose(1, 2))
         return _each(runs.view(count * pieces, rows, piece)).view(view.shape)
     turned_pieces = _each(matrices.view(count * pieces, piece, columns))
-    made = fresh((count, columns, pieces, piece), view.dtype)
+    made = _in_left_memory(count, columns, pieces, piece)
     made.copy_(turned_pieces.view(count, pieces, columns, piece).transpose(1, 2))
     return made.view(view.shape)
 
 
-def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A new tensor on the CPU, of any content."""
-    held = memory(math.prod(shape) * dtype.itemsize)
-    return torch.frombuffer(held, dtype=dtype).view(shape)
+def _in_left_memory(*shape: int) -> Tensor:
+    return torch.from_numpy(fresh(shape, TURNED))
 
 
 def _each(matrices: Tensor) -> Tensor:
@@ -71,7 +67,7 @@ def _each(matrices: Tensor) -> Tensor:
     size = rows * columns * matrices.itemsize
     if count * size <= _KEPT or count == 1:
         return _shuffled(matrices)
-    made = fresh((count, columns, rows), matrices.dtype)
+    made = _in_left_memory(count, columns, rows)
     some = max(_PART // size, 1)
     for first in range(0, count, some):
         made[first : first + some] = _shuffled(matrices[first : first + some])
