@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
+from tncompiler.backends.emitter import makes_new
 from tncompiler.backends.numpy.threads import among_tensors
 from tncompiler.backends.ranges import Ranged, Run
 from tncompiler.backends.source import Code
@@ -24,6 +25,8 @@ from tncompiler.graphs import Graphed
 from tncompiler.ir.errors import ChangedInPlace
 from tncompiler.ir.program import Permute, Program
 
+_modes = torch._C._len_torch_dispatch_stack
+_functorch_stack, _trace = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
 _PLAIN = {Tensor, nn.Parameter}  # types that torch does not look into
 _KEEPING = {_CachingTorchDispatchMode, _CachedTorchDispatchMode}  # keep what operations give
 Flat = Callable[..., tuple[Tensor, ...]]
@@ -34,6 +37,8 @@ class Specialisation:
 
     ``graph``: the programs are captured as CUDA graphs at their first call and replayed after it.
     """
+
+    makes_new = False  # whether its outputs are certainly no arguments and no views of any
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class Specialisation:
         if wrt:
             self.pair = compilation.training_executable(call.dtypes, call.free, wrt, backend)
             self.output_count = self.pair.output_count
+            self.makes_new = _are_new(self.pair.forward.program, self.output_count)
             self._read_by(self.pair.backward.program, names)
             self.forward = self._called(self.pair.forward.loaded)
             self.backward = self._called(self.pair.backward.loaded)
@@ -105,11 +111,11 @@ class NetworkFunction(torch.autograd.Function):
         arrays = enter(tensors, spec.backend)
         results = leave(spec.forward(*arrays), spec.backend, arrays)
         ctx.spec = spec
-        ctx.set_materialize_grads(True)
-        outputs, saved = results[: spec.output_count], results[spec.output_count :]
-        ctx.save_for_backward(*tensors, *saved)
-        owned = own(outputs, tensors, saved)
-        ctx.mark_non_differentiable(*owned[spec.value_count :])
+        ctx.save_for_backward(*tensors, *results[spec.output_count :])
+        outputs = results[: spec.output_count]
+        owned = tuple(map(_untied, outputs)) if spec.makes_new else own(outputs, tensors)
+        if len(owned) > spec.value_count:
+            ctx.mark_non_differentiable(*owned[spec.value_count :])
         return owned
 
     @staticmethod
@@ -118,35 +124,53 @@ class NetworkFunction(torch.autograd.Function):
         cotangents = cotangents[: spec.value_count]
         kept = _unchanged(ctx)
         tensors, saved = kept[: spec.count], kept[spec.count :]
-        device = cotangents[0].device.type
-        if autocasts(device):  # the programs cast for themselves
+        device = device_of(cotangents[0])
+        if is_ordinary(device) and _is_first_order(tensors, cotangents):
+            results: Sequence[Tensor] = _by_program(spec, tensors, saved, cotangents)
+        elif autocasts(device):  # the programs cast for themselves
             with torch.autocast(device, enabled=False):
-                return NetworkFunction._gradients(spec, tensors, saved, cotangents)
-        return NetworkFunction._gradients(spec, tensors, saved, cotangents)
-
-    @staticmethod
-    def _gradients(
-        spec: Specialisation,
-        tensors: Sequence[Tensor],
-        saved: Sequence[Tensor],
-        cotangents: Sequence[Tensor],
-    ) -> tuple[Tensor | None, ...]:
-        grads: list[Tensor | None] = [None] * (1 + spec.count)
-        batched = any(map(torch._C._functorch.is_legacy_batchedtensor, cotangents))
-        seen = overseen(spec.backend) or watched((*tensors, *cotangents))
-        if torch.is_grad_enabled() or batched or seen:
-            results: Sequence[Tensor] = _flat_gradients(spec, tensors, cotangents)
+                results = _gradients(spec, tensors, saved, cotangents)
         else:
-            read = [tensors[position] for position in spec.read]
-            given = [
-                cotangent.contiguous() if often else cotangent
-                for cotangent, often in zip(cotangents, spec.read_often, strict=True)
-            ]
-            values = enter((*read, *saved, *given), spec.backend)
-            results = leave(spec.backward(*values), spec.backend, values)
+            results = _gradients(spec, tensors, saved, cotangents)
+        grads: list[Tensor | None] = [None] * (1 + spec.count)
         for position, gradient in zip(spec.positions, results, strict=True):
             grads[1 + position] = gradient
         return tuple(grads)
+
+
+def _gradients(
+    spec: Specialisation,
+    tensors: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Gradients by the backward program, unless somebody looks inside or differentiates again."""
+    if overseen(spec.backend) or not _is_first_order(tensors, cotangents) or looks_inside():
+        return _flat_gradients(spec, tensors, cotangents)
+    return _by_program(spec, tensors, saved, cotangents)
+
+
+def _is_first_order(tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> bool:
+    """Whether gradients of these are wanted as plain numbers, and only once."""
+    if torch.is_grad_enabled() or not are_plain((*tensors, *cotangents)):
+        return False
+    return not any(map(torch._C._functorch.is_legacy_batchedtensor, cotangents))
+
+
+def _by_program(
+    spec: Specialisation,
+    tensors: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """Gradients by the generated backward program."""
+    read = [tensors[position] for position in spec.read]
+    given = [
+        cotangent.contiguous() if often else cotangent
+        for cotangent, often in zip(cotangents, spec.read_often, strict=True)
+    ]
+    values = enter((*read, *saved, *given), spec.backend)
+    return leave(spec.backward(*values), spec.backend, values)
 
 
 def _unchanged(ctx: Any) -> tuple[Tensor, ...]:
@@ -167,29 +191,34 @@ def _unchanged(ctx: Any) -> tuple[Tensor, ...]:
         ) from error
 
 
-def own(
-    outputs: Sequence[Tensor], tensors: Sequence[Tensor], saved: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def own(outputs: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The outputs in a form that autograd lets users change in place.
 
     What shares memory with an argument or another output is copied. A view of something saved is
     given as its own tensor that counts the changes made to either, so that a backward pass which
     reads what was changed raises.
     """
-    if len(outputs) == 1 and not _is_shared(outputs[0], tensors):
-        return (_untied(outputs[0]),)
-    taken = [*tensors]
+    taken = [_base(tensor) for tensor in tensors]
     made = []
     for output in outputs:
-        made.append(output.clone() if _is_shared(output, taken) else _untied(output))
-        taken.append(output)
+        base = _base(output)
+        made.append(output.clone() if any(base is other for other in taken) else _untied(output))
+        taken.append(base)
     return tuple(made)
 
 
-def _is_shared(output: Tensor, taken: Sequence[Tensor]) -> bool:
-    """Whether an output is one of these tensors, or a view of what one of them is a view of."""
-    base = output._base if output._is_view() else output
-    return any(base is (t._base if t._is_view() else t) for t in taken)
+def _base(tensor: Tensor) -> Tensor:
+    """What a tensor is a view of, or itself."""
+    base = tensor._base
+    return tensor if base is None else base
+
+
+def _are_new(program: Program, count: int) -> bool:
+    """Whether the first outputs of a program are arrays of their own, whatever it is given."""
+    outputs = program.outputs[:count]
+    made = [program.producers.get(name) for name in outputs]
+    own = all(step is not None and makes_new(step) for step in made)
+    return own and len(set(outputs)) == count
 
 
 def _untied(output: Tensor) -> Tensor:
@@ -233,19 +262,38 @@ def is_spread(tensors: Sequence[Tensor]) -> bool:
 
 def watched(tensors: Sequence[Tensor]) -> bool:
     """Whether torch looks inside: compile, functorch, forward mode, a trace, a tensor subclass."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
-        return True
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    if torch._C._get_tracing_state() is not None:
-        return True
-    return not _PLAIN.issuperset(map(type, tensors))
+    return looks_inside() or not are_plain(tensors)
+
+
+def looks_inside() -> bool:
+    """Whether torch looks into all code: compile, functorch, forward mode or a trace."""
+    return (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or _functorch_stack() is not None
+        or _trace() is not None
+    )
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether none of them is of a subclass, which torch looks into."""
+    return _PLAIN.issuperset(map(type, tensors))
+
+
+def is_ordinary(device: str) -> bool:
+    """Whether torch just runs what it is called for: nothing looks inside, no mode, no autocast."""
+    return not (_modes() or looks_inside() or autocasts(device))
+
+
+def device_of(tensor: Tensor) -> str:
+    """The kind of device a tensor is on."""
+    return "cpu" if tensor.is_cpu else tensor.device.type
 
 
 def overseen(backend: str) -> bool:
     """Whether a mode wants what a backend's own code does not give: every operation (tracers,
     counters), or results that are not written to once they are there (selective checkpoints)."""
-    if not torch._C._len_torch_dispatch_stack():
+    if not _modes():
         return False
     return backend != "torch" or any(
         type(mode) in _KEEPING for mode in _get_current_dispatch_mode_stack()

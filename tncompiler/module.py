@@ -23,6 +23,7 @@ from tncompiler.autograd import (
     NetworkFunction,
     Specialisation,
     autocasts,
+    device_of,
     is_spread,
     overseen,
     watched,
@@ -44,6 +45,7 @@ from tncompiler.operators import MOST_LEAVES, is_traced, operator_of
 from tncompiler.parametrized import copy_onto
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_STEP_US, TINY_US, program_us
+from tncompiler.repeated import Repeated
 from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
 from tncompiler.traced import flat_program, name_network, program_of_dtypes, traced_program
@@ -56,6 +58,8 @@ class CompiledModule(Inspection, nn.Module):
 
     Parameters are the network's, by name (dots make nested modules), in their declared axis order.
     """
+
+    repeats = True  # whether a step like the last one needs nothing that the last one did not
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class CompiledModule(Inspection, nn.Module):
         self._make_leaves(seed, share)
         self._flat_runs: dict[tuple[torch.dtype, ...], Flat] = {}
         self._kept = KeptValues(MARKS)
+        self._last: Repeated | None = None
         self._operator = operator_of(compilation, backend, self._description)
         self._prepare()
 
@@ -210,6 +215,11 @@ class CompiledModule(Inspection, nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs, in the shape of container that was compiled."""
+        last = None if kwargs or torch.compiler.is_compiling() else self._last
+        if last is not None:
+            tensors = [*args, *self._held()]
+            if last.is_like(tensors):
+                return self._step(last.spec, tensors)
         given = (
             args
             if not kwargs and len(args) == len(self.compilation.inputs)
@@ -222,7 +232,7 @@ class CompiledModule(Inspection, nn.Module):
                 where=self.compilation.place(),
                 fix="use torch.as_tensor(…), or compile with framework='numpy'",
             )
-        device = tensors[0].device.type if tensors else "cpu"
+        device = device_of(tensors[0]) if tensors else "cpu"
         if not autocasts(device):
             return self._run(tensors, cast=False)
         tensors = _autocast(self.compilation.ordered, tensors, device)
@@ -266,13 +276,20 @@ class CompiledModule(Inspection, nn.Module):
         if overseen(spec.backend):
             return pack(self._flat(tensors)(*tensors))
         if spec.positions:
-            return pack(NetworkFunction.apply(spec, *tensors))  # type: ignore[no-untyped-call]
+            if self.repeats and not cast:
+                self._last = Repeated(spec, tensors)
+            return self._step(spec, tensors)
         arrays = enter(tensors, spec.backend)
         if spec.kept is None:
             return pack(leave(spec.run(*arrays), spec.backend, arrays))
+        self._last = None  # a step like it would not let go of what is kept
         values = self._kept_values(spec.kept.prepare, tensors, arrays)
         results = spec.rest(*arrays, *values)
         return pack(leave(results, spec.backend, (*arrays, *values)))
+
+    def _step(self, spec: Specialisation, tensors: Sequence[Tensor]) -> Any:
+        """The outputs, with our backward pass."""
+        return self.compilation.pack(NetworkFunction.apply(spec, *tensors))  # type: ignore[no-untyped-call]
 
     @cached_property
     def _spread(self) -> Callable[..., Any]:

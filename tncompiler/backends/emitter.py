@@ -74,6 +74,16 @@ _SHARED = ("names", "symbols", "bound", "imports", "extra", "scope", "aliases", 
 _ALIASING = {"conj", "real", "imag", "project", "stop"}
 
 
+def makes_new(step: Step) -> bool:
+    """Whether a step's array is certainly none of its operands, nor a view of one."""
+    match step.op:
+        case Contract(inputs):
+            return len(inputs) == 2
+        case Map(function):
+            return function not in _ALIASING
+    return False
+
+
 class Emitter(Spelling):
     """Writes one program as one function.
 
@@ -177,16 +187,10 @@ class Emitter(Spelling):
 
     def _own(self, step: Step) -> None:
         """Note whether the step's array is new and nobody else's, and which arrays are not."""
-        op = step.op
-        pair = isinstance(op, Contract) and len(op.inputs) == 2
-        if (pair or isinstance(op, Map | Permute)) and not self.may_alias(step):
+        if makes_new(step) or isinstance(step.op, Permute):
             self.owned.add(step.out.name)
         else:
             self.owned.difference_update(step.operands)
-
-    def may_alias(self, step: Step) -> bool:
-        """Whether a map's result may be one of its operands, or a view of it."""
-        return isinstance(step.op, Map) and step.op.function in _ALIASING
 
     def spare(self, step: Step, inputs: tuple[Labels, ...]) -> int | None:
         """The operand whose array the step's value may take: it is as large, and last read here."""

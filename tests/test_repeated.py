@@ -1,0 +1,268 @@
+"""Training steps like the last one: what differs is seen, and done as a new module does it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tncompiler as tnc
+from tncompiler.ir.errors import TncError
+from tncompiler.module import CompiledModule
+
+b, i, h, o = tnc.indices("b i h o", i=16, h=12, o=8)
+ROWS = 512  # so many that our backward pass runs
+DATA = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> CompiledModule:
+    x = tnc.input("x", b, i)
+    hidden = tnc.tanh(x @ tnc.param("A", i, h))
+    module: CompiledModule = tnc.compile(hidden @ tnc.param("B", h, o), backend="torch", seed=0)
+    return module
+
+
+def stepped() -> CompiledModule:
+    module = network()
+    for _ in range(2):
+        module(DATA).sum().backward()
+    module.zero_grad()
+    return module
+
+
+def gradients(module: CompiledModule, data: Tensor = DATA) -> list[Tensor]:
+    y = module(data)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), [*module.parameters()])]
+
+
+def without_gradients(module: CompiledModule) -> Any:
+    with torch.no_grad():
+        y = module(DATA)
+    assert not y.requires_grad
+    return y
+
+
+def inference_mode(module: CompiledModule) -> Any:
+    with torch.inference_mode():
+        return module(DATA).clone()
+
+
+def autocast(module: CompiledModule) -> Any:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = gradients(module)
+    assert made[0].dtype == torch.bfloat16
+    return made
+
+
+def autocast_backward(module: CompiledModule) -> Any:
+    y = module(DATA)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return torch.autograd.grad(y.square().sum(), [*module.parameters()])
+
+
+def second_order(module: CompiledModule) -> Any:
+    (first,) = torch.autograd.grad(module(DATA).square().sum(), module.A, create_graph=True)
+    return torch.autograd.grad(first.square().sum(), [*module.parameters()])
+
+
+def batched_cotangents(module: CompiledModule) -> Any:
+    y = module(DATA)
+    cotangents = torch.stack([torch.ones_like(y), torch.zeros_like(y)])
+    return torch.autograd.grad(y, [module.A], cotangents, is_grads_batched=True)
+
+
+def functorch(module: CompiledModule) -> Any:
+    held = dict(module.named_parameters())
+
+    def loss(held: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(module, held, (DATA,)).square().sum()
+
+    return list(torch.func.grad(loss)(held).values())
+
+
+def vmap(module: CompiledModule) -> Any:
+    return torch.vmap(lambda rows: module(rows))(DATA.reshape(2, ROWS // 2, 16))
+
+
+def forward_mode(module: CompiledModule) -> Any:
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(DATA, torch.ones_like(DATA))
+        return forward_ad.unpack_dual(module(dual)).tangent
+
+
+def traced(module: CompiledModule) -> Any:
+    return torch.jit.trace(module, (DATA[:64],))(DATA[64:128])
+
+
+def seen_by_a_mode(module: CompiledModule) -> Any:
+    class Counts(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    with Counts():
+        made = gradients(module)
+    assert any("mm" in name for name in names)
+    return [*made, torch.tensor(len(names))]
+
+
+def fewer_rows(module: CompiledModule) -> Any:
+    return gradients(module, DATA[:300])
+
+
+def input_wants_gradient(module: CompiledModule) -> Any:
+    data = DATA.clone().requires_grad_()
+    return torch.autograd.grad(module(data).sum(), data)
+
+
+def frozen(module: CompiledModule) -> Any:
+    module.A.requires_grad_(False)
+    y = module(DATA)
+    y.sum().backward()
+    assert module.A.grad is None
+    return [y, module.B.grad]
+
+
+def all_frozen(module: CompiledModule) -> Any:
+    module.requires_grad_(False)
+    y = module(DATA)
+    assert not y.requires_grad
+    return y
+
+
+def in_double(module: CompiledModule) -> Any:
+    return gradients(module.double(), DATA.double())
+
+
+def data_in_double(module: CompiledModule) -> Any:
+    for parameter in module.parameters():
+        parameter.data = parameter.data.double()
+    return gradients(module, DATA.double())
+
+
+def other_numbers(module: CompiledModule) -> Any:
+    module.A.data = module.A.data * 2
+    module.load_state_dict({**module.state_dict(), "B": torch.ones(12, 8)})
+    return gradients(module)
+
+
+def subclass(module: CompiledModule) -> Any:
+    class Marked(Tensor):
+        pass
+
+    return torch.Tensor(module(DATA.as_subclass(Marked)))
+
+
+def wrong_size(module: CompiledModule) -> Any:
+    return module(DATA[:, :15])
+
+
+def not_a_tensor(module: CompiledModule) -> Any:
+    return module(DATA.numpy())
+
+
+def too_many(module: CompiledModule) -> Any:
+    return module(DATA, DATA)
+
+
+def none_at_all(module: CompiledModule) -> Any:
+    return module()
+
+
+def by_name(module: CompiledModule) -> Any:
+    return module(x=DATA)
+
+
+def wrong_name(module: CompiledModule) -> Any:
+    return module(DATA, z=DATA)
+
+
+def moved(module: CompiledModule) -> Any:
+    return module.to("meta")(DATA.to("meta")).shape
+
+
+def apart(module: CompiledModule) -> Any:
+    return module(DATA.to("meta"))
+
+
+SITUATIONS: list[Callable[[CompiledModule], Any]] = [
+    gradients, without_gradients, inference_mode, autocast, autocast_backward, second_order,
+    batched_cotangents, functorch, vmap, forward_mode, traced, seen_by_a_mode, fewer_rows,
+    input_wants_gradient, frozen, all_frozen, in_double, data_in_double, other_numbers, subclass,
+    wrong_size, not_a_tensor, too_many, none_at_all, by_name, wrong_name, moved, apart,
+]  # fmt: skip
+
+
+def outcome(situation: Callable[[CompiledModule], Any], module: CompiledModule) -> Any:
+    try:
+        return situation(module)
+    except (TncError, RuntimeError) as error:
+        return type(error), str(error).splitlines()[0]
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda f: f.__name__)
+def test_it_is_done_as_by_a_module_without_a_past(
+    situation: Callable[[CompiledModule], Any],
+) -> None:
+    warm = stepped()
+    fresh = copy.deepcopy(warm)
+    assert warm._last is not None and fresh._last is None
+    got, expected = outcome(situation, warm), outcome(situation, fresh)
+    assert type(got) is type(expected)
+    if isinstance(got, Tensor):
+        got, expected = [got], [expected]
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.equal(mine, theirs) if isinstance(mine, Tensor) else mine == theirs
+
+
+def test_such_a_step_asks_for_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = stepped()
+    expected = gradients(module)
+    monkeypatch.setattr(CompiledModule, "_run", None)
+    for _ in range(3):
+        for mine, theirs in zip(gradients(module), expected, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_a_compiled_module_does_not_look_at_its_past() -> None:
+    module = stepped()
+    expected = gradients(copy.deepcopy(module))
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    for _ in range(2):
+        for mine, theirs in zip(gradients(compiled), expected, strict=True):  # type: ignore[arg-type]
+            torch.testing.assert_close(mine, theirs)
+        module(DATA).sum().backward()
+
+
+def test_what_was_kept_is_let_go_of_by_the_next_step() -> None:
+    x = tnc.input("x", b, i)
+    r = tnc.Index("r", 64)
+    weight = tnc.param("A", i, r) @ tnc.param("B", r, o)
+    module: CompiledModule = tnc.compile(x @ weight, backend="torch", seed=0)
+    for _ in range(3):
+        module.train()
+        module(DATA).sum().backward()
+        module.eval()
+        with torch.no_grad():
+            module(DATA)
+        assert module._kept._entry is not None
+        module(DATA).sum().backward()
+        assert module._kept._entry is None
+
+
+def test_an_output_that_is_an_argument_is_a_copy() -> None:
+    x, c = tnc.input("x", b, i), tnc.param("A", i, h)
+    module: CompiledModule = tnc.compile([x @ c, x], backend="torch", seed=0)
+    data = DATA.clone().requires_grad_()
+    for _ in range(3):
+        made, same = module(data)
+        same.add_(1)  # would change the input, were it the input itself
+        (made.sum() + same.sum()).backward()
+    assert torch.equal(data.detach(), DATA)
