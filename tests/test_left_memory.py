@@ -4,6 +4,8 @@ import gc
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,8 +15,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import tncompiler as tnc
-from tncompiler.backends.numpy import memory as left
-from tncompiler.backends.torch.memory import bmm, copied, elementwise, empty, fresh, mm
+from tncompiler.backends.numpy import memory
+from tncompiler.backends.torch.memory import copied, elementwise, empty, fresh, left
 from tncompiler.module import CompiledModule
 
 I, R, O = tnc.indices("i r o", i=256, r=1024, o=256)
@@ -24,9 +26,9 @@ ROWS = torch.rand(512, 256)
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    left.release()
+    memory.release()
     yield
-    left.release()
+    memory.release()
 
 
 def layer(backend: str, **options: object) -> CompiledModule:
@@ -47,11 +49,11 @@ def step(module: CompiledModule) -> list[Tensor]:
 def test_a_step_leaves_its_memory_to_the_next(backend: str) -> None:
     module = layer(backend)
     first = [t.clone() for t in step(module)]
-    kept = left.kept_bytes()
+    kept = memory.kept_bytes()
     assert kept > 2**21
     for _ in range(5):
         assert all(map(torch.equal, step(module), first))
-    assert left.kept_bytes() == kept
+    assert memory.kept_bytes() == kept
 
 
 @pytest.mark.parametrize("backend", ["torch", "numpy"])
@@ -73,7 +75,7 @@ def test_results_are_their_holders(backend: str) -> None:
 @pytest.mark.parametrize("options", [{"memory_limit": 2**30}, {"minimize": "memory"}])
 def test_a_limit_of_memory_keeps_nothing(options: dict[str, object]) -> None:
     step(layer("torch", **options))
-    assert left.kept_bytes() == 0
+    assert memory.kept_bytes() == 0
 
 
 def test_torch_differentiates_code_that_makes_new_tensors() -> None:
@@ -93,10 +95,8 @@ def test_torch_differentiates_code_that_makes_new_tensors() -> None:
 def test_operations_are_torchs() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(700, 500), torch.randn(500, 700, dtype=torch.float32)
-    assert torch.equal(mm(a, b), torch.mm(a, b)) and torch.equal(mm(a[:3], b), torch.mm(a[:3], b))
-    x, y = torch.randn(20, 300, 40), torch.randn(20, 40, 200)
-    assert torch.equal(bmm(x, y), torch.bmm(x, y))
-    turned = x.permute(1, 0, 2).expand(2, -1, -1, -1).transpose(0, 3)
+    assert torch.equal(torch.mm(a, b, out=left(a, 700, 700)), torch.mm(a, b))
+    turned = torch.randn(20, 300, 40).permute(1, 0, 2).expand(2, -1, -1, -1).transpose(0, 3)
     assert torch.equal(copied(turned), turned) and copied(turned).is_contiguous()
     assert copied(a) is a
     row, half = torch.randn(500), torch.randn(700, 500).to(torch.bfloat16)
@@ -112,35 +112,51 @@ def test_operations_are_torchs() -> None:
     assert empty((3,), torch.float32, torch.device("meta")).is_meta
 
 
+@pytest.mark.parametrize("dtype", ["float64", "complex128", "bfloat16", "float16", "int64", "bool"])
+def test_memory_of_every_dtype(dtype: str) -> None:
+    like = torch.zeros(3, dtype=getattr(torch, dtype))
+    made = left(like, 2**10, 2**10 + 1)
+    assert made is not None and made.dtype == like.dtype and made.shape == (1024, 1025)
+    assert made.is_contiguous() and torch.equal(made.fill_(True), torch.ones_like(made))
+
+
+def test_small_results_and_those_elsewhere_are_torchs() -> None:
+    assert left(torch.zeros(3), 2**9, 2**8) is None
+    assert left(torch.zeros(3, device="meta"), 2**10, 2**10) is None
+    with FlopCounterMode(display=False):
+        assert left(torch.zeros(3), 2**10, 2**10) is None
+
+
 def test_memory_is_used_again_when_nobody_holds_it() -> None:
-    array = left.fresh((512, 128), np.float32)
+    array = memory.fresh((512, 128), np.float32)
     address = array.ctypes.data
     view = array.reshape(-1).view(np.int32)[5:]
     del array
     gc.collect()
-    assert left.fresh((512, 128), np.float32).ctypes.data != address  # the view holds it
+    other = memory.fresh((512, 128), np.float32)
+    assert other.ctypes.data != address  # the view holds it
     del view
     gc.collect()
-    assert left.fresh((512, 128), np.float32).ctypes.data == address
+    assert memory.fresh((512, 128), np.float32).ctypes.data == address
 
 
 def test_a_tensor_holds_its_memory() -> None:
-    tensor = torch.from_numpy(left.fresh((512, 128), np.float32))
-    other = left.fresh((512, 128), np.float32)
+    tensor = torch.from_numpy(memory.fresh((512, 128), np.float32))
+    other = memory.fresh((512, 128), np.float32)
     assert other.ctypes.data != tensor.data_ptr()
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(left, "MOST_BYTES", 2**20)
-    arrays = [left.fresh((2**18,), np.uint8) for _ in range(8)]
+    monkeypatch.setattr(memory, "MOST_BYTES", 2**20)
+    arrays = [memory.fresh((2**18,), np.uint8) for _ in range(8)]
     del arrays
     gc.collect()
-    assert left.kept_bytes() <= 2**20
-    assert left.kept_bytes() > 0
+    assert memory.kept_bytes() <= 2**20
+    assert memory.kept_bytes() > 0
 
 
 def test_small_arrays_come_from_the_allocator() -> None:
-    assert left.fresh((3, 4), np.float64).base is None
+    assert memory.fresh((3, 4), np.float64).base is None
 
 
 def test_numbers_may_come_first() -> None:
@@ -150,7 +166,7 @@ def test_numbers_may_come_first() -> None:
     assert "elementwise(torch.tanh" in module.source()
     rows = ROWS.repeat(8, 1)
     assert torch.allclose(module(rows), torch.tanh(2.5 - 0.5 * rows) + 3 / (1 + rows))
-    assert left.kept_bytes() > 0
+    assert memory.kept_bytes() > 0
 
 
 def test_memory_of_one_size_serves_others_of_about_that() -> None:
@@ -161,18 +177,69 @@ def test_memory_of_one_size_serves_others_of_about_that() -> None:
     assert fresh((500, 1000), torch.float32).data_ptr() != place
 
 
-def test_what_was_left_first_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(left, "MOST_BYTES", 10 * 2**20)
+def test_what_was_asked_for_first_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MOST_BYTES", 10 * 2**20)
     sizes = [2**20, 3 * 2**20, 4 * 2**20]
-    held = [left.memory(size) for size in sizes]
-    while held:
-        del held[0]
-    assert 8 * 2**20 < left.kept_bytes() < 9 * 2**20
-    assert left.memory(2**20).nbytes == 2**20
-    assert sorted(left._left.blocks) == [size + 64 for size in (2**20, 3 * 2**20, 4 * 2**20)]
-    held = [left.memory(5 * 2**20)]
-    del held[0]
-    assert 6 * 2**20 < left.kept_bytes() < 7 * 2**20  # of 1 and 5 MiB: those of 3 and 4 are older
+    held = [memory.piece(size) for size in sizes]
+    del held[:]
+    assert memory.kept_bytes() == 8 * 2**20
+    held = [memory.piece(5 * 2**20)]  # those of 1 and 3 MiB are let go of
+    assert memory.kept_bytes() == 4 * 2**20
+    held.append(memory.piece(6 * 2**20))  # and that of 4, and of what is used that of 5
+    assert memory.kept_bytes() == 0
+    del held[:]
+    assert memory.kept_bytes() == 6 * 2**20
+
+
+def test_only_so_many_pieces_in_use_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_BUSY", 4)
+    held = [memory.piece(2**20) for _ in range(6)]
+    assert len({array.ctypes.data for array in held}) == 6
+    del held[:]
+    assert memory.kept_bytes() == 4 * 2**20
+
+
+def test_threads_are_not_given_the_same_memory() -> None:
+    """Each fills what it is given and finds it as it left it."""
+    wrong = []
+
+    def work(number: int) -> None:
+        for round in range(300):
+            arrays = [memory.fresh((2**15,), np.float32) for _ in range(3)]
+            for k, array in enumerate(arrays):
+                array.fill(number + k / 4)
+            tensor = torch.from_numpy(arrays.pop())
+            time.sleep(0)
+            wrong.extend(round for k, a in enumerate(arrays) if (a != number + k / 4).any())
+            wrong.extend([round] * int((tensor != number + 0.5).any()))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+    assert sum(map(len, memory._left.pieces.values())) < 50  # not one for each of 5,400 arrays
+
+
+def test_a_result_whose_storage_is_shared_with_another_process_is_let_alone() -> None:
+    result = fresh((512, 1024), torch.float32).fill_(1)
+    result.share_memory_()
+    assert torch.equal(fresh((512, 1024), torch.float32).fill_(2), torch.full((512, 1024), 2.0))
+    assert torch.equal(result, torch.ones(512, 1024))
+
+
+def test_a_storage_holds_its_memory() -> None:
+    result = fresh((512, 1024), torch.float32).fill_(1)
+    storage = result.untyped_storage()
+    del result
+    fresh((512, 1024), torch.float32).fill_(2)
+    assert torch.equal(torch.tensor([], dtype=torch.float32).set_(storage)[:4], torch.ones(4))
 
 
 def test_slices_let_go_of_their_results() -> None:
@@ -184,10 +251,10 @@ def test_slices_let_go_of_their_results() -> None:
     try:
         with torch.no_grad():
             module(ROWS)
-            kept = left.kept_bytes()
+            kept = memory.kept_bytes()
             for _ in range(3):
                 module(ROWS)
-            assert left.kept_bytes() == kept > 0
+            assert memory.kept_bytes() == kept > 0
     finally:
         gc.enable()
 

@@ -170,14 +170,15 @@ def _matmul(
         times = emitter.product([sizes[label] for label in form.outer])
         a, b = (a, emitter.repeated(b, times)) if a_lead else (emitter.repeated(a, times), b)
     natural = columns_first if swapped else rows_first
+    blocks = [tuple(sizes[k] for k in g) for g in (*([lead] if lead else []), rows, columns)]
     out = emitter.places.get(step.out.name) if natural == op.output else None
     if length == 1 and is_inexact(step.out.dtype):
         text = emitter.outer(a, b, bool(lead), broad=is_broad(op, numbers))
     else:
         known = [count([sizes[label] for label in group], math.inf) for group in (rows, columns)]
         shape = (known[0], length, known[1])
-        text = emitter.matmul(a, b, bool(lead), shape, long_k=long_k, out=out)
-    blocks = [tuple(sizes[k] for k in g) for g in (*([lead] if lead else []), rows, columns)]
+        dims = emitter.dims(blocks)
+        text = emitter.matmul(a, b, bool(lead), shape, long_k=long_k, dims=dims, out=out)
     if [len(block) for block in blocks] != [1] * len(natural):
         text = emitter.reshape(
             emitter.parenthesize(text), emitter.dims([(sizes[k],) for k in natural])

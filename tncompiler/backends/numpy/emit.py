@@ -190,6 +190,7 @@ class NumpyEmitter(Emitter):
         shape: ProductShape,
         *,
         long_k: bool,
+        dims: str | None = None,
         out: str | None = None,
     ) -> str:
         if long_k:

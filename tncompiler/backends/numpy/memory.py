@@ -2,107 +2,166 @@
 
 The system clears every page that it hands out, which takes longer than a product writes it, and
 allocators give large blocks back at once. Here what an array leaves when nobody holds it or a view
-of it any more is kept for the next array of that size. An array belongs to whoever holds it:
+of it any more is kept for the next array of about that size. An array belongs to whoever holds it:
 results may be kept for ever and changed.
+
+Whether a piece of memory is used is read off its references, not noted by its users: this runs
+between products, in cold caches, where every line of it takes as long as a hundred elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from sys import getrefcount
 from threading import RLock
 from typing import Any
 
 import numpy as np
 
 LEAST_BYTES = 2**16  # smaller arrays come from the allocator, which keeps such blocks itself
-MOST_BYTES = 2**30  # that are kept in all; beyond it go those that were left first
+MOST_BYTES = 2**30  # of all pieces that are known, used or not
 _ALIGNED = 64  # bytes: of a vector, of a line of the cache
+_BUSY = 64  # pieces of one size in use: beyond it the first are forgotten, and freed by their users
+MANY_SIZES = 2**14  # that are looked up without rounding
+_ITEM = np.dtype(np.float32)  # what pieces are arrays of
 
 
 class _Block(np.ndarray):
-    """Memory. Its own type, since arrays take the base of their base if it is of their type."""
+    """Memory. Its own type, since arrays take the base of their base if it is of their type: so
+    what is made of a piece holds the piece, and not the block behind it."""
 
-    first: int  # where in it arrays begin
+
+def _count_unused() -> tuple[int, int]:
+    pieces = [np.empty(1)]
+    listed = getrefcount(pieces[0])
+    piece = pieces.pop()
+    return listed, getrefcount(piece)
 
 
-class _Lease(np.ndarray):
-    """A block in use: the base of an array and all its views, so that it dies with the last."""
-
-    def __del__(self) -> None:
-        block = self.base
-        if isinstance(block, _Block):
-            _left.keep(block)
+# references to a piece that nobody uses: in its list, and taken out of it
+_LISTED, _TAKEN = _count_unused()
 
 
 class _Left:
-    """Blocks that nobody uses, by their bytes: the size last that was left last."""
+    """Pieces of memory by their bytes, those that were used last at the end of their list.
+
+    Threads share it without a lock: a piece is looked at again once it is out of its list, where
+    nobody else finds it. The lock is for making and forgetting them.
+    """
 
     def __init__(self) -> None:
-        self.blocks: dict[int, list[_Block]] = {}
+        self.pieces: dict[int, list[np.ndarray]] = {}  # by bytes
+        self.by_size: dict[int, list[np.ndarray]] = {}  # the same lists, by what was asked for
         self.bytes = 0
-        self.lock = RLock()  # a block may be left in the middle of all this
+        self.lock = RLock()
 
-    def keep(self, block: _Block) -> None:
-        with self.lock:
-            same = self.blocks.pop(block.nbytes, [])
-            self.blocks[block.nbytes] = [*same, block]
-            self.bytes += block.nbytes
-            while self.bytes > MOST_BYTES:
-                self.take(next(iter(self.blocks)))
+    def piece(self, size: int) -> np.ndarray:
+        """Memory of so many bytes or a few more, unused until now: one axis of float32."""
+        pieces = self.by_size.get(size)
+        if pieces is None:
+            pieces = self._list_of(size)
+        for position in range(len(pieces) - 1, -1, -1):
+            piece = self._take(pieces, position)
+            if piece is not None:
+                pieces.append(piece)
+                return piece
+        return self._new(_rounded(size), pieces)
 
-    def take(self, size: int) -> _Block | None:
+    def _list_of(self, size: int) -> list[np.ndarray]:
         with self.lock:
-            same = self.blocks.get(size)
-            if same is None:
+            if len(self.by_size) > MANY_SIZES:
+                self.by_size.clear()
+            found = self.by_size[size] = self.pieces.setdefault(_rounded(size), [])
+        return found
+
+    @staticmethod
+    def _take(pieces: list[np.ndarray], position: int) -> np.ndarray | None:
+        """The piece there, out of the list; None if it is used, or somebody was quicker."""
+        try:
+            if getrefcount(pieces[position]) != _LISTED:
                 return None
-            block = same.pop()
-            if not same:
-                del self.blocks[size]
-            self.bytes -= size
-            return block
+            piece = pieces.pop(position)
+        except IndexError:
+            return None
+        if getrefcount(piece) == _TAKEN:
+            return piece
+        pieces.append(piece)
+        return None
+
+    def clear(self) -> None:
+        """Let go of all pieces."""
+        with self.lock:
+            self.pieces.clear()
+            self.by_size.clear()
+            self.bytes = 0
+
+    def _new(self, size: int, pieces: list[np.ndarray]) -> np.ndarray:
+        block = _Block((size + _ALIGNED,), np.uint8)
+        first = -block.ctypes.data % _ALIGNED
+        piece = np.ndarray((size // _ITEM.itemsize,), _ITEM, block, first)
+        with self.lock:
+            if len(pieces) >= _BUSY:
+                del pieces[0]
+                self.bytes -= size
+            self.bytes += size
+            for unused in (True, False):
+                self._forget(unused)
+            pieces.append(piece)
+        return piece
+
+    def _forget(self, unused: bool) -> None:
+        """Let go of pieces until few enough are known, of sizes that were asked for first first."""
+        for size, pieces in list(self.pieces.items()):
+            for position in range(len(pieces) - 1, -1, -1):
+                if self.bytes <= MOST_BYTES:
+                    return
+                piece = self._take(pieces, position)
+                if piece is None and not unused and pieces:
+                    piece = pieces.pop(0)
+                if piece is not None:
+                    self.bytes -= size
+
+    def unused_bytes(self) -> int:
+        return sum(size * _unused(pieces) for size, pieces in list(self.pieces.items()))
+
+
+def _unused(pieces: list[np.ndarray]) -> int:
+    """How many of these are not used."""
+    count = 0
+    with suppress(IndexError):  # another thread has one out of the list
+        for position in range(len(pieces)):
+            count += getrefcount(pieces[position]) == _LISTED
+    return count
 
 
 _left = _Left()
+piece = _left.piece
 if hasattr(os, "register_at_fork"):  # a thread that is not in the child may have had the lock
     os.register_at_fork(after_in_child=_left.__init__)  # type: ignore[misc]
 
 
 def kept_bytes() -> int:
     """What is kept for arrays to come."""
-    return _left.bytes
+    return _left.unused_bytes()
 
 
 def release() -> None:
     """Give everything back that is kept."""
-    while _left.blocks:
-        _left.take(next(iter(_left.blocks)))
-
-
-def memory(size: int) -> np.ndarray:
-    """So many bytes of any content, until nobody holds them or a view of them."""
-    rounded = _rounded(size) + _ALIGNED
-    block = _left.take(rounded)
-    if block is None:
-        block = _Block((rounded,), np.uint8)
-        block.first = -block.ctypes.data % _ALIGNED
-    return _Lease((size,), np.uint8, buffer=block, offset=block.first)
+    _left.clear()
 
 
 def fresh(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """A new array of any content."""
-    dtype = np.dtype(dtype)
-    size = dtype.itemsize
-    for extent in shape:
-        size *= extent
-    if size < LEAST_BYTES:
-        return np.empty(shape, dtype)
-    return np.ndarray(tuple(shape), dtype, buffer=memory(size))
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.empty(shape, dtype) if size < LEAST_BYTES else np.ndarray(shape, dtype, piece(size))
 
 
 def _rounded(size: int) -> int:
     """A size that others share: at most an eighth more."""
-    step = 1 << max(size.bit_length() - 4, 0)
+    step = max(1 << max(size.bit_length() - 4, 0), _ALIGNED)
     return -(-size // step) * step
 
 

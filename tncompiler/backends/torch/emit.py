@@ -38,7 +38,7 @@ NARROW = 12
 # library does not share out a long sum of theirs.
 ONE_TILE = 64
 # helpers of memory.py
-IN_LEFT_MEMORY = {"bmm", "copied", "elementwise", "mm"}
+IN_LEFT_MEMORY = {"copied", "elementwise", "left"}
 # maps that torch can write to where they are wanted
 _ELEMENTWISE = {"add", "sub", "mul", "div", "neg", "exp", "log", "log1p", "expm1", "sqrt"}
 _ELEMENTWISE |= {"sin", "cos", "tanh", "sigmoid", "erf", "maximum", "minimum"}
@@ -160,12 +160,15 @@ class TorchEmitter(Emitter):
         shape: ProductShape,
         *,
         long_k: bool,
+        dims: str | None = None,
         out: str | None = None,
     ) -> str:
         name, (rows, length, columns) = "bmm" if batched else "mm", shape
         is_alone = batched and length > LONG_SUM and max(rows, columns) <= ONE_TILE
         if not (long_k or is_alone):
-            return f"{'' if self._in_left_memory(name) else 'torch.'}{name}({a}, {b})"
+            large = dims is not None and self._in_left_memory("left")
+            place = f", out=left({a.split('.')[0]}, {dims})" if large else ""
+            return f"torch.{name}({a}, {b}{place})"
         self.imports.add(f"long_{name}")
         return f"long_{name}({a}, {b})"
 

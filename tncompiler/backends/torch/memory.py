@@ -13,16 +13,35 @@ import torch
 from torch import Tensor
 
 from tncompiler.backends.emitter import LARGE
-from tncompiler.backends.numpy.memory import memory
+from tncompiler.backends.numpy.memory import piece
 from tncompiler.backends.torch.turning import turned
 
 _THIN = 32  # rows or columns, of which all lines that a row of the copy reads stay in the cache
+_modes = torch._C._len_torch_dispatch_stack
+_from_numpy, _float32 = torch.from_numpy, torch.float32
 
 
 def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A new tensor on the CPU, of any content."""
-    held = memory(math.prod(shape) * dtype.itemsize)
-    return torch.frombuffer(held, dtype=dtype).view(shape)
+    return _made(shape, math.prod(shape) * dtype.itemsize, dtype)
+
+
+def _made(shape: Sequence[int], size: int, dtype: torch.dtype) -> Tensor:
+    made = _from_numpy(piece(size))
+    if dtype is not _float32:
+        made = made.view(dtype)
+    if made.nbytes != size:
+        made = made[: size // dtype.itemsize]
+    return made.view(shape)
+
+
+def left(like: Tensor, *shape: int) -> Tensor | None:
+    """Where a result of a tensor's dtype goes, as `out=` takes it: None where it is small, on
+    another device, or something looks on that wants to see new tensors."""
+    size = math.prod(shape) * like.itemsize
+    if size < LARGE or not like.is_cpu or _modes():
+        return None
+    return _made(shape, size, like.dtype)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -32,61 +51,44 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     return fresh(shape, dtype)
 
 
-def mm(a: Tensor, b: Tensor) -> Tensor:
-    """`torch.mm`, of shapes (m, k) and (k, n)."""
-    shape = (a.shape[0], b.shape[1])
-    return torch.mm(a, b, out=fresh(shape, a.dtype)) if _keeps(shape, a) else torch.mm(a, b)
-
-
-def bmm(a: Tensor, b: Tensor) -> Tensor:
-    """`torch.bmm`, of shapes (batch, m, k) and (batch, k, n)."""
-    shape = (*a.shape[:2], b.shape[2])
-    return torch.bmm(a, b, out=fresh(shape, a.dtype)) if _keeps(shape, a) else torch.bmm(a, b)
-
-
 def elementwise(function: Callable[..., Tensor], *operands: Tensor | float) -> Tensor:
     """A function of numbers and tensors that are broadcast to each other, as torch has it.
 
     Operands whose axes lie in another order are left to torch: so does its result then.
     """
+    out = _left_for(operands)
+    return function(*operands) if out is None else function(*operands, out=out)
+
+
+def _left_for(operands: Sequence[Tensor | float]) -> Tensor | None:
+    """Where an elementwise function's result goes."""
     tensors = [x for x in operands if isinstance(x, Tensor) and x.ndim]
     if not tensors:
-        return function(*operands)
+        return None
     first = tensors[0]
-    shape = first.shape
+    shape, dtype = first.shape, first.dtype
     for other in tensors[1:]:
-        if other.dtype != first.dtype:
-            return function(*operands)
+        if other.dtype != dtype:
+            return None
         if other.shape != shape:
             shape = torch.broadcast_shapes(shape, other.shape)  # type: ignore[no-untyped-call]
-    in_order = all(x.is_contiguous() for x in tensors if x.shape == shape)
-    if not in_order or not _keeps(shape, first):
-        return function(*operands)
-    return function(*operands, out=fresh(shape, first.dtype))
+    for x in tensors:
+        if x.shape == shape and not x.is_contiguous():
+            return None
+    return left(first, *shape)
 
 
 def copied(x: Tensor) -> Tensor:
     """`x.contiguous()`."""
-    if x.is_contiguous() or not _is_unwatched(x):
+    if x.is_contiguous() or not x.is_cpu or _modes():
         return x.contiguous()
     made = turned(x)
     if made is not None:
         return made
-    if not _keeps(x.shape, x):
+    out = left(x, *x.shape)
+    if out is None:
         return x.contiguous()
-    out = fresh(x.shape, x.dtype)
     if x.ndim == 2 and min(x.shape) <= _THIN:  # torch turns matrices over in squares, in one thread
         out.unsqueeze(0).copy_(x.unsqueeze(0))
         return out
     return out.copy_(x)
-
-
-def _keeps(shape: Sequence[int], like: Tensor) -> bool:
-    """Whether a result is to be made in kept memory: it is large, and nothing looks on that wants
-    to see new tensors."""
-    return math.prod(shape) * like.itemsize >= LARGE and _is_unwatched(like)
-
-
-def _is_unwatched(x: Tensor) -> bool:
-    """Whether a tensor is on the CPU, and nothing looks on that wants to see new ones."""
-    return x.is_cpu and not torch._C._len_torch_dispatch_stack()
