@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from tncompiler.binding import Call, order_inputs, read_call
 from tncompiler.compiler import Compilation, Executable
+from tncompiler.debug import level
 from tncompiler.initialize import standard_deviations
 from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import DEFAULT, is_differentiable, kind
@@ -24,6 +26,7 @@ from tncompiler.ir.origin import call_site
 from tncompiler.kept import KeptValues, Marks
 from tncompiler.measure import fitting_factors
 from tncompiler.parameters import Parameters
+from tncompiler.repeated_calls import RepeatedCall
 
 Arrays = dict[str, np.ndarray]
 Pull = Callable[[Any], Arrays]
@@ -110,6 +113,7 @@ class NumpyFunction(Inspection):
         self._calls: dict[object, Call] = {}
         self._runs: dict[object, _Ready] = {}
         self._kept = KeptValues(MARKS)
+        self._last: RepeatedCall | None = None
 
     @property
     def compute_dtype(self) -> str:
@@ -212,6 +216,7 @@ class NumpyFunction(Inspection):
 
         Needed only after writing into one through another array that shares its memory.
         """
+        self._last = None
         self._kept.drop()
 
     def _call(self, arrays: list[np.ndarray]) -> Call:
@@ -227,6 +232,15 @@ class NumpyFunction(Inspection):
     def __call__(
         self, *args: Any, parameters: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Any:
+        last = None if kwargs or parameters is not None else self._last
+        results = None if last is None else last.results(args)
+        if results is None:
+            results = self._results(args, kwargs, parameters)
+        return self.compilation.pack(results)
+
+    def _results(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Mapping[str, Any] | None
+    ) -> tuple[np.ndarray, ...]:
         arrays = self._arrays(args, kwargs, parameters)
         keeps = parameters is None
         key = (keeps, *[(array.shape, array.dtype.char) for array in arrays])
@@ -234,12 +248,31 @@ class NumpyFunction(Inspection):
         if ready is None:
             ready = self._ready(key, self._call(arrays), keeps)
         if ready.aten is not None and (results := self._on_tensors(ready.aten, arrays, keeps)):
-            return self.compilation.pack(results)
-        if ready.prepare is None:
-            return self.compilation.pack(ready.run(*arrays))
-        held, prepare = arrays[len(self.compilation.inputs) :], ready.prepare
-        values = self._kept.get(held, prepare.source.text, lambda: prepare.run(*held))
-        return self.compilation.pack(ready.run(*arrays, *values))
+            return results
+        count = len(self.compilation.inputs)
+        rest: Sequence[Any] = arrays[count:]
+        if ready.prepare is not None:
+            prepare = ready.prepare
+            made = self._kept.get(rest, prepare.source.text, lambda: prepare.run(*rest))
+            rest = (*rest, *made)
+        self._remember(arrays, ready.run, rest, keeps)
+        return ready.run(*arrays[:count], *rest)  # type: ignore[no-any-return]
+
+    def _remember(
+        self,
+        arrays: Sequence[np.ndarray],
+        run: Callable[..., Any],
+        rest: Sequence[Any],
+        keeps: bool,
+        crossing: ModuleType | None = None,
+    ) -> None:
+        """Have the next call run the same if it is of the same kind."""
+        self._last = None
+        if keeps and not level():  # a debugger looks at what is kept in every call
+            count = len(self.compilation.inputs)
+            held = arrays[count : count + len(self._names)]
+            cells = self.parameters.cells_of(self._names)
+            self._last = RepeatedCall(arrays[:count], cells, held, run, rest, crossing)
 
     def _ready(self, key: object, call: Call, keeps: bool) -> _Ready:
         """The programs for arrays of the shapes and dtypes in the key, remembered."""
@@ -267,20 +300,22 @@ class NumpyFunction(Inspection):
         self, ready: _Ready, arrays: Sequence[np.ndarray], keeps: bool
     ) -> tuple[np.ndarray, ...] | None:
         """The results of a call in aten operations; None where these must not run now."""
-        from tncompiler.on_tensors import arrays_of, can_run, tensors_of
+        from tncompiler import on_tensors
 
-        if not can_run():
+        if not on_tensors.can_run():
             return None
         count = len(self.compilation.inputs)
-        given, held = tensors_of(arrays[:count]), arrays[count:]
-        if not keeps:
-            return arrays_of(ready.run(*given, *tensors_of(held)))
-        tensors = self._kept.get(held, "tensors", lambda: tensors_of(held))
-        if ready.prepare is None:
-            return arrays_of(ready.run(*given, *tensors))
-        prepare = ready.prepare
-        values = self._kept.get(held, prepare.source.text, lambda: prepare.run(*tensors))
-        return arrays_of(ready.run(*given, *tensors, *values))
+        inputs, held = arrays[:count], arrays[count:]
+        if keeps:
+            tensors = self._kept.get(held, "tensors", lambda: on_tensors.tensors_of(held))
+        else:
+            tensors = on_tensors.tensors_of(held)
+        if ready.prepare is not None:
+            prepare = ready.prepare
+            made = self._kept.get(held, prepare.source.text, lambda: prepare.run(*tensors))
+            tensors = (*tensors, *made)
+        self._remember(arrays, ready.run, tensors, keeps, on_tensors)
+        return on_tensors.arrays_of(ready.run(*on_tensors.tensors_of(inputs), *tensors))
 
     def vjp(
         self, *args: Any, parameters: Mapping[str, Any] | None = None, **kwargs: Any

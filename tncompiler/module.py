@@ -45,7 +45,7 @@ from tncompiler.operators import MOST_LEAVES, is_traced, operator_of
 from tncompiler.parametrized import copy_onto
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_STEP_US, TINY_US, program_us
-from tncompiler.repeated import Repeated
+from tncompiler.repeated_steps import Repeated
 from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
 from tncompiler.traced import flat_program, name_network, program_of_dtypes, traced_program

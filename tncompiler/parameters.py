@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,10 @@ class Parameters(MutableMapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._cells[name][0]
+
+    def cells_of(self, names: Sequence[str]) -> list[list[np.ndarray]]:
+        """Where these are held, each alone in a list that all who share it have."""
+        return [self._cells[name] for name in names]
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name not in self._cells:
