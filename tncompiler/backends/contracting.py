@@ -177,8 +177,7 @@ def _matmul(
     else:
         known = [count([sizes[label] for label in group], math.inf) for group in (rows, columns)]
         shape = (known[0], length, known[1])
-        dims = emitter.dims(blocks)
-        text = emitter.matmul(a, b, bool(lead), shape, long_k=long_k, dims=dims, out=out)
+        text = emitter.matmul(a, b, bool(lead), shape, long_k=long_k, blocks=blocks, out=out)
     if [len(block) for block in blocks] != [1] * len(natural):
         text = emitter.reshape(
             emitter.parenthesize(text), emitter.dims([(sizes[k],) for k in natural])

@@ -143,8 +143,13 @@ class Emitter(Spelling):
         returned = ", ".join(results) + ("," if len(results) == 1 else "")
         wanted = {k: name for k, name in self.symbols.items() if k not in self.bound}
         header = size_header(self.program, wanted, self.names_of_arguments(), self.symbol_name)
-        body = [*first, *header, *self.lines, f"return {returned}" if results else "return ()"]
+        lines = self.finished(self.lines, results)
+        body = [*first, *header, *lines, f"return {returned}" if results else "return ()"]
         return [f"def {self.entry}({', '.join(arguments)}):", *(f"    {x}" for x in body)]
+
+    def finished(self, lines: Sequence[str], results: Sequence[str]) -> Sequence[str]:
+        """The lines of a function that returns these variables, as a backend wants them."""
+        return lines
 
     def beside(self, body: Program, entry: str) -> Self:
         """An emitter for another function of the same source."""

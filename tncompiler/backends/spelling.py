@@ -10,6 +10,7 @@ from tncompiler.ir.sizes import Size
 
 # rows, terms and columns of a product; infinite where only a call tells
 ProductShape = tuple[float, float, float]
+Blocks = Sequence[Sequence[Size]]  # for each axis the sizes whose product it has
 
 
 class Spelling(ABC):
@@ -53,12 +54,12 @@ class Spelling(ABC):
         shape: ProductShape,
         *,
         long_k: bool,
-        dims: str | None = None,
+        blocks: Blocks | None = None,
         out: str | None = None,
     ) -> str:
-        """The product of two matrices or stacks of them; ``long_k``: its sums are long; ``dims``:
-        its sizes, if it may be large; ``out``: where it belongs, if a backend can put it there at
-        once."""
+        """The product of two matrices or stacks of them; ``long_k``: its sums are long; ``blocks``:
+        the sizes of each of its axes, if it may be large; ``out``: where it belongs, if a backend
+        can put it there at once."""
 
     def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
         """Every element of a column times every one of a row; ``broad``: there are many."""

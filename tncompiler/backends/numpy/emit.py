@@ -11,7 +11,7 @@ from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.numpy.products import LEAST_ACROSS, MOST_ACROSS, MOST_TERMS
 from tncompiler.backends.pairing import HELPERS as PAIRS
 from tncompiler.backends.source import Source
-from tncompiler.backends.spelling import ProductShape
+from tncompiler.backends.spelling import Blocks, ProductShape
 from tncompiler.ir.attention_body import expand_attention
 from tncompiler.ir.errors import BackendError
 from tncompiler.ir.functions import function
@@ -190,7 +190,7 @@ class NumpyEmitter(Emitter):
         shape: ProductShape,
         *,
         long_k: bool,
-        dims: str | None = None,
+        blocks: Blocks | None = None,
         out: str | None = None,
     ) -> str:
         if long_k:

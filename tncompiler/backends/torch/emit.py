@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tncompiler.backends.attending import HELPERS as ATTENTION
@@ -11,7 +12,8 @@ from tncompiler.backends.emitter import LARGE, Emitter
 from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.pairing import HELPERS as PAIRS
 from tncompiler.backends.source import Source
-from tncompiler.backends.spelling import ProductShape
+from tncompiler.backends.spelling import Blocks, ProductShape
+from tncompiler.backends.torch.views import Shape, with_fewer_views
 from tncompiler.ir.functions import function
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.program import (
@@ -92,6 +94,11 @@ class TorchEmitter(Emitter):
         *IN_LEFT_MEMORY,
     )
 
+    def __init__(self, program: Program, entry: str) -> None:
+        super().__init__(program, entry)
+        self.last_product = "", ""  # that was written, and its shape
+        self.shapes: dict[str, Shape] = {}  # of variables
+
     def prelude(self) -> list[str]:
         lines = ["import torch"]
         for module, names in (
@@ -160,17 +167,35 @@ class TorchEmitter(Emitter):
         shape: ProductShape,
         *,
         long_k: bool,
-        dims: str | None = None,
+        blocks: Blocks | None = None,
         out: str | None = None,
     ) -> str:
         name, (rows, length, columns) = "bmm" if batched else "mm", shape
         is_alone = batched and length > LONG_SUM and max(rows, columns) <= ONE_TILE
         if not (long_k or is_alone):
-            large = dims is not None and self._in_left_memory("left")
-            place = f", out=left({a.split('.')[0]}, {dims})" if large else ""
-            return f"torch.{name}({a}, {b}{place})"
+            large = blocks is not None and self._in_left_memory("left")
+            place = f", out=left({a.split('.')[0]}, {self.dims(blocks or ())})" if large else ""
+            return self._shaped(f"torch.{name}({a}, {b}{place})", blocks)
         self.imports.add(f"long_{name}")
-        return f"long_{name}({a}, {b})"
+        return self._shaped(f"long_{name}({a}, {b})", blocks)
+
+    def _shaped(self, product: str, blocks: Blocks | None) -> str:
+        """The text of a product, noted with the shape it has."""
+        sizes = [size for block in blocks or () for size in block]
+        if blocks is not None and all(isinstance(size, int) for size in sizes):
+            self.last_product = product, ", ".join(str(math.prod(block)) for block in blocks)
+        return product
+
+    def assign(self, step: Step, text: str, comment: str) -> None:
+        if self.reuses and all(isinstance(size, int) for size in step.out.shape):
+            declared = ", ".join(map(str, step.out.shape))
+            product, dims = self.last_product
+            made = dims if text == f"{product}.reshape({declared})" else declared
+            self.shapes[self.name(step.out)] = Shape(made, declared)
+        super().assign(step, text, comment)
+
+    def finished(self, lines: Sequence[str], results: Sequence[str]) -> Sequence[str]:
+        return with_fewer_views(lines, self.shapes, results) if self.reuses else lines
 
     def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:
         return self.in_place("mul", (a, b), None) or f"torch.mul({a}, {b})"
