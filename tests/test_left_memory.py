@@ -185,10 +185,42 @@ def test_what_was_asked_for_first_goes_first(monkeypatch: pytest.MonkeyPatch) ->
     assert memory.kept_bytes() == 8 * 2**20
     held = [memory.piece(5 * 2**20)]  # those of 1 and 3 MiB are let go of
     assert memory.kept_bytes() == 4 * 2**20
-    held.append(memory.piece(6 * 2**20))  # and that of 4, and of what is used that of 5
+    held.append(memory.piece(6 * 2**20))  # nobody has asked for 4 again; that of 5 is its user's
     assert memory.kept_bytes() == 0
     del held[:]
     assert memory.kept_bytes() == 6 * 2**20
+
+
+def test_results_that_are_collected_leave_the_rest_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "MOST_BYTES", 10 * 2**20)
+    place = memory.piece(2**19).ctypes.data
+    held = [memory.piece(2**20) for _ in range(20)]
+    assert memory.piece(2**19).ctypes.data == place
+    assert len({array.ctypes.data for array in held}) == 20
+
+
+def test_sizes_that_nobody_asks_for_any_more_go_before_used_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "MOST_BYTES", 10 * 2**20)
+    stale = [memory.piece(3 * 2**20) for _ in range(3)]
+    del stale[:]
+    for _ in range(6):  # a step with two arrays, after another with other sizes
+        held = [memory.piece(2 * 2**20) for _ in range(2)]
+        places = {array.ctypes.data for array in held}
+        del held[:]
+    held = [memory.piece(2 * 2**20) for _ in range(2)]
+    assert {array.ctypes.data for array in held} == places
+
+
+def test_what_is_larger_than_all_that_is_kept_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = memory.piece(2**20)
+    monkeypatch.setattr(memory, "MOST_BYTES", 2 * 2**20)
+    large = memory.piece(3 * 2**20)
+    del large, kept
+    assert memory.kept_bytes() == 2**20
 
 
 def test_only_so_many_pieces_in_use_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +264,15 @@ def test_a_result_whose_storage_is_shared_with_another_process_is_let_alone() ->
     result.share_memory_()
     assert torch.equal(fresh((512, 1024), torch.float32).fill_(2), torch.full((512, 1024), 2.0))
     assert torch.equal(result, torch.ones(512, 1024))
+
+
+def test_a_storage_is_as_large_as_its_tensor() -> None:
+    """What is saved or sent is the storage, and what others left behind is nobody's business."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        made = fresh((1000, 1001), dtype)
+        assert made.untyped_storage().nbytes() == made.nbytes == 1001000 * dtype.itemsize
+    made = fresh((1001, 1003), torch.int8)
+    assert 0 <= made.untyped_storage().nbytes() - made.nbytes < 4
 
 
 def test_a_storage_holds_its_memory() -> None:

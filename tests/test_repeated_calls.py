@@ -178,3 +178,28 @@ def test_such_a_call_asks_for_nothing_again(backend: str, monkeypatch: pytest.Mo
 def test_a_debugger_sees_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TNC_DEBUG", "1")
     assert called("numpy")._last is None
+
+
+def test_what_is_dropped_during_a_call_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    function = called("numpy")
+    right = function._kept.get
+
+    def dropped(*given: Any) -> Any:
+        made = right(*given)
+        function.invalidate()  # as another thread may
+        return made
+
+    monkeypatch.setattr(function._kept, "get", dropped)
+    function(DATA[:500])
+    monkeypatch.undo()
+    array = function.parameters["A"]
+    array.flags.writeable = True
+    array *= 2
+    new = network("numpy")
+    new.parameters["A"] = array
+    np.testing.assert_array_equal(function(DATA[:500]), new(DATA[:500]))
+
+
+def test_parameters_are_replaced_one_by_one() -> None:
+    with pytest.raises(AttributeError, match="parameters"):
+        called("numpy").parameters = {}  # type: ignore[misc]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tncompiler as tnc
@@ -266,3 +267,47 @@ def test_an_output_that_is_an_argument_is_a_copy() -> None:
         same.add_(1)  # would change the input, were it the input itself
         (made.sum() + same.sum()).backward()
     assert torch.equal(data.detach(), DATA)
+
+
+def test_a_function_of_users_that_gives_its_argument_gives_a_copy() -> None:
+    same = tnc.elementwise("gives_its_argument", lambda x: x, lambda x: 1 + 0 * x)
+    x, c = tnc.input("x", b, i), tnc.param("A", i, h)
+    module: CompiledModule = tnc.compile([x @ c, same(x)], backend="torch", seed=0)
+    rows = torch.cat([DATA, DATA])
+    expected = rows.clone()
+    for data in (rows[:ROWS], rows.requires_grad_()[:ROWS]):
+        made, copied = module(data)
+        copied.add_(1)
+        made.sum().backward()
+    assert torch.equal(rows, expected)
+
+
+def test_a_parametrization_runs_once_a_call() -> None:
+    class Counted(torch.nn.Module):
+        calls = 0
+
+        def forward(self, weight: Tensor) -> Tensor:
+            self.calls += 1
+            return 2 * weight
+
+    module, counted = network(), Counted()
+    parametrize.register_parametrization(module, "A", counted)
+    calls: list[Callable[[], Any]] = [
+        lambda: module(DATA).sum().backward(),
+        lambda: module(DATA).sum().backward(),
+        lambda: module(DATA[:300]).sum().backward(),
+        lambda: without_gradients(module),
+        lambda: module(DATA).sum().backward(),
+    ]
+    for call in calls:
+        call()
+    for call in calls:
+        counted.calls = 0
+        call()
+        assert counted.calls == 1
+
+
+def test_names_of_parameters_stay_free() -> None:
+    x = tnc.input("x", b, i)
+    module = tnc.compile(x @ tnc.param("repeats", i, h), backend="torch")
+    assert module.repeats.shape == (16, 12)

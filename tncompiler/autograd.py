@@ -217,8 +217,8 @@ def _are_new(program: Program, count: int) -> bool:
     """Whether the first outputs of a program are arrays of their own, whatever it is given."""
     outputs = program.outputs[:count]
     made = [program.producers.get(name) for name in outputs]
-    own = all(step is not None and makes_new(step) for step in made)
-    return own and len(set(outputs)) == count
+    new = all(step is not None and makes_new(step) for step in made)
+    return new and len(set(outputs)) == count
 
 
 def _untied(output: Tensor) -> Tensor:

@@ -107,13 +107,19 @@ class NumpyFunction(Inspection):
             )
         self.compilation, self.backend, self._dtype = compilation, backend, dtype
         arrays = self._drawn(seed, None)
-        self.parameters = self._shared(arrays, share)
+        self._parameters = self._shared(arrays, share)
         self._names = [leaf.name for leaf in compilation.params]
         self._constants = [self._constant(leaf) for leaf in compilation.constants]
         self._calls: dict[object, Call] = {}
         self._runs: dict[object, _Ready] = {}
         self._kept = KeptValues(MARKS)
         self._last: RepeatedCall | None = None
+        self._age = object()  # of what is kept: another one when it is dropped
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters by name, which assignment replaces."""
+        return self._parameters
 
     @property
     def compute_dtype(self) -> str:
@@ -216,8 +222,8 @@ class NumpyFunction(Inspection):
 
         Needed only after writing into one through another array that shares its memory.
         """
-        self._last = None
         self._kept.drop()
+        self._age = object()
 
     def _call(self, arrays: list[np.ndarray]) -> Call:
         key = tuple((array.shape, array.dtype.char) for array in arrays)
@@ -233,7 +239,7 @@ class NumpyFunction(Inspection):
         self, *args: Any, parameters: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Any:
         last = None if kwargs or parameters is not None else self._last
-        results = None if last is None else last.results(args)
+        results = None if last is None or last.age is not self._age else last.results(args)
         if results is None:
             results = self._results(args, kwargs, parameters)
         return self.compilation.pack(results)
@@ -241,13 +247,14 @@ class NumpyFunction(Inspection):
     def _results(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Mapping[str, Any] | None
     ) -> tuple[np.ndarray, ...]:
+        age = self._age  # read first: what is dropped meanwhile is then seen to be
         arrays = self._arrays(args, kwargs, parameters)
         keeps = parameters is None
         key = (keeps, *[(array.shape, array.dtype.char) for array in arrays])
         ready = self._runs.get(key)
         if ready is None:
             ready = self._ready(key, self._call(arrays), keeps)
-        if ready.aten is not None and (results := self._on_tensors(ready.aten, arrays, keeps)):
+        if ready.aten is not None and (results := self._on_tensors(ready.aten, arrays, keeps, age)):
             return results
         count = len(self.compilation.inputs)
         rest: Sequence[Any] = arrays[count:]
@@ -255,7 +262,8 @@ class NumpyFunction(Inspection):
             prepare = ready.prepare
             made = self._kept.get(rest, prepare.source.text, lambda: prepare.run(*rest))
             rest = (*rest, *made)
-        self._remember(arrays, ready.run, rest, keeps)
+        if keeps:
+            self._remember(arrays, ready.run, rest, age)
         return ready.run(*arrays[:count], *rest)  # type: ignore[no-any-return]
 
     def _remember(
@@ -263,16 +271,16 @@ class NumpyFunction(Inspection):
         arrays: Sequence[np.ndarray],
         run: Callable[..., Any],
         rest: Sequence[Any],
-        keeps: bool,
+        age: object,
         crossing: ModuleType | None = None,
     ) -> None:
         """Have the next call run the same if it is of the same kind."""
-        self._last = None
-        if keeps and not level():  # a debugger looks at what is kept in every call
-            count = len(self.compilation.inputs)
-            held = arrays[count : count + len(self._names)]
-            cells = self.parameters.cells_of(self._names)
-            self._last = RepeatedCall(arrays[:count], cells, held, run, rest, crossing)
+        if level():  # a debugger looks at what is kept in every call
+            return
+        count = len(self.compilation.inputs)
+        held = arrays[count : count + len(self._names)]
+        cells = self.parameters.cells_of(self._names)
+        self._last = RepeatedCall(arrays[:count], cells, held, run, rest, crossing, age)
 
     def _ready(self, key: object, call: Call, keeps: bool) -> _Ready:
         """The programs for arrays of the shapes and dtypes in the key, remembered."""
@@ -297,7 +305,7 @@ class NumpyFunction(Inspection):
         return is_quick and is_small and _CROSSING.issuperset(call.dtypes)
 
     def _on_tensors(
-        self, ready: _Ready, arrays: Sequence[np.ndarray], keeps: bool
+        self, ready: _Ready, arrays: Sequence[np.ndarray], keeps: bool, age: object
     ) -> tuple[np.ndarray, ...] | None:
         """The results of a call in aten operations; None where these must not run now."""
         from tncompiler import on_tensors
@@ -314,7 +322,8 @@ class NumpyFunction(Inspection):
             prepare = ready.prepare
             made = self._kept.get(held, prepare.source.text, lambda: prepare.run(*tensors))
             tensors = (*tensors, *made)
-        self._remember(arrays, ready.run, tensors, keeps, on_tensors)
+        if keeps:
+            self._remember(arrays, ready.run, tensors, age, on_tensors)
         return on_tensors.arrays_of(ready.run(*on_tensors.tensors_of(inputs), *tensors))
 
     def vjp(

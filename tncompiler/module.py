@@ -45,7 +45,7 @@ from tncompiler.operators import MOST_LEAVES, is_traced, operator_of
 from tncompiler.parametrized import copy_onto
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.timing import TINY_STEP_US, TINY_US, program_us
-from tncompiler.repeated_steps import Repeated
+from tncompiler.repeated_steps import RepeatedStep
 from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
 from tncompiler.traced import flat_program, name_network, program_of_dtypes, traced_program
@@ -59,7 +59,7 @@ class CompiledModule(Inspection, nn.Module):
     Parameters are the network's, by name (dots make nested modules), in their declared axis order.
     """
 
-    repeats = True  # whether a step like the last one needs nothing that the last one did not
+    _repeats = True  # whether a step like the last one needs nothing that the last one did not
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class CompiledModule(Inspection, nn.Module):
         self._make_leaves(seed, share)
         self._flat_runs: dict[tuple[torch.dtype, ...], Flat] = {}
         self._kept = KeptValues(MARKS)
-        self._last: Repeated | None = None
+        self._last: RepeatedStep | None = None
         self._operator = operator_of(compilation, backend, self._description)
         self._prepare()
 
@@ -216,16 +216,17 @@ class CompiledModule(Inspection, nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs, in the shape of container that was compiled."""
         last = None if kwargs or torch.compiler.is_compiling() else self._last
-        if last is not None:
-            tensors = [*args, *self._held()]
-            if last.is_like(tensors):
+        held = None
+        if last is not None and last.may_come_again():
+            held = self._held()
+            if last.is_like(tensors := [*args, *held]):
                 return self._step(last.spec, tensors)
         given = (
             args
             if not kwargs and len(args) == len(self.compilation.inputs)
             else order_inputs(self.compilation, args, kwargs, self._dropout_seed)
         )
-        tensors = [*given, *self._held()]
+        tensors = [*given, *(self._held() if held is None else held)]
         if any(not isinstance(tensor, Tensor) for tensor in given):
             raise ArgumentError(
                 f"inputs must be torch tensors, not {[type(t).__name__ for t in given]}",
@@ -276,8 +277,8 @@ class CompiledModule(Inspection, nn.Module):
         if overseen(spec.backend):
             return pack(self._flat(tensors)(*tensors))
         if spec.positions:
-            if self.repeats and not cast:
-                self._last = Repeated(spec, tensors)
+            if self._repeats and not cast:
+                self._last = RepeatedStep(spec, tensors)
             return self._step(spec, tensors)
         arrays = enter(tensors, spec.backend)
         if spec.kept is None:

@@ -16,10 +16,11 @@ class RepeatedCall:
     """A call on some inputs and what it ran, which any call of the same kind can run again.
 
     ``cells`` hold the parameters, which were ``held``; ``rest`` is what was read after the inputs,
-    and ``crossing`` the module that brings arrays to tensors and back, where those ran.
+    and ``crossing`` the module that brings arrays to tensors and back, where those ran. ``age``:
+    of what was kept then.
     """
 
-    __slots__ = ("_cells", "_crossing", "_held", "_kinds", "_rest", "_run")
+    __slots__ = ("_cells", "_crossing", "_held", "_kinds", "_rest", "_run", "age")
 
     def __init__(
         self,
@@ -29,7 +30,9 @@ class RepeatedCall:
         run: Callable[..., Any],
         rest: Sequence[Any],
         crossing: ModuleType | None,
+        age: object,
     ) -> None:
+        self.age = age
         self._kinds = [(array.shape, array.dtype.char) for array in inputs]
         self._cells, self._held = cells, held
         self._run, self._rest, self._crossing = run, rest, crossing

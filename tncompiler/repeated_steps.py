@@ -15,7 +15,7 @@ from torch import Tensor
 from tncompiler.autograd import Specialisation, are_plain, is_ordinary
 
 
-class Repeated:
+class RepeatedStep:
     """A call for gradients, and what it ran, which any call of the same kind can run again."""
 
     __slots__ = ("_device", "_kind", "spec")
@@ -24,10 +24,12 @@ class Repeated:
         self.spec, self._kind = spec, _kind(tensors)
         self._device = tensors[0].device.type
 
+    def may_come_again(self) -> bool:
+        """Whether gradients are wanted and nothing looks on: a trace would note what comes next."""
+        return torch.is_grad_enabled() and is_ordinary(self._device)
+
     def is_like(self, tensors: Sequence[Any]) -> bool:
         """Whether a call with these is of the same kind."""
-        if not (torch.is_grad_enabled() and is_ordinary(self._device)):
-            return False  # asked first: a trace would note what is read below
         return are_plain(tensors) and _kind(tensors) == self._kind
 
 

@@ -31,6 +31,7 @@ from tncompiler.ir.attention import Attention
 from tncompiler.ir.dtypes import ITEM_BYTES
 from tncompiler.ir.errors import InvalidProgram
 from tncompiler.ir.function_body import expand_functions
+from tncompiler.ir.functions import function
 from tncompiler.ir.gather import Gather, Scatter
 from tncompiler.ir.pairs import Pairs, PairsAdjoint
 from tncompiler.ir.program import (
@@ -79,8 +80,8 @@ def makes_new(step: Step) -> bool:
     match step.op:
         case Contract(inputs):
             return len(inputs) == 2
-        case Map(function):
-            return function not in _ALIASING
+        case Map(name):  # a user's function may give its argument
+            return name not in _ALIASING and function(name).recipe is None
     return False
 
 

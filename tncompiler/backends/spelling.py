@@ -58,7 +58,7 @@ class Spelling(ABC):
         out: str | None = None,
     ) -> str:
         """The product of two matrices or stacks of them; ``long_k``: its sums are long; ``blocks``:
-        the sizes of each of its axes, if it may be large; ``out``: where it belongs, if a backend
+        the sizes of each of its axes; ``out``: where it belongs, if a backend
         can put it there at once."""
 
     def outer(self, a: str, b: str, batched: bool, *, broad: bool) -> str:

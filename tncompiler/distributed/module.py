@@ -37,7 +37,7 @@ Function = Callable[..., tuple[Any, ...]]
 class RankedModule(CompiledModule):
     """The module that `tnc.compile(…, process_group=…)` returns."""
 
-    repeats = False  # ranks first agree on what they are about to do
+    _repeats = False  # ranks first agree on what they are about to do
 
     def __init__(self, compilation: Compilation, ranks: Ranks, **options: Any) -> None:
         if options.get("cuda_graph"):

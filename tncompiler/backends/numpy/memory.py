@@ -25,7 +25,7 @@ LEAST_BYTES = 2**16  # smaller arrays come from the allocator, which keeps such 
 MOST_BYTES = 2**30  # of all pieces that are known, used or not
 _ALIGNED = 64  # bytes: of a vector, of a line of the cache
 _BUSY = 64  # pieces of one size in use: beyond it the first are forgotten, and freed by their users
-MANY_SIZES = 2**14  # that are looked up without rounding
+_SIZES = 2**14  # that are looked up without rounding
 _ITEM = np.dtype(np.float32)  # what pieces are arrays of
 
 
@@ -45,6 +45,12 @@ def _count_unused() -> tuple[int, int]:
 _LISTED, _TAKEN = _count_unused()
 
 
+class _Pieces(list[np.ndarray]):
+    """Pieces of one size. ``asked``: how often pieces had been forgotten when one was asked for."""
+
+    asked = 0
+
+
 class _Left:
     """Pieces of memory by their bytes, those that were used last at the end of their list.
 
@@ -53,9 +59,10 @@ class _Left:
     """
 
     def __init__(self) -> None:
-        self.pieces: dict[int, list[np.ndarray]] = {}  # by bytes
-        self.by_size: dict[int, list[np.ndarray]] = {}  # the same lists, by what was asked for
+        self.pieces: dict[int, _Pieces] = {}  # by bytes
+        self.by_size: dict[int, _Pieces] = {}  # the same lists, by what was asked for
         self.bytes = 0
+        self.forgotten = 0  # how often there were too many
         self.lock = RLock()
 
     def piece(self, size: int) -> np.ndarray:
@@ -63,6 +70,7 @@ class _Left:
         pieces = self.by_size.get(size)
         if pieces is None:
             pieces = self._list_of(size)
+        pieces.asked = self.forgotten
         for position in range(len(pieces) - 1, -1, -1):
             piece = self._take(pieces, position)
             if piece is not None:
@@ -70,11 +78,11 @@ class _Left:
                 return piece
         return self._new(_rounded(size), pieces)
 
-    def _list_of(self, size: int) -> list[np.ndarray]:
+    def _list_of(self, size: int) -> _Pieces:
         with self.lock:
-            if len(self.by_size) > MANY_SIZES:
+            if len(self.by_size) > _SIZES:
                 self.by_size.clear()
-            found = self.by_size[size] = self.pieces.setdefault(_rounded(size), [])
+            found = self.by_size[size] = self.pieces.setdefault(_rounded(size), _Pieces())
         return found
 
     @staticmethod
@@ -98,31 +106,40 @@ class _Left:
             self.by_size.clear()
             self.bytes = 0
 
-    def _new(self, size: int, pieces: list[np.ndarray]) -> np.ndarray:
+    def _new(self, size: int, pieces: _Pieces) -> np.ndarray:
         block = _Block((size + _ALIGNED,), np.uint8)
         first = -block.ctypes.data % _ALIGNED
         piece = np.ndarray((size // _ITEM.itemsize,), _ITEM, block, first)
+        if size > MOST_BYTES:
+            return piece
         with self.lock:
             if len(pieces) >= _BUSY:
                 del pieces[0]
                 self.bytes -= size
             self.bytes += size
-            for unused in (True, False):
-                self._forget(unused)
+            if self.bytes > MOST_BYTES:
+                self._forget()
             pieces.append(piece)
         return piece
 
-    def _forget(self, unused: bool) -> None:
-        """Let go of pieces until few enough are known, of sizes that were asked for first first."""
-        for size, pieces in list(self.pieces.items()):
-            for position in range(len(pieces) - 1, -1, -1):
-                if self.bytes <= MOST_BYTES:
-                    return
-                piece = self._take(pieces, position)
-                if piece is None and not unused and pieces:
-                    piece = pieces.pop(0)
-                if piece is not None:
+    def _forget(self) -> None:
+        """Let go of pieces until few enough are known: of sizes that nobody has asked for since
+        the last time, then of used ones, which their users free, then of any."""
+        last, self.forgotten = self.forgotten, self.forgotten + 1
+        stale = {size: pieces for size, pieces in self.pieces.items() if pieces.asked < last}
+        for lists, used in ((stale, False), (self.pieces, True), (self.pieces, False)):
+            for size, pieces in list(lists.items()):
+                self._forget_of(size, pieces, used)
+
+    def _forget_of(self, size: int, pieces: list[np.ndarray], used: bool) -> None:
+        position = 0
+        with suppress(IndexError):  # another thread has one out of the list
+            while position < len(pieces) and self.bytes > MOST_BYTES:
+                if (getrefcount(pieces[position]) != _LISTED) == used:
+                    del pieces[position]
                     self.bytes -= size
+                else:
+                    position += 1
 
     def unused_bytes(self) -> int:
         return sum(size * _unused(pieces) for size, pieces in list(self.pieces.items()))

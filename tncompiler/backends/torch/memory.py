@@ -27,11 +27,12 @@ def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _made(shape: Sequence[int], size: int, dtype: torch.dtype) -> Tensor:
-    made = _from_numpy(piece(size))
+    held = piece(size)
+    if held.nbytes != size:  # storages are as large as their tensors, but for a few bytes
+        held = held[: -(-size // held.itemsize)]
+    made = _from_numpy(held)
     if dtype is not _float32:
-        made = made.view(dtype)
-    if made.nbytes != size:
-        made = made[: size // dtype.itemsize]
+        made = made.view(dtype)[: size // dtype.itemsize]
     return made.view(shape)
 
 

@@ -39,7 +39,8 @@ def with_fewer_views(
         if found is None or found[1] not in shapes or found[1] in results:
             continue
         name, text, comment = found[1], found[2], found[3] or ""
-        wanted = _wanted(lines[position + 1 :], name)
+        readers = _readers(lines, position)
+        wanted = _wanted([lines[reader] for reader in readers], name)
         shape = shapes[name]
         if not wanted:
             continue
@@ -52,8 +53,22 @@ def with_fewer_views(
         if held != shape.made:
             made = f"{made if _is_call(made) else f'({made})'}{_reshape(held)}"
         lines[position] = f"{name} = {made}{comment}"
-        lines[position + 1 :] = [_held(line, name, held) for line in lines[position + 1 :]]
+        for reader in readers:
+            lines[reader] = _held(lines[reader], name, held)
     return lines
+
+
+def _readers(lines: Sequence[str], position: int) -> list[int]:
+    """Where the variable that a line assigns is named afterwards, until it is let go of."""
+    name = lines[position].partition(" = ")[0]
+    found = []
+    for reader in range(position + 1, len(lines)):
+        line = lines[reader]
+        if name in line and re.search(rf"\b{name}\b", line):
+            if line.startswith("del "):
+                break
+            found.append(reader)
+    return found
 
 
 def _reshape(dims: str) -> str:
@@ -74,8 +89,6 @@ def _wanted(lines: Sequence[str], name: str) -> list[str]:
 def _that_needs_shapes(line: str) -> str:
     """The part of a line in which the shape of a variable matters."""
     code = line.partition(_COMMENT)[0]
-    if code.lstrip().startswith("del "):
-        return ""
     return re.sub(r"\bleft\(\w+, ", "left(", code)
 
 
