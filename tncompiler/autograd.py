@@ -286,7 +286,7 @@ def is_ordinary(device: str) -> bool:
 
 
 def device_of(tensor: Tensor) -> str:
-    """The kind of device a tensor is on."""
+    """The kind of device a tensor is on, outside of what torch.compile traces."""
     return "cpu" if tensor.is_cpu else tensor.device.type
 
 

@@ -23,7 +23,6 @@ from tncompiler.autograd import (
     NetworkFunction,
     Specialisation,
     autocasts,
-    device_of,
     is_spread,
     overseen,
     watched,
@@ -233,7 +232,7 @@ class CompiledModule(Inspection, nn.Module):
                 where=self.compilation.place(),
                 fix="use torch.as_tensor(…), or compile with framework='numpy'",
             )
-        device = device_of(tensors[0]) if tensors else "cpu"
+        device = tensors[0].device.type if tensors else "cpu"
         if not autocasts(device):
             return self._run(tensors, cast=False)
         tensors = _autocast(self.compilation.ordered, tensors, device)
