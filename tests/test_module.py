@@ -518,3 +518,14 @@ def test_a_bias_starts_at_zero() -> None:
 def test_a_mask_of_parameters_is_not_zero() -> None:
     f = tnc.compile(tnc.input("x", I) * tnc.sigmoid(tnc.param("w", I)), seed=0)
     assert f.w.abs().min() > 0
+
+
+def test_tiny_networks_stay_with_torch() -> None:
+    """To cross to NumPy takes longer than such programs do, with gradients and without."""
+    b, i, r, o = tnc.indices("b i r o", i=8, r=4, o=8)
+    module = tnc.compile(tnc.input("x", b, i) @ tnc.param("A", i, r) @ tnc.param("B", r, o))
+    for train in (True, False):
+        module.train(train)
+        with torch.no_grad():
+            module(torch.randn(16, 8))
+    assert {found.backend for found in module._specialisations.values()} == {"torch"}

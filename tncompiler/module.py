@@ -282,7 +282,8 @@ class CompiledModule(Inspection, nn.Module):
         arrays = enter(tensors, spec.backend)
         if spec.kept is None:
             return pack(leave(spec.run(*arrays), spec.backend, arrays))
-        self._last = None  # a step like it would not let go of what is kept
+        if self._last is not None:
+            self._last = None  # a step like it would not let go of what is kept
         values = self._kept_values(spec.kept.prepare, tensors, arrays)
         results = spec.rest(*arrays, *values)
         return pack(leave(results, spec.backend, (*arrays, *values)))
@@ -451,8 +452,8 @@ class CompiledModule(Inspection, nn.Module):
             return "torch"
         if self.backend != "auto":
             return self.backend
-        if wrt and self._is_tiny(call, wrt):
-            return "torch"  # whose own autograd starts faster than our function does
+        if self._is_tiny(call, wrt):
+            return "torch"  # to cross takes longer, and its own autograd starts faster than ours
         times = {
             name: self.compilation.predicted_us(call.dtypes, call.free, wrt, name, program)
             for name in ("numpy", "torch")
