@@ -11,8 +11,8 @@ import torch
 
 import tncompiler as tnc
 from tests.large import crossing
+from tests.situations import outcome
 from tncompiler.function import NumpyFunction
-from tncompiler.ir.errors import TncError
 
 b, i, h, o = tnc.indices("b i h o", i=64, h=256, o=48)
 DATA = np.random.default_rng(0).standard_normal((2048, 64)).astype("float32")
@@ -133,13 +133,6 @@ SITUATIONS: list[Callable[[NumpyFunction], Any]] = [
     too_many, none_at_all, wrong_size, given_parameters, replaced, replaced_by_one_that_shares,
     drawn_anew, written_to, raising_errors, autocast,
 ]  # fmt: skip
-
-
-def outcome(situation: Callable[[NumpyFunction], Any], function: NumpyFunction) -> Any:
-    try:
-        return situation(function)
-    except (TncError, FloatingPointError) as error:
-        return type(error), str(error).splitlines()[0]
 
 
 @pytest.fixture(params=["numpy", "auto"])

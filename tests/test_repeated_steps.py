@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tncompiler as tnc
-from tncompiler.ir.errors import TncError
+from tests.situations import outcome
 from tncompiler.module import CompiledModule
 
 b, i, h, o = tnc.indices("b i h o", i=16, h=12, o=8)
@@ -199,13 +199,6 @@ SITUATIONS: list[Callable[[CompiledModule], Any]] = [
     input_wants_gradient, frozen, all_frozen, in_double, data_in_double, other_numbers, subclass,
     wrong_size, not_a_tensor, too_many, none_at_all, by_name, wrong_name, moved, apart,
 ]  # fmt: skip
-
-
-def outcome(situation: Callable[[CompiledModule], Any], module: CompiledModule) -> Any:
-    try:
-        return situation(module)
-    except (TncError, RuntimeError) as error:
-        return type(error), str(error).splitlines()[0]
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda f: f.__name__)
