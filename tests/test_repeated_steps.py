@@ -1,4 +1,4 @@
-"""Training steps like the last one: what differs is seen, and done as a new module does it."""
+"""Calls and steps like the last one: what differs is seen, and done as a new module does it."""
 
 from __future__ import annotations
 
@@ -35,6 +35,29 @@ def stepped() -> CompiledModule:
         module(DATA).sum().backward()
     module.zero_grad()
     return module
+
+
+def read() -> CompiledModule:
+    module = network()
+    for _ in range(2):
+        without_gradients(module)
+    return module
+
+
+def evaluated() -> CompiledModule:
+    """A module that keeps the product of two parameters."""
+    x, g = tnc.input("x", b, i), tnc.Index("g", 64)
+    weight = tnc.param("A", i, g) @ tnc.param("C", g, h)
+    hidden = tnc.tanh(x @ weight)
+    module: CompiledModule = tnc.compile(hidden @ tnc.param("B", h, o), backend="torch", seed=0)
+    module.eval()
+    for _ in range(2):
+        without_gradients(module)
+    assert module._kept._entry is not None
+    return module
+
+
+PASTS = [stepped, read, evaluated]
 
 
 def gradients(module: CompiledModule, data: Tensor = DATA) -> list[Tensor]:
@@ -193,19 +216,67 @@ def apart(module: CompiledModule) -> Any:
     return module(DATA.to("meta"))
 
 
+def written_in_place(module: CompiledModule) -> Any:
+    with torch.no_grad():
+        module.A.mul_(2)
+        return module(DATA)
+
+
+def stepped_by_an_optimizer(module: CompiledModule) -> Any:
+    module(DATA).square().sum().backward()
+    torch.optim.SGD(module.parameters(), 0.1).step()
+    return without_gradients(module)
+
+
+def other_mode(module: CompiledModule) -> Any:
+    before = without_gradients(module)
+    return [before, without_gradients(module.train(not module.training))]
+
+
+def of_other_parameters(module: CompiledModule) -> Any:
+    held = {name: 2 * p.detach() for name, p in module.named_parameters()}
+    with torch.no_grad():
+        return [torch.func.functional_call(module, held, (DATA,)), module(DATA)]
+
+
+def another_parameter(module: CompiledModule) -> Any:
+    module.A = torch.nn.Parameter(torch.ones_like(module.A))
+    return without_gradients(module)
+
+
+def frozen_with_gradients_on(module: CompiledModule) -> Any:
+    module.requires_grad_(False)
+    first = [module(DATA), module(DATA)]
+    module.B.requires_grad_(True)
+    return [*first, torch.autograd.grad(module(DATA).sum(), module.B)[0]]
+
+
+def wrong_size_without_gradients(module: CompiledModule) -> Any:
+    with torch.no_grad():
+        return module(DATA[:, :15])
+
+
+def apart_without_gradients(module: CompiledModule) -> Any:
+    with torch.no_grad():
+        return module(DATA.to("meta"))
+
+
 SITUATIONS: list[Callable[[CompiledModule], Any]] = [
     gradients, without_gradients, inference_mode, autocast, autocast_backward, second_order,
     batched_cotangents, functorch, vmap, forward_mode, traced, seen_by_a_mode, fewer_rows,
     input_wants_gradient, frozen, all_frozen, in_double, data_in_double, other_numbers, subclass,
     wrong_size, not_a_tensor, too_many, none_at_all, by_name, wrong_name, moved, apart,
+    written_in_place, stepped_by_an_optimizer, other_mode, of_other_parameters, another_parameter,
+    frozen_with_gradients_on, wrong_size_without_gradients, apart_without_gradients,
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("past", PASTS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda f: f.__name__)
 def test_it_is_done_as_by_a_module_without_a_past(
-    situation: Callable[[CompiledModule], Any],
+    situation: Callable[[CompiledModule], Any], past: Callable[[], CompiledModule]
 ) -> None:
-    warm = stepped()
+    warm = past()
     fresh = copy.deepcopy(warm)
     assert warm._last is not None and fresh._last is None
     got, expected = outcome(situation, warm), outcome(situation, fresh)
@@ -223,6 +294,17 @@ def test_such_a_step_asks_for_nothing_again(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(3):
         for mine, theirs in zip(gradients(module), expected, strict=True):
             assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("past", [read, evaluated], ids=lambda f: f.__name__)
+def test_nor_does_such_a_call_without_gradients(
+    past: Callable[[], CompiledModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = past()
+    expected = without_gradients(module)
+    monkeypatch.setattr(CompiledModule, "_run", None)
+    for _ in range(3):
+        assert torch.equal(without_gradients(module), expected)
 
 
 def test_a_compiled_module_does_not_look_at_its_past() -> None:

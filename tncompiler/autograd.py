@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
@@ -27,7 +28,8 @@ from tncompiler.ir.program import Permute, Program
 
 _modes = torch._C._len_torch_dispatch_stack
 _functorch_stack, _trace = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
-_PLAIN = {Tensor, nn.Parameter}  # types that torch does not look into
+_AUTOCASTS = ("cpu", "cuda")
+PLAIN = {Tensor, nn.Parameter}  # types that torch does not look into
 _KEEPING = {_CachingTorchDispatchMode, _CachedTorchDispatchMode}  # keep what operations give
 Flat = Callable[..., tuple[Tensor, ...]]
 
@@ -56,7 +58,7 @@ class Specialisation:
             self.rest = self._called(kept.rest.loaded)
         self._compilation, self._call = compilation, call
         self.positions = tuple(names.index(name) for name in wrt)
-        self.count = len(names)
+        self.count, self.input_count = len(names), len(compilation.inputs)
         self.value_count = len(compilation.outputs)  # what a program returns after it are scales
         if wrt:
             self.pair = compilation.training_executable(call.dtypes, call.free, wrt, backend)
@@ -89,6 +91,15 @@ class Specialisation:
             return Graphed(loaded.run)
         # NumPy's programs run beside torch's threads and not against them
         return Ranged(loaded, among_tensors if self.backend == "numpy" else None)
+
+    def results(self, tensors: Sequence[Tensor], made: Sequence[Any]) -> Sequence[Tensor]:
+        """What the forward program gives, where our backward pass has no part in it; ``made``: what
+        is kept of the parameters, as the backend's arrays."""
+        run = self.run if self.kept is None else self.rest
+        if self.backend != "numpy":
+            return run(*tensors, *made)
+        arrays = [*enter(tensors, "numpy"), *made]
+        return leave(run(*arrays), "numpy", arrays)
 
     @cached_property
     def run(self) -> Run:
@@ -249,8 +260,9 @@ def _flat_gradients(
 
 def autocasts(device: str) -> bool:
     """Whether autocast is on; some devices (meta) do not know it, and asking stops some traces."""
-    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
-    return known and torch.is_autocast_enabled(device)
+    if device not in _AUTOCASTS and not torch.amp.is_autocast_available(device):
+        return False
+    return torch.is_autocast_enabled(device)
 
 
 def is_spread(tensors: Sequence[Tensor]) -> bool:
@@ -268,7 +280,7 @@ def watched(tensors: Sequence[Tensor]) -> bool:
 def looks_inside() -> bool:
     """Whether torch looks into all code: compile, functorch, forward mode or a trace."""
     return (
-        torch.compiler.is_compiling()
+        is_compiling()
         or forward_ad._current_level >= 0
         or _functorch_stack() is not None
         or _trace() is not None
@@ -277,12 +289,19 @@ def looks_inside() -> bool:
 
 def are_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether none of them is of a subclass, which torch looks into."""
-    return _PLAIN.issuperset(map(type, tensors))
+    return PLAIN.issuperset(map(type, tensors))
 
 
 def is_ordinary(device: str) -> bool:
     """Whether torch just runs what it is called for: nothing looks inside, no mode, no autocast."""
-    return not (_modes() or looks_inside() or autocasts(device))
+    return not (
+        _modes()
+        or forward_ad._current_level >= 0
+        or _functorch_stack() is not None
+        or _trace() is not None
+        or is_compiling()
+        or autocasts(device)
+    )
 
 
 def device_of(tensor: Tensor) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 from tncompiler.debug import level
@@ -37,7 +38,7 @@ class _Entry:
 
     age: object
     leaves: Values  # held, so that no other can come to have one's id; torch swaps no weak ones
-    marks: tuple[object, ...]
+    marks: list[object]
     checksums: tuple[bytes, ...]
     made: dict[str, Values] = field(default_factory=dict)
 
@@ -60,7 +61,7 @@ class KeptValues:
         Raises StaleValues under TNC_DEBUG if a leaf was written to unseen.
         """
         age = self._how.age()  # read before the leaves are: a change meanwhile is then seen later
-        marks = tuple([self._how.mark(leaf) for leaf in leaves])
+        marks = [*map(self._how.mark, leaves)]
         entry = self._entry
         if entry is None or not _fits(entry, age, leaves, marks):
             checksums = self._checksums(leaves) if level() else ()
@@ -77,11 +78,20 @@ class KeptValues:
             values = entry.made[program] = make()
         return values
 
+    def held(self, leaves: Sequence[Any], program: str) -> Values | None:
+        """The values that a program made of these leaves; None if they are not held, or if the
+        leaves are to be looked at more closely."""
+        entry, age = self._entry, self._how.age()
+        if entry is None or entry.checksums:
+            return None
+        fits = _fits(entry, age, leaves, [*map(self._how.mark, leaves)])
+        return entry.made.get(program) if fits else None
+
     def _checksums(self, leaves: Sequence[Any]) -> tuple[bytes, ...]:
         return tuple(self._how.checksum(leaf) for leaf in leaves)
 
 
-def _fits(entry: _Entry, age: object, leaves: Sequence[Any], marks: tuple[object, ...]) -> bool:
+def _fits(entry: _Entry, age: object, leaves: Sequence[Any], marks: list[object]) -> bool:
     if entry.age is not age or entry.marks != marks or len(entry.leaves) != len(leaves):
         return False
-    return all(old is leaf for old, leaf in zip(entry.leaves, leaves, strict=True))
+    return all(map(is_, entry.leaves, leaves))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
 
 from tncompiler.autograd import (
@@ -29,7 +30,7 @@ from tncompiler.autograd import (
 )
 from tncompiler.binding import Call, order_inputs, read_call
 from tncompiler.compiler import Compilation, Executable
-from tncompiler.crossing import enter, leave
+from tncompiler.crossing import enter
 from tncompiler.function import example_arrays, parameter_stds
 from tncompiler.inspection import Inspection
 from tncompiler.ir.dtypes import DEFAULT, LOW_PRECISION, NUMPY_ONLY, dtype_name, is_differentiable
@@ -38,7 +39,7 @@ from tncompiler.ir.expressions import Leaf
 from tncompiler.ir.origin import call_site
 from tncompiler.ir.program import Program
 from tncompiler.ir.serialize import from_data, to_data
-from tncompiler.kept import KeptValues
+from tncompiler.kept import KeptValues, Values
 from tncompiler.measure import fitting_factors
 from tncompiler.operators import MOST_LEAVES, is_traced, operator_of
 from tncompiler.parametrized import copy_onto
@@ -214,12 +215,15 @@ class CompiledModule(Inspection, nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs, in the shape of container that was compiled."""
-        last = None if kwargs or torch.compiler.is_compiling() else self._last
+        last = None if kwargs or is_compiling() else self._last
         held = None
-        if last is not None and last.may_come_again():
+        if last is not None and last.may_come_again(self.training):
             held = self._held()
             if last.is_like(tensors := [*args, *held]):
-                return self._step(last.spec, tensors)
+                spec = last.spec
+                made = () if spec.kept is None else self._still_kept(spec.kept.prepare, held)
+                if made is not None:  # else it has to be made anew
+                    return self._step(spec, tensors, made)
         given = (
             args
             if not kwargs and len(args) == len(self.compilation.inputs)
@@ -260,7 +264,7 @@ class CompiledModule(Inspection, nn.Module):
             run = self._flat(tensors)
             if is_traced():
                 run = traced_program(run, self._network, self._default, tensors)
-            elif not torch.compiler.is_compiling() and is_spread(tensors):
+            elif not is_compiling() and is_spread(tensors):
                 if self._holds_parts(tensors):
                     results = self._spread(*tensors)
                     return pack([results] if isinstance(results, Tensor) else results)
@@ -275,22 +279,21 @@ class CompiledModule(Inspection, nn.Module):
         spec = self._specialise(tensors, cast, grad, self._keeps_of(tensors, cast, grad))
         if overseen(spec.backend):
             return pack(self._flat(tensors)(*tensors))
-        if spec.positions:
-            if self._repeats and not cast:
-                self._last = RepeatedStep(spec, tensors)
-            return self._step(spec, tensors)
-        arrays = enter(tensors, spec.backend)
-        if spec.kept is None:
-            return pack(leave(spec.run(*arrays), spec.backend, arrays))
-        if self._last is not None:
-            self._last = None  # a step like it would not let go of what is kept
-        values = self._kept_values(spec.kept.prepare, tensors, arrays)
-        results = spec.rest(*arrays, *values)
-        return pack(leave(results, spec.backend, (*arrays, *values)))
+        if self._repeats and not cast:
+            self._last = RepeatedStep(spec, tensors, self.training)
+        made = (
+            () if spec.kept is None else self._kept_values(spec.kept.prepare, spec.backend, tensors)
+        )
+        return self._step(spec, tensors, made)
 
-    def _step(self, spec: Specialisation, tensors: Sequence[Tensor]) -> Any:
-        """The outputs, with our backward pass."""
-        return self.compilation.pack(NetworkFunction.apply(spec, *tensors))  # type: ignore[no-untyped-call]
+    def _step(self, spec: Specialisation, tensors: Sequence[Tensor], made: Values) -> Any:
+        """The outputs of its programs, with our backward pass where it has one; ``made``: what is
+        kept of the parameters, as the backend's arrays."""
+        if spec.positions:
+            results = NetworkFunction.apply(spec, *tensors)  # type: ignore[no-untyped-call]
+        else:
+            results = spec.results(tensors, made)
+        return self.compilation.pack(results)
 
     @cached_property
     def _spread(self) -> Callable[..., Any]:
@@ -344,17 +347,19 @@ class CompiledModule(Inspection, nn.Module):
         first, last = len(self.compilation.inputs), -len(self.compilation.constants) or None
         return can_keep(tensors[first:last], tensors[last:] if last else ())
 
-    def _kept_values(
-        self, prepare: Executable, tensors: Sequence[Tensor], arrays: Sequence[Any]
-    ) -> tuple[Any, ...]:
+    def _kept_values(self, prepare: Executable, backend: str, tensors: Sequence[Tensor]) -> Values:
         """What a program makes of the parameters and constants, as the backend's arrays."""
-        first = len(self.compilation.inputs)
+        held = tensors[len(self.compilation.inputs) :]
 
-        def make() -> tuple[Any, ...]:
+        def make() -> Values:
             with torch.inference_mode(False), torch.no_grad():
-                return prepare.run(*arrays[first:])
+                return prepare.run(*enter(held, backend))
 
-        return self._kept.get(tensors[first:], prepare.source.text, make)
+        return self._kept.get(held, prepare.source.text, make)
+
+    def _still_kept(self, prepare: Executable, held: Sequence[Tensor]) -> Values | None:
+        """What an earlier call like this one left; None if it no longer holds."""
+        return None if is_gathered(self) else self._kept.held(held, prepare.source.text)
 
     def train(self, mode: bool = True) -> CompiledModule:
         """As torch's; values kept of the parameters are dropped on entering training."""
@@ -465,7 +470,7 @@ class CompiledModule(Inspection, nn.Module):
         key = tuple([tensor.dtype for tensor in tensors])
         if key in self._flat_runs:
             return self._flat_runs[key]
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return program_of_dtypes(self._usual, self._network, self._default, tensors)
         self._flat_runs[key] = self._make_flat(key)
         return self._flat_runs[key]
