@@ -10,6 +10,7 @@ from tncompiler.ir.errors import PlanError
 from tncompiler.planning.copies import Again, Walk
 from tncompiler.planning.machine import load_machine
 from tncompiler.planning.rates import (
+    ALONE_EXTENTS,
     EXTENTS,
     FRESH_BYTES,
     PASSES,
@@ -214,6 +215,26 @@ def test_the_reference_table_is_sane() -> None:
                     assert times[m, n, k] <= times[4 * m, 4 * n, 4 * k]
         assert all(4e3 < rate < 4e5 for rate in rates.passes)
         assert all(1e3 < rate < 2e5 for rate in (*rates.gathers, *rates.transposes))
+
+
+def test_products_by_themselves_have_a_table_of_their_own() -> None:
+    """a batch is read from the other, up to the extents that it was measured for"""
+    alone = tuple(
+        1e-2 * m * n * k for m in ALONE_EXTENTS for n in ALONE_EXTENTS for k in ALONE_EXTENTS
+    )
+    rates, plain = library(single={"float32": alone}), library()
+    assert rates.product_us(1, 8, 64, 8192, "float32") == pytest.approx(1e-2 * 8 * 64 * 8192)
+    assert rates.product_us(1, 12, 20, 30, "float32") == pytest.approx(1e-2 * 12 * 20 * 30)
+    assert rates.product_us(1, 2**17, 4, 4, "float32") == pytest.approx(1e-2 * 2**21)
+    assert rates.product_us(3, 2048, 4, 4, "float32") == pytest.approx(3e-2 * 2048 * 16)
+    for given in ((2, 8, 64, 64, "float32"), (1, 8, 64, 64, "float64"), (1, 4, 4, 4, "complex64")):
+        same = given[-1] != "complex64"
+        assert (rates.product_us(*given) == plain.product_us(*given)) is same
+
+
+def test_a_table_of_single_products_is_checked() -> None:
+    with pytest.raises(PlanError, match="single products of float32: 3 numbers"):
+        library(single={"float32": (1.0, 2.0, 3.0)})
 
 
 def test_rates_are_values() -> None:

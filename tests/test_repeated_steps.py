@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tncompiler as tnc
 from tests.situations import outcome
+from tncompiler import tensor_guards
 from tncompiler.module import CompiledModule
 
 b, i, h, o = tnc.indices("b i h o", i=16, h=12, o=8)
@@ -57,6 +58,7 @@ def evaluated() -> CompiledModule:
     return module
 
 
+WAYS = {"torch": tensor_guards._by_torch, "Python": tensor_guards._by_asking}
 PASTS = [stepped, read, evaluated]
 
 
@@ -271,11 +273,16 @@ SITUATIONS: list[Callable[[CompiledModule], Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("past", PASTS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda f: f.__name__)
 def test_it_is_done_as_by_a_module_without_a_past(
-    situation: Callable[[CompiledModule], Any], past: Callable[[], CompiledModule]
+    situation: Callable[[CompiledModule], Any],
+    past: Callable[[], CompiledModule],
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tensor_guards, "_make", WAYS[way])
     warm = past()
     fresh = copy.deepcopy(warm)
     assert warm._last is not None and fresh._last is None

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.compiler import is_compiling
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
+from torch import Tensor
 
 from tncompiler.backends.emitter import makes_new
 from tncompiler.backends.numpy.threads import among_tensors
@@ -25,12 +20,9 @@ from tncompiler.crossing import enter, leave
 from tncompiler.graphs import Graphed
 from tncompiler.ir.errors import ChangedInPlace
 from tncompiler.ir.program import Permute, Program
+from tncompiler.tensor_guards import Guard
+from tncompiler.watching import are_plain, autocasts, is_batched, looks_inside, overseen
 
-_modes = torch._C._len_torch_dispatch_stack
-_functorch_stack, _trace = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
-_AUTOCASTS = ("cpu", "cuda")
-PLAIN = {Tensor, nn.Parameter}  # types that torch does not look into
-_KEEPING = {_CachingTorchDispatchMode, _CachedTorchDispatchMode}  # keep what operations give
 Flat = Callable[..., tuple[Tensor, ...]]
 
 
@@ -41,6 +33,7 @@ class Specialisation:
     """
 
     makes_new = False  # whether its outputs are certainly no arguments and no views of any
+    last: Guard | None = None  # of what the last ordinary backward pass was given
 
     def __init__(
         self,
@@ -95,7 +88,12 @@ class Specialisation:
     def results(self, tensors: Sequence[Tensor], made: Sequence[Any]) -> Sequence[Tensor]:
         """What the forward program gives, where our backward pass has no part in it; ``made``: what
         is kept of the parameters, as the backend's arrays."""
-        run = self.run if self.kept is None else self.rest
+        return self.on_tensors(self.run if self.kept is None else self.rest, tensors, made)
+
+    def on_tensors(
+        self, run: Run, tensors: Sequence[Tensor], made: Sequence[Any] = ()
+    ) -> Sequence[Tensor]:
+        """What a program gives for tensors, and arrays of its backend after them."""
         if self.backend != "numpy":
             return run(*tensors, *made)
         arrays = [*enter(tensors, "numpy"), *made]
@@ -119,8 +117,7 @@ class NetworkFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: Specialisation, *tensors: Tensor) -> Any:
-        arrays = enter(tensors, spec.backend)
-        results = leave(spec.forward(*arrays), spec.backend, arrays)
+        results = spec.on_tensors(spec.forward, tensors)
         ctx.spec = spec
         ctx.save_for_backward(*tensors, *results[spec.output_count :])
         outputs = results[: spec.output_count]
@@ -135,10 +132,10 @@ class NetworkFunction(torch.autograd.Function):
         cotangents = cotangents[: spec.value_count]
         kept = _unchanged(ctx)
         tensors, saved = kept[: spec.count], kept[spec.count :]
-        device = device_of(cotangents[0])
-        if is_ordinary(device) and _is_first_order(tensors, cotangents):
+        last = spec.last
+        if last is not None and last.may_hold() and last.holds((*kept, *cotangents)):
             results: Sequence[Tensor] = _by_program(spec, tensors, saved, cotangents)
-        elif autocasts(device):  # the programs cast for themselves
+        elif autocasts(device := device_of(cotangents[0])):  # the programs cast for themselves
             with torch.autocast(device, enabled=False):
                 results = _gradients(spec, tensors, saved, cotangents)
         else:
@@ -158,6 +155,8 @@ def _gradients(
     """Gradients by the backward program, unless somebody looks inside or differentiates again."""
     if overseen(spec.backend) or not _is_first_order(tensors, cotangents) or looks_inside():
         return _flat_gradients(spec, tensors, cotangents)
+    if not overseen("numpy") and not autocasts(device_of(cotangents[0])):
+        spec.last = Guard((*tensors, *saved, *cotangents))
     return _by_program(spec, tensors, saved, cotangents)
 
 
@@ -165,7 +164,7 @@ def _is_first_order(tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> 
     """Whether gradients of these are wanted as plain numbers, and only once."""
     if torch.is_grad_enabled() or not are_plain((*tensors, *cotangents)):
         return False
-    return not any(map(torch._C._functorch.is_legacy_batchedtensor, cotangents))
+    return not any(map(is_batched, cotangents))
 
 
 def _by_program(
@@ -176,12 +175,12 @@ def _by_program(
 ) -> Sequence[Tensor]:
     """Gradients by the generated backward program."""
     read = [tensors[position] for position in spec.read]
-    given = [
-        cotangent.contiguous() if often else cotangent
-        for cotangent, often in zip(cotangents, spec.read_often, strict=True)
-    ]
-    values = enter((*read, *saved, *given), spec.backend)
-    return leave(spec.backward(*values), spec.backend, values)
+    if True in spec.read_often:
+        cotangents = [
+            cotangent.contiguous() if often else cotangent
+            for cotangent, often in zip(cotangents, spec.read_often, strict=True)
+        ]
+    return spec.on_tensors(spec.backward, (*read, *saved, *cotangents))
 
 
 def _unchanged(ctx: Any) -> tuple[Tensor, ...]:
@@ -258,62 +257,6 @@ def _flat_gradients(
         )
 
 
-def autocasts(device: str) -> bool:
-    """Whether autocast is on; some devices (meta) do not know it, and asking stops some traces."""
-    if device not in _AUTOCASTS and not torch.amp.is_autocast_available(device):
-        return False
-    return torch.is_autocast_enabled(device)
-
-
-def is_spread(tensors: Sequence[Tensor]) -> bool:
-    """Whether all tensors are DTensors: what a program makes beside them (ranges, masks) is then
-    the same on all ranks. Among plain ones torch would say that they do not go together."""
-    loaded = sys.modules.get("torch.distributed.tensor")
-    return loaded is not None and all(isinstance(tensor, loaded.DTensor) for tensor in tensors)
-
-
-def watched(tensors: Sequence[Tensor]) -> bool:
-    """Whether torch looks inside: compile, functorch, forward mode, a trace, a tensor subclass."""
-    return looks_inside() or not are_plain(tensors)
-
-
-def looks_inside() -> bool:
-    """Whether torch looks into all code: compile, functorch, forward mode or a trace."""
-    return (
-        is_compiling()
-        or forward_ad._current_level >= 0
-        or _functorch_stack() is not None
-        or _trace() is not None
-    )
-
-
-def are_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether none of them is of a subclass, which torch looks into."""
-    return PLAIN.issuperset(map(type, tensors))
-
-
-def is_ordinary(device: str) -> bool:
-    """Whether torch just runs what it is called for: nothing looks inside, no mode, no autocast."""
-    return not (
-        _modes()
-        or forward_ad._current_level >= 0
-        or _functorch_stack() is not None
-        or _trace() is not None
-        or is_compiling()
-        or autocasts(device)
-    )
-
-
 def device_of(tensor: Tensor) -> str:
     """The kind of device a tensor is on, outside of what torch.compile traces."""
     return "cpu" if tensor.is_cpu else tensor.device.type
-
-
-def overseen(backend: str) -> bool:
-    """Whether a mode wants what a backend's own code does not give: every operation (tracers,
-    counters), or results that are not written to once they are there (selective checkpoints)."""
-    if not _modes():
-        return False
-    return backend != "torch" or any(
-        type(mode) in _KEEPING for mode in _get_current_dispatch_mode_stack()
-    )

@@ -1,35 +1,46 @@
 """Measure what this machine reaches: the table that predicted times come from.
 
 Other programs only ever make an operation slower, so every operation is timed in several rounds
-over all of them, and its least time counts. A time longer than that of a larger product is such a
-disturbance too.
+over all of them, and its least time counts. A product that took longer than a larger one is
+measured again as often: a disturbance is gone then, and what a library is slow at stays.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import operator
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import threadpoolctl
 from tqdm import tqdm
 
-from tncompiler.backends.numpy.products import multiply_alone
+from tncompiler.backends.numpy.products import product
 from tncompiler.backends.numpy.threads import blas_threads
 from tncompiler.ir.algebra import contract
 from tncompiler.ir.errors import PlanError
 from tncompiler.ir.index import Index
 from tncompiler.ir.origin import call_site
 from tncompiler.planning.machine import Machine, set_default_machine
-from tncompiler.planning.rates import EXTENTS, PASSES, ROWS, RUNS, SIDES, SPANS, Library
+from tncompiler.planning.rates import (
+    ALONE_EXTENTS,
+    ALONE_SIZE,
+    ALONE_VOLUME,
+    EXTENTS,
+    PASSES,
+    ROWS,
+    RUNS,
+    SIDES,
+    SPANS,
+    Library,
+)
 
 ROUNDS = 5
 _LEAST_S = 2e-4  # of one sample; shorter operations are repeated
@@ -44,7 +55,7 @@ _FRESH = 2**26  # bytes of a measured result in new memory
 _STEPS = 51  # whose median is taken
 _QUIET_S = 0.05  # after which threads that looked for work have gone to sleep
 _POOL = 2**25  # elements that copied arrays are cut out of
-_OPERANDS = 2**21  # and operands of products
+_LONGER = 1.1  # times as long as a larger product takes, from which on one is measured again
 # entering NumPy from a torch module and coming back, which is torch's own, without gradients
 CALL_US = {"numpy": 35.0, "torch": 40.0}
 # oneDNN's convolutions on the reference machine: 0.4 to 0.6 of a product as torch calls it
@@ -55,14 +66,18 @@ _PLAUSIBLE = (1e2, 1e9)
 # dtypes, and the forms in which a matrix is a transposed view
 _TURNED = (f"{dtype} {form}" for dtype in ("float32", "complex64") for form in ("nt", "tn", "tt"))
 PRODUCTS = ("float32", "float64", "complex64", *_TURNED)
+# those that are measured by themselves, too
+SINGLE = ("float32", "float64", "float32 nt", "float32 tn", "float32 tt")
 
 Run = Callable[[], object]
-Multiply = Callable[[Any, Any], Any]
+Multiply = Callable[[Any, Any, Any], Any]
 Clock = Callable[[], float]
 Shape = tuple[int, int, int]
 Times = dict[Any, float]
+_EXTENTS = {"product": EXTENTS, "single": ALONE_EXTENTS}
 
 SHAPES: tuple[Shape, ...] = tuple(itertools.product(EXTENTS, EXTENTS, EXTENTS))
+ALONE: tuple[Shape, ...] = tuple(itertools.product(ALONE_EXTENTS, ALONE_EXTENTS, ALONE_EXTENTS))
 
 
 def calibrate(
@@ -137,9 +152,10 @@ def measure_times(
 ) -> Times:
     """The least microseconds of each operation of a library, in so many rounds over all."""
     probes = dict(_probes(_LIBRARIES[name]()))
-    with tqdm(total=rounds, desc=f"measuring {name}", disable=not progress, leave=False) as bar:
-        for _ in range(rounds):
-            for probe in probes.values():
+    with tqdm(total=2 * rounds, desc=f"measuring {name}", disable=not progress, leave=False) as bar:
+        for number in range(2 * rounds):
+            again = probes if number < rounds else _doubtful(probes)
+            for probe in again.values():
                 probe.sample(clock)
             bar.update()
     return {key: probe.best_us for key, probe in probes.items()}
@@ -147,12 +163,13 @@ def measure_times(
 
 def library_of(times: Times, call_us: float) -> Library:
     """The table of a library from the microseconds of its operations. Raises: PlanError."""
-    products = {name: _smoothed(times, name) for name in PRODUCTS}
+    products = {name: [times["product", name, shape] for shape in SHAPES] for name in PRODUCTS}
     _check_plausible(products["float32"])
     passes = [2 * size / times["pass", size] for size in PASSES]
     fresh_us = max(times["fresh"] - 2 * _FRESH / passes[-1], times["fresh"] / 100)
     return Library(
-        products={name: _rounded(found.values()) for name, found in products.items()},
+        products={name: _rounded(found) for name, found in products.items()},
+        single={name: _rounded(_singles(times, name)) for name in SINGLE},
         passes=_rounded(passes),
         gathers=_rounded(8 * _COPIED / times["gather", run] for run in RUNS),
         transposes=_rounded(8 * _COPIED / times["transpose", run] for run in RUNS),
@@ -175,18 +192,58 @@ def _block_us(times: Times) -> float:
     return max(times["blocks"] - times["gather", run], 0.0) / more
 
 
-def _smoothed(times: Times, name: str) -> dict[Shape, float]:
-    """No product takes longer than one that contains it; K = 1 is none that BLAS is asked for."""
-    kept = {shape: times["product", name, shape] for shape in SHAPES}
-    for shape in reversed(SHAPES):
-        for larger in _next_larger(shape) if shape[2] > 1 else ():
-            kept[shape] = min(kept[shape], kept[larger])
-    return kept
+def _doubtful(probes: dict[Any, _Probe]) -> dict[Any, _Probe]:
+    """Those of products that took longer than one with a larger extent."""
+    found = {}
+    for key, probe in probes.items():
+        if key[0] in _EXTENTS:
+            larger = [(*key[:2], shape) for shape in _next_larger(key[2], _EXTENTS[key[0]])]
+            least = min((probes[k].best_us for k in larger if k in probes), default=math.inf)
+            if probe.best_us > _LONGER * least:
+                found[key] = probe
+    return found
 
 
-def _next_larger(shape: Shape) -> Iterator[Shape]:
+def _singles(times: Times, name: str) -> Iterator[float]:
+    """Microseconds of products by themselves, without their start; of one that is too large to be
+    measured in proportion to the largest that is not."""
+    itemsize = np.dtype(name.partition(" ")[0]).itemsize
+    start = times["single", name, ALONE[0]]  # of one number by one: all of it, and no views
+    for shape in ALONE:
+        found, factor = shape, 1.0
+        while not _is_small(*found) and not _is_no_batch(found, itemsize):
+            largest = max(found)
+            less = ALONE_EXTENTS[ALONE_EXTENTS.index(largest) - 1]
+            m, n, k = found
+            if m == largest:
+                found = less, n, k
+            else:
+                found = (m, less, k) if n == largest else (m, n, less)
+            factor *= largest / less
+        us = times["product" if _is_no_batch(found, itemsize) else "single", name, found]
+        yield factor * max(us - start, us / 4)
+
+
+def _is_small(m: int, n: int, k: int) -> bool:
+    """Whether products of this shape are measured by themselves."""
+    return m * n * k <= ALONE_VOLUME and max(m * k, k * n, m * n) <= ALONE_SIZE
+
+
+def _is_no_batch(shape: Shape, itemsize: int) -> bool:
+    """Whether products of this shape were measured by themselves as those of a batch are."""
+    return set(shape) <= {*EXTENTS} and _batch(shape, itemsize) == 1
+
+
+def _batch(shape: Shape, itemsize: int) -> int:
+    """How many products of this shape are measured at a time: they stay in cache."""
+    m, n, k = shape
+    batch = min(_MOST_BATCH, _WORKING_SET // ((m * k + k * n + m * n) * itemsize))
+    return 1 if batch < 2 else max(batch, _LEAST_BATCH)
+
+
+def _next_larger(shape: Shape, extents: Sequence[int]) -> Iterator[Shape]:
     """The measured shapes with one extent larger."""
-    following = dict(itertools.pairwise(EXTENTS))
+    following = dict(itertools.pairwise(extents))
     m, n, k = shape
     if m in following:
         yield following[m], n, k
@@ -196,9 +253,9 @@ def _next_larger(shape: Shape) -> Iterator[Shape]:
         yield m, n, following[k]
 
 
-def _check_plausible(products: dict[Shape, float]) -> None:
+def _check_plausible(products: Sequence[float]) -> None:
     """Raise if no product is as fast as any processor's, or one is faster than all."""
-    best = max(2.0 * math.prod(shape) / us for shape, us in products.items())
+    best = max(2.0 * math.prod(s) / us for s, us in zip(SHAPES, products, strict=True))
     if not _PLAUSIBLE[0] < best < _PLAUSIBLE[1]:
         raise PlanError(
             f"the fastest product was measured at {best:.3g} flops per microsecond",
@@ -241,13 +298,12 @@ def _seconds(run: Run, calls: int, clock: Clock) -> float:
 
 def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
     """Every operation that a table is made of, by what it is."""
-    multiply = library.multiply()
-    for name in PRODUCTS:
-        dtype, _, form = name.partition(" ")
-        pool = library.pool(dtype, _OPERANDS)
-        for shape in SHAPES:
-            itemsize = np.dtype(dtype).itemsize
-            yield ("product", name, shape), _product(pool, multiply, shape, itemsize, form)
+    for kind, names in (("product", PRODUCTS), ("single", SINGLE)):
+        for name in names:
+            dtype, _, form = name.partition(" ")
+            pool = library.pool(dtype, 3 * ALONE_SIZE)
+            for shape, batch in _measured_products(kind, np.dtype(dtype).itemsize):
+                yield (kind, name, shape), _product(library.multiply(), pool, batch, shape, form)
     pool = library.pool("float32", _POOL)
     for size in PASSES:
         yield ("pass", size), _Probe(library.copied(pool[: size // 4], (0,)))
@@ -269,18 +325,29 @@ def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
     yield "step", _Probe(lambda: (small.reshape(4, 4) @ square).reshape(2, 2, 4))
 
 
-def _product(pool: Any, multiply: Multiply, shape: Shape, itemsize: int, form: str) -> _Probe:
-    """A batch of products that stays in cache, of matrices as they lie or of transposed views."""
+def _measured_products(kind: str, itemsize: int) -> Iterator[tuple[Shape, int]]:
+    """The shapes that are measured, and how many of each at a time."""
+    for shape in SHAPES if kind == "product" else ALONE:
+        if kind == "product":
+            yield shape, _batch(shape, itemsize)
+        elif _is_small(*shape) and not _is_no_batch(shape, itemsize):
+            yield shape, 1
+
+
+def _product(multiply: Multiply, pool: Any, batch: int, shape: Shape, form: str) -> _Probe:
+    """So many products, of matrices as they lie or of transposed views, into memory that is there.
+
+    A batch stays in cache.
+    """
     m, n, k = shape
-    size = (m * k + k * n + m * n) * itemsize
-    batch = min(_MOST_BATCH, _WORKING_SET // size)
-    batch = 1 if batch < 2 else max(batch, _LEAST_BATCH)
+    results = pool[2 * ALONE_SIZE :]
     a, b = pool[: batch * m * k], pool[batch * m * k : batch * (m + n) * k]
     a = a.reshape(batch, k, m).swapaxes(1, 2) if form[:1] == "t" else a.reshape(batch, m, k)
     b = b.reshape(batch, n, k).swapaxes(1, 2) if form[1:] == "t" else b.reshape(batch, k, n)
+    out = results[: batch * m * n].reshape(batch, m, n)
     if batch == 1:
-        a, b = a[0], b[0]
-    return _Probe(lambda: multiply(a, b), batch)
+        a, b, out = a[0], b[0], out[0]
+    return _Probe(lambda: multiply(a, b, out), batch)
 
 
 class _Numpy:
@@ -295,7 +362,7 @@ class _Numpy:
             yield
 
     def multiply(self) -> Multiply:
-        return operator.matmul if blas_threads() > 1 else multiply_alone
+        return partial(product, alone=blas_threads() == 1)
 
     def pool(self, dtype: str, count: int) -> Any:
         return np.linspace(-1.0, 1.0, count, dtype=dtype)
@@ -332,7 +399,9 @@ class _Torch:
             torch.set_num_threads(before)
 
     def multiply(self) -> Multiply:
-        return operator.matmul
+        import torch
+
+        return lambda a, b, out: torch.matmul(a, b, out=out)
 
     def pool(self, dtype: str, count: int) -> Any:
         import torch

@@ -19,15 +19,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
 
-from tncompiler.autograd import (
-    Flat,
-    NetworkFunction,
-    Specialisation,
-    autocasts,
-    is_spread,
-    overseen,
-    watched,
-)
+from tncompiler.autograd import Flat, NetworkFunction, Specialisation
 from tncompiler.binding import Call, order_inputs, read_call
 from tncompiler.compiler import Compilation, Executable
 from tncompiler.crossing import enter
@@ -49,6 +41,7 @@ from tncompiler.repeated_steps import RepeatedStep
 from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
 from tncompiler.traced import flat_program, name_network, program_of_dtypes, traced_program
+from tncompiler.watching import autocasts, is_spread, overseen, watched
 
 KEPT = 256  # combinations of shapes that a module remembers
 

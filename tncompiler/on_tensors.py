@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, from_numpy
 
-from tncompiler.autograd import is_ordinary
 from tncompiler.backends.numpy.threads import is_forked
+from tncompiler.watching import is_ordinary
 
 
 class _Writable:

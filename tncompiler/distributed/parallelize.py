@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from tncompiler.autograd import Flat, NetworkFunction, watched
+from tncompiler.autograd import Flat, NetworkFunction
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation
 from tncompiler.crossing import enter, leave
@@ -28,6 +28,7 @@ from tncompiler.distributed.team import team_of
 from tncompiler.ir.errors import ArgumentError, GradientError, UnknownIndex
 from tncompiler.ir.origin import call_site
 from tncompiler.module import CompiledModule
+from tncompiler.watching import watched
 
 
 def parallelize(

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from tncompiler.autograd import overseen, watched
 from tncompiler.debug import level
 from tncompiler.kept import KeptValues, Values
 from tncompiler.planning.keeping import LARGEST_KEPT
 from tncompiler.planning.machine import as_machine
 from tncompiler.planning.rates import Rates
 from tncompiler.tensor_marks import MARKS, Snapshot, can_keep, is_gathered
+from tncompiler.watching import overseen, watched
 
 _REMEMBERED = 256  # combinations of sizes
 # what a call of a compiled network takes longer to start than one of torch's own functions, and how

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from tncompiler.autograd import watched
 from tncompiler.ir.errors import ArgumentError, DTypeError, ShapeError
 from tncompiler.nn.built import keeps, product_us, table_us
 from tncompiler.nn.checks import check_kind, check_probability, check_size
 from tncompiler.nn.linear import Linear
 from tncompiler.nn.parts import Composite, Part
 from tncompiler.nn.sweep import GATES, Sweep, networks_of
+from tncompiler.watching import watched
 
 Gated_ = TypeVar("Gated_", bound="Gated")
 States = tuple[Tensor, ...]

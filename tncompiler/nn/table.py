@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tncompiler.autograd import watched
 from tncompiler.formats.format import Format
 from tncompiler.ir.errors import ArgumentError, FormatError, ShapeError
 from tncompiler.nn.built import may_keep, torch_rates
@@ -17,6 +16,7 @@ from tncompiler.nn.checks import check_size, on_device
 from tncompiler.nn.given import CoreReading
 from tncompiler.nn.reading import digits_of, read_slices, token_reader
 from tncompiler.nn.tensorized import Tensorized, decompose_weight
+from tncompiler.watching import watched
 
 _SAMPLE = 256  # rows that tell the scale of a table
 Table_ = TypeVar("Table_", bound="Table")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from tncompiler.ir.errors import PlanError
@@ -16,6 +17,10 @@ from tncompiler.planning.copies import Walk
 # extents of the measured products; bytes of the measured passes; elements of the innermost axis of
 # the measured permuting copies
 EXTENTS = (1, 4, 16, 64, 256, 1024)
+# those of measured products by themselves: libraries are slow at some narrow ones, and threads at
+# short ones; and the most multiplications of one that is measured, and elements of its arrays
+ALONE_EXTENTS = (1, 4, 8, 16, 64, 256, 1024, 8192)
+ALONE_VOLUME, ALONE_SIZE = 2**26, 2**22
 PASSES = (2**12, 2**16, 2**20, 2**24, 2**27)
 RUNS = (2, 4, 8, 16, 64, 256, 1024)
 ROWS = 16  # runs that follow one another in a measured copy
@@ -83,13 +88,16 @@ class Library:
     block_us: float = 0.0
     training_us: float = 0.0
     turns: tuple[float, ...] = ()
-    _logs: dict[str, list[list[list[float]]]] = field(
+    single: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    _logs: dict[tuple[str, bool], list[list[list[float]]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
         for dtype in dict.fromkeys(("float32", "float64", *self.products)):
             _check(f"products of {dtype}", self.products.get(dtype), len(EXTENTS) ** 3)
+        for dtype, times in self.single.items():
+            _check(f"single products of {dtype}", times, len(ALONE_EXTENTS) ** 3)
         _check("passes", self.passes, len(PASSES))
         _check("gathers", self.gathers, len(RUNS))
         _check("transposes", self.transposes, len(RUNS))
@@ -114,12 +122,15 @@ class Library:
         if not batch * m * n * k:
             return 0.0
         dtype, factor = (dtype, 1.0) if dtype in self.products else _measured(dtype)
+        single = dtype in self.single and (batch == 1 or max(m, n, k) > EXTENTS[-1])
+        times, extents = (self.single, ALONE_EXTENTS) if single else (self.products, EXTENTS)
         turned = f"{dtype} {form}"
-        name = turned if turned in self.products else dtype
-        table = self._logs.get(name)
+        name = turned if turned in times else dtype
+        table = self._logs.get((name, single))
         if table is None:
-            table = self._logs[name] = _cube(self.products[name])
-        (i, u, over_m), (j, v, over_n), (h, w, over_k) = _place(m), _place(n), _place(k)
+            table = self._logs[name, single] = _cube(times[name], len(extents))
+        places = _place(m, extents), _place(n, extents), _place(k, extents)
+        (i, u, over_m), (j, v, over_n), (h, w, over_k) = places
         total = 0.0
         for a, weight_a in ((i, 1 - u), (i + 1, u)):
             for b, weight_b in ((j, 1 - v), (j + 1, v)):
@@ -303,19 +314,19 @@ def _measured(dtype: str) -> tuple[str, float]:
     return ("float64", 4.0) if dtype == "complex128" else ("float32", 1.0)
 
 
-def _cube(values: Sequence[float]) -> list[list[list[float]]]:
-    """Logarithms by M, N and K."""
-    count = len(EXTENTS)
+def _cube(values: Sequence[float], count: int) -> list[list[list[float]]]:
+    """Logarithms by M, N and K, of so many extents each."""
     rows = iter(map(math.log, values))
     return [[[next(rows) for _ in range(count)] for _ in range(count)] for _ in range(count)]
 
 
-def _place(extent: int) -> tuple[int, float, float]:
+@lru_cache(maxsize=4096)
+def _place(extent: int, extents: tuple[int, ...]) -> tuple[int, float, float]:
     """The measured extent below, the share of the way to the next, and how far beyond the last."""
-    beyond = max(extent / EXTENTS[-1], 1.0)
-    position = math.log2(extent / beyond) / 2
-    low = min(int(position), len(EXTENTS) - 2)
-    return low, position - low, beyond
+    beyond = max(extent / extents[-1], 1.0)
+    low = min(bisect_right(extents, extent) - 1, len(extents) - 2)
+    share = math.log(extent / beyond / extents[low]) / math.log(extents[low + 1] / extents[low])
+    return low, share, beyond
 
 
 def _between(places: Sequence[int], values: Sequence[float], at: float) -> float:
