@@ -83,7 +83,7 @@ ALONE: tuple[Shape, ...] = tuple(itertools.product(ALONE_EXTENTS, ALONE_EXTENTS,
 def calibrate(
     *, default: bool = True, progress: bool = True, clock: Clock = time.perf_counter
 ) -> Machine:
-    """Measure this machine's NumPy and torch, with the threads they have now; half a minute.
+    """Measure this machine's NumPy and torch, with the threads they have now; a minute.
 
     Where that is more than one, with one as well: blocks of programs have as many.
     The result becomes what plans are made for in this process, unless ``default`` is false; keep

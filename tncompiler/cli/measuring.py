@@ -162,7 +162,7 @@ def calibrate(
     ] = Path("machine.json"),
     as_json: JsonOption = False,
 ) -> None:
-    """Measure this machine, in about half a minute, for plans that suit it.
+    """Measure this machine, in about a minute, for plans that suit it.
 
     Close other programs first. Use the table with tnc plan --machine machine.json, or in Python
     with PlanOptions(machine=tnc.Machine.from_json(text)).
