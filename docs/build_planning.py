@@ -48,7 +48,8 @@ search by several objectives (or, for large networks, from random greedy search 
 searched exactly), from contracting all parameters first, and from exchanging neighbours in the
 best of these. A formula over labels ranks them; the best few are scheduled with their adjoint and
 layouts, and the fastest program wins. `tnc.calibrate()` measures the table of your machine in
-a minute or so, with all threads of each library and with one; the committed `reference` is one core of the machine below, and the tables `a100`,
+a minute or so, with all threads of each library and with one; the committed `reference` is one core
+of the machine below, and the tables `a100`,
 `h100`, `b200` and `mi300x` hold published figures, each with its source.
 """
 

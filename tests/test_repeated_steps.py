@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import tncompiler as tnc
 from tests.situations import outcome
-from tncompiler import tensor_guards
+from tncompiler import autograd, tensor_guards
 from tncompiler.module import CompiledModule
 
 b, i, h, o = tnc.indices("b i h o", i=16, h=12, o=8)
@@ -23,23 +27,23 @@ ROWS = 512  # so many that our backward pass runs
 DATA = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(0))
 
 
-def network() -> CompiledModule:
+def network(backend: str = "torch") -> CompiledModule:
     x = tnc.input("x", b, i)
     hidden = tnc.tanh(x @ tnc.param("A", i, h))
-    module: CompiledModule = tnc.compile(hidden @ tnc.param("B", h, o), backend="torch", seed=0)
+    module: CompiledModule = tnc.compile(hidden @ tnc.param("B", h, o), backend=backend, seed=0)
     return module
 
 
-def stepped() -> CompiledModule:
-    module = network()
+def stepped(backend: str = "torch") -> CompiledModule:
+    module = network(backend)
     for _ in range(2):
         module(DATA).sum().backward()
     module.zero_grad()
     return module
 
 
-def read() -> CompiledModule:
-    module = network()
+def read(backend: str = "torch") -> CompiledModule:
+    module = network(backend)
     for _ in range(2):
         without_gradients(module)
     return module
@@ -58,8 +62,16 @@ def evaluated() -> CompiledModule:
     return module
 
 
-WAYS = {"torch": tensor_guards._by_torch, "Python": tensor_guards._by_asking}
-PASTS = [stepped, read, evaluated]
+def stepped_by_numpy() -> CompiledModule:
+    return stepped("numpy")
+
+
+def read_by_numpy() -> CompiledModule:
+    return read("numpy")
+
+
+WAYS = {"fastest": tensor_guards._fastest(), "Python": tensor_guards._by_asking}
+PASTS = [stepped, read, evaluated, stepped_by_numpy, read_by_numpy]
 
 
 def gradients(module: CompiledModule, data: Tensor = DATA) -> list[Tensor]:
@@ -263,6 +275,30 @@ def apart_without_gradients(module: CompiledModule) -> Any:
         return module(DATA.to("meta"))
 
 
+def traced_by_operations(module: CompiledModule) -> Any:
+    return make_fx(module)(DATA)(2 * DATA)
+
+
+def gradients_traced_by_operations(module: CompiledModule) -> Any:
+    return make_fx(lambda data: gradients(module, data))(DATA)(2 * DATA)
+
+
+def selective_checkpoint(module: CompiledModule) -> Any:
+    kept = partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default])
+    y = checkpoint(module, DATA, use_reentrant=False, context_fn=kept)
+    return torch.autograd.grad(y.square().sum(), [*module.parameters()])
+
+
+def of_fake_tensors(module: CompiledModule) -> Any:
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        made = module(DATA)
+    return [torch.tensor(isinstance(made, FakeTensor)), torch.tensor(made.shape)]
+
+
+def nested(module: CompiledModule) -> Any:
+    return module(torch.nested.nested_tensor([DATA[:3], DATA[:5]]))
+
+
 SITUATIONS: list[Callable[[CompiledModule], Any]] = [
     gradients, without_gradients, inference_mode, autocast, autocast_backward, second_order,
     batched_cotangents, functorch, vmap, forward_mode, traced, seen_by_a_mode, fewer_rows,
@@ -270,6 +306,8 @@ SITUATIONS: list[Callable[[CompiledModule], Any]] = [
     wrong_size, not_a_tensor, too_many, none_at_all, by_name, wrong_name, moved, apart,
     written_in_place, stepped_by_an_optimizer, other_mode, of_other_parameters, another_parameter,
     frozen_with_gradients_on, wrong_size_without_gradients, apart_without_gradients,
+    traced_by_operations, gradients_traced_by_operations, selective_checkpoint, of_fake_tensors,
+    nested,
 ]  # fmt: skip
 
 
@@ -298,9 +336,38 @@ def test_such_a_step_asks_for_nothing_again(monkeypatch: pytest.MonkeyPatch) -> 
     module = stepped()
     expected = gradients(module)
     monkeypatch.setattr(CompiledModule, "_run", None)
+    monkeypatch.setattr(autograd, "_gradients", None)
     for _ in range(3):
         for mine, theirs in zip(gradients(module), expected, strict=True):
             assert torch.equal(mine, theirs)
+
+
+def test_two_outputs_that_are_added_up_have_one_cotangent(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = tnc.input("x", b, i)
+    outputs = [x @ tnc.param("A", i, h), x @ tnc.param("C", i, h)]
+    module: CompiledModule = tnc.compile(outputs, backend="torch", seed=0)
+
+    def step() -> list[Tensor]:
+        one, other = module(DATA)
+        return list(torch.autograd.grad((one + other).sum(), [*module.parameters()]))
+
+    expected = step()
+    monkeypatch.setattr(autograd, "_gradients", None)
+    for mine, theirs in zip(step(), expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_calls_by_name_and_of_other_sizes_find_what_earlier_ones_made() -> None:
+    module = network()
+    rows = [DATA, DATA[:300]]
+    for data in rows:
+        module(x=data).sum().backward()
+    made = [spec.repeated for spec in module._specialisations.values()]
+    for data in [*rows, *rows]:
+        module(x=data).sum().backward()
+        module(data).sum().backward()
+    assert [spec.repeated for spec in module._specialisations.values()] == made
+    assert None not in made
 
 
 @pytest.mark.parametrize("past", [read, evaluated], ids=lambda f: f.__name__)

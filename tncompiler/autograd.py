@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from tncompiler.backends.emitter import makes_new
 from tncompiler.backends.numpy.threads import among_tensors
@@ -34,6 +35,7 @@ class Specialisation:
 
     makes_new = False  # whether its outputs are certainly no arguments and no views of any
     last: Guard | None = None  # of what the last ordinary backward pass was given
+    repeated: Any = None  # the last call that was ordinary, as a RepeatedStep
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class Specialisation:
             self.rest = self._called(kept.rest.loaded)
         self._compilation, self._call = compilation, call
         self.positions = tuple(names.index(name) for name in wrt)
-        self.count, self.input_count = len(names), len(compilation.inputs)
+        self.count = len(names)
         self.value_count = len(compilation.outputs)  # what a program returns after it are scales
         if wrt:
             self.pair = compilation.training_executable(call.dtypes, call.free, wrt, backend)
@@ -85,7 +87,7 @@ class Specialisation:
         # NumPy's programs run beside torch's threads and not against them
         return Ranged(loaded, among_tensors if self.backend == "numpy" else None)
 
-    def results(self, tensors: Sequence[Tensor], made: Sequence[Any]) -> Sequence[Tensor]:
+    def results(self, tensors: Sequence[Tensor], made: Sequence[Any] = ()) -> Sequence[Tensor]:
         """What the forward program gives, where our backward pass has no part in it; ``made``: what
         is kept of the parameters, as the backend's arrays."""
         return self.on_tensors(self.run if self.kept is None else self.rest, tensors, made)
@@ -133,7 +135,9 @@ class NetworkFunction(torch.autograd.Function):
         kept = _unchanged(ctx)
         tensors, saved = kept[: spec.count], kept[spec.count :]
         last = spec.last
-        if last is not None and last.may_hold() and last.holds((*kept, *cotangents)):
+        if is_compiling() or (last is not None and not last.may_hold()):
+            last = None
+        if last is not None and last.holds((*kept, *cotangents)):
             results: Sequence[Tensor] = _by_program(spec, tensors, saved, cotangents)
         elif autocasts(device := device_of(cotangents[0])):  # the programs cast for themselves
             with torch.autocast(device, enabled=False):

@@ -150,7 +150,8 @@ def measure_times(
     progress: bool = True,
     clock: Clock = time.perf_counter,
 ) -> Times:
-    """The least microseconds of each operation of a library, in so many rounds over all."""
+    """The least microseconds of each operation of a library, in so many rounds over all, and as
+    many more over products in doubt."""
     probes = dict(_probes(_LIBRARIES[name]()))
     with tqdm(total=2 * rounds, desc=f"measuring {name}", disable=not progress, leave=False) as bar:
         for number in range(2 * rounds):
@@ -298,10 +299,13 @@ def _seconds(run: Run, calls: int, clock: Clock) -> float:
 
 def _probes(library: Any) -> Iterator[tuple[Any, _Probe]]:
     """Every operation that a table is made of, by what it is."""
+    pools: dict[str, Any] = {}
     for kind, names in (("product", PRODUCTS), ("single", SINGLE)):
         for name in names:
             dtype, _, form = name.partition(" ")
-            pool = library.pool(dtype, 3 * ALONE_SIZE)
+            pool = pools.get(dtype)
+            if pool is None:
+                pool = pools[dtype] = library.pool(dtype, 3 * ALONE_SIZE)
             for shape, batch in _measured_products(kind, np.dtype(dtype).itemsize):
                 yield (kind, name, shape), _product(library.multiply(), pool, batch, shape, form)
     pool = library.pool("float32", _POOL)

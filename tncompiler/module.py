@@ -212,7 +212,7 @@ class CompiledModule(Inspection, nn.Module):
         held = None
         if last is not None and last.may_come_again(self.training):
             held = self._held()
-            if last.is_like(tensors := [*args, *held]):
+            if last.is_like(args, tensors := [*args, *held]):
                 spec = last.spec
                 made = () if spec.kept is None else self._still_kept(spec.kept.prepare, held)
                 if made is not None:  # else it has to be made anew
@@ -272,8 +272,8 @@ class CompiledModule(Inspection, nn.Module):
         spec = self._specialise(tensors, cast, grad, self._keeps_of(tensors, cast, grad))
         if overseen(spec.backend):
             return pack(self._flat(tensors)(*tensors))
-        if self._repeats and not cast:
-            self._last = RepeatedStep(spec, tensors, self.training)
+        if self._repeats and tensors and not cast:
+            self._last = RepeatedStep.of(spec, tensors, self.training)
         made = (
             () if spec.kept is None else self._kept_values(spec.kept.prepare, spec.backend, tensors)
         )

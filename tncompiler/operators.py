@@ -97,8 +97,7 @@ class _Network:
 
     def forward(self, *tensors: Tensor) -> Any:
         spec = self.specialise(tensors, ())
-        arrays = enter(tensors, spec.backend)
-        return packed(apart(leave(spec.run(*arrays), spec.backend, arrays), tensors))
+        return packed(apart(spec.results(tensors), tensors))
 
     def backward(self, positions: Sequence[int], given: Sequence[Tensor]) -> list[Tensor]:
         """Gradients by the leaves at `positions`; intermediates are made again."""

@@ -26,10 +26,20 @@ class RepeatedStep:
     def __init__(self, spec: Specialisation, tensors: Sequence[Tensor], training: bool) -> None:
         self.spec, self._training, self._guard = spec, training, Guard(tensors)
 
+    @staticmethod
+    def of(spec: Specialisation, tensors: Sequence[Tensor], training: bool) -> RepeatedStep:
+        """That of a call which was not seen to be like the last one, but may be like an earlier."""
+        known: RepeatedStep | None = spec.repeated
+        if known is None or not (known.may_come_again(training) and known._guard.holds(tensors)):
+            known = spec.repeated = RepeatedStep(spec, tensors, training)
+        return known
+
     def may_come_again(self, training: bool) -> bool:
         """Whether the modes are the same and nothing sees what is asked of tensors next."""
         return self._training is training and self._guard.may_hold()
 
-    def is_like(self, tensors: Sequence[Any]) -> bool:
-        """Whether a call with these is of the same kind."""
+    def is_like(self, inputs: Sequence[Any], tensors: Sequence[Any]) -> bool:
+        """Whether a call with these is of the same kind; ``inputs``: those of them that are."""
+        if any(getattr(each, "is_nested", False) for each in inputs):
+            return False
         return self._guard.holds(tensors)

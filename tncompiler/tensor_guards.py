@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from tncompiler.watching import are_plain, is_batched, is_ordinary
 
-_trace = torch._C._get_tracing_state
+_modes, _trace = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 
 
 class Guard:
@@ -29,22 +29,25 @@ class Guard:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._count, self._gradients = len(tensors), torch.is_grad_enabled()
-        self._check = _make(tensors)
+        is_twice = len({*map(id, tensors)}) < len(tensors)  # which torch's never holds for
+        self._check = (_by_asking if is_twice else _make)(tensors)
 
     def may_hold(self) -> bool:
         """Whether gradients are wanted as they were, and nobody sees what is asked of tensors."""
         if torch.is_grad_enabled() is not self._gradients or forward_ad._current_level >= 0:
             return False
-        return _trace() is None
+        return not _modes() and _trace() is None
 
     def holds(self, tensors: Sequence[Any]) -> bool:
         """Whether these are of the same types, shapes, dtypes and devices, want gradients as they
-        did, and a call with them is ordinary. Only if it `may_hold`."""
+        did, and a call with them is ordinary. Only if it `may_hold`, and of no nested tensors, by
+        which torch's check ends the process."""
         return len(tensors) == self._count and self._check(*tensors)
 
 
 def _by_torch(tensors: Sequence[Tensor]) -> Callable[..., bool]:
-    """torch's own check; it sees modes, functorch and autocast in the tensors' dispatch keys."""
+    """torch's own check; it sees functorch and autocast by the keys that tensors are dispatched by
+    now, and some modes, as those of a debugger and of checkpoints are hidden from it."""
     guards: Any = torch._C._dynamo.guards
     sizes, strides = [[*t.shape] for t in tensors], [[None] * t.ndim for t in tensors]
     check: Callable[..., bool] = guards.TensorGuards(
@@ -57,7 +60,9 @@ def _by_asking(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     """The same in Python."""
 
     def kinds(given: Sequence[Tensor]) -> list[tuple[Any, ...]]:
-        return [(t.shape, t.dtype, t.requires_grad, t.device, t.is_inference()) for t in given]
+        return [
+            (t.shape, t.dtype, t.requires_grad, t.device, t.layout, t.is_inference()) for t in given
+        ]
 
     device, inference, seen = (
         tensors[0].device.type,
@@ -75,10 +80,13 @@ def _by_asking(tensors: Sequence[Tensor]) -> Callable[..., bool]:
 
 def _fastest() -> Callable[[Sequence[Tensor]], Callable[..., bool]]:
     """torch's own, if this torch has it and it does what it is wanted for."""
-    one, two = torch.zeros(2, 3), torch.zeros(3, 2)
+    one, two = torch.zeros(2, 3, device="cpu"), torch.zeros(3, 2, device="cpu")
+    others = (two, one), (one, two.double()), (one, two.clone().requires_grad_())
     try:
         check = _by_torch([one, two])
-        works = check(one, two) and not check(two, one) and not check(one, two.double())
+        works = check(one.clone(), two) and not any(check(*other) for other in others)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            works = works and not check(one, two)
     except (AttributeError, TypeError):
         works = False
     return _by_torch if works else _by_asking

@@ -18,7 +18,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from tncompiler.autograd import Flat, NetworkFunction
 from tncompiler.binding import Call
 from tncompiler.compiler import Compilation
-from tncompiler.crossing import enter, leave
 from tncompiler.distributed.module import RankedModule, RankedSpecialisation
 from tncompiler.distributed.options import Ranks
 from tncompiler.distributed.planning import RankPrograms
@@ -155,8 +154,7 @@ class ShardedModule(RankedModule):
         if spec.positions:
             results = NetworkFunction.apply(spec, *own)  # type: ignore[no-untyped-call]
             return self.compilation.pack(results)
-        arrays = enter(own, spec.backend)
-        return self.compilation.pack(leave(spec.run(*arrays), spec.backend, arrays))
+        return self.compilation.pack(spec.results(own))
 
     def _own(self, leaf: Any, tensor: Tensor) -> Tensor:
         """What this rank computes with: its part of a parameter, the whole of an input."""
