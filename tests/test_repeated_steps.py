@@ -49,12 +49,12 @@ def read(backend: str = "torch") -> CompiledModule:
     return module
 
 
-def evaluated() -> CompiledModule:
+def evaluated(backend: str = "torch") -> CompiledModule:
     """A module that keeps the product of two parameters."""
     x, g = tnc.input("x", b, i), tnc.Index("g", 64)
     weight = tnc.param("A", i, g) @ tnc.param("C", g, h)
     hidden = tnc.tanh(x @ weight)
-    module: CompiledModule = tnc.compile(hidden @ tnc.param("B", h, o), backend="torch", seed=0)
+    module: CompiledModule = tnc.compile(hidden @ tnc.param("B", h, o), backend=backend, seed=0)
     module.eval()
     for _ in range(2):
         without_gradients(module)
@@ -70,8 +70,12 @@ def read_by_numpy() -> CompiledModule:
     return read("numpy")
 
 
+def evaluated_by_numpy() -> CompiledModule:
+    return evaluated("numpy")
+
+
 WAYS = {"fastest": tensor_guards._fastest(), "Python": tensor_guards._by_asking}
-PASTS = [stepped, read, evaluated, stepped_by_numpy, read_by_numpy]
+PASTS = [stepped, read, evaluated, stepped_by_numpy, read_by_numpy, evaluated_by_numpy]
 
 
 def gradients(module: CompiledModule, data: Tensor = DATA) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch
 
 import tncompiler as tnc
 from tests import oracle
-from tncompiler.backends.torch.runtime import exp_below
+from tncompiler.backends.torch.runtime import exp_below, long_bmm, long_mm
 
 B, I, J = tnc.indices("b i j", b=5, i=6, j=7)
 MATRICES, VECTORS = tnc.input("A", B, I, J), tnc.input("v", B, J)
@@ -34,6 +34,37 @@ def test_one_matrix_and_one_vector_stay_as_they_are() -> None:
     i, j = tnc.indices("i j", i=6, j=7)
     f = tnc.compile(tnc.input("A", i, j) @ tnc.input("v", j), backend="torch")
     assert "torch.mm(A, v.reshape(7, 1))" in f.source(backend="torch")
+
+
+# ---------------------------------------------------------------------------- long sums
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "written"),
+    [
+        *[(0, 8192, True), (0, 2048, True), (0, 1024, False), (0, 8200, False), (0, 600, False)],
+        *[(3, 8192, True), (3, 2048, False), (3, 8200, False)],
+    ],
+)
+@pytest.mark.parametrize("sides", [(8, 32), (32, 8), (4, 4), (1, 5), (1, 1)])
+def test_long_sums_are_written_out_as_the_helper_makes_them(
+    batch: int, length: int, written: bool, sides: tuple[int, int]
+) -> None:
+    """where blocks are whole: one call instead of a dozen, and the same numbers"""
+    i, j, k = tnc.Index("i", sides[0]), tnc.Index("j", sides[1]), tnc.Index("k", length)
+    lead = [tnc.Index("n", batch)] if batch else []
+    a, b = tnc.input("a", *lead, i, k), tnc.input("b", *lead, k, j)
+    module = tnc.compile(tnc.contract(a, b, out=(*lead, i, j)), backend="torch")
+    rng = np.random.default_rng(0)
+    shapes = [tuple(index.size for index in leaf.indices) for leaf in (a, b)]
+    given = [torch.from_numpy(rng.random(shape, np.float32)) for shape in shapes]
+    text = module.source(backend="torch")
+    assert ("long_" in text) is not (written and sides != (1, 1))
+    helper, (x, y) = long_bmm if batch else long_mm, given
+    expected = helper(x, y), helper(y.mT, x.mT).mT  # a plan may turn a product round
+    with torch.no_grad():
+        made = module(x, y)
+    assert any(torch.equal(made, one) for one in expected)
 
 
 # ---------------------------------------------------------------------------- exp below a maximum

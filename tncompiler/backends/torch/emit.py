@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from tncompiler.backends.attending import HELPERS as ATTENTION
@@ -13,6 +14,7 @@ from tncompiler.backends.gathering import HELPERS as POSITIONS
 from tncompiler.backends.pairing import HELPERS as PAIRS
 from tncompiler.backends.source import Source
 from tncompiler.backends.spelling import Blocks, ProductShape
+from tncompiler.backends.torch.long_sums import IN_TURN, LONG_SUM, NARROW, STACKS_IN_TURN, cut
 from tncompiler.backends.torch.views import Shape, with_fewer_views
 from tncompiler.ir.functions import function
 from tncompiler.ir.gather import Gather, Scatter
@@ -31,14 +33,10 @@ from tncompiler.ir.program import (
 from tncompiler.ir.sizes import Size
 from tncompiler.ir.strides import TURNED, TURNED_BYTES
 
-# More positive terms than this, added one by one, may leave the error bound (3.6 deviations: a
-# split costs torch 10 to 20 us, and gains as much from 2,048 terms on). MKL adds so in products
-# with a side of less than NARROW.
-LONG_SUM = 512
-NARROW = 12
 # Products of a batch with at most so many rows and columns are one program each on a GPU, whose
 # library does not share out a long sum of theirs.
 ONE_TILE = 64
+_RESHAPED = re.compile(r"\.reshape\([\d, ]+\)$")
 # helpers of memory.py
 IN_LEFT_MEMORY = {"copied", "elementwise", "left"}
 # maps that torch can write to where they are wanted
@@ -176,8 +174,34 @@ class TorchEmitter(Emitter):
             large = blocks is not None and self._in_left_memory("left")
             place = f", out=left({a.split('.')[0]}, {self.dims(blocks or ())})" if large else ""
             return self._shaped(f"torch.{name}({a}, {b}{place})", blocks)
-        self.imports.add(f"long_{name}")
-        return self._shaped(f"long_{name}({a}, {b})", blocks)
+        written = self._in_blocks(a, b, batched, shape, blocks or ()) if long_k else None
+        if written is None:
+            self.imports.add(f"long_{name}")
+            written = f"long_{name}({a}, {b})"
+        return self._shaped(written, blocks)
+
+    def _in_blocks(
+        self, a: str, b: str, batched: bool, shape: ProductShape, blocks: Blocks
+    ) -> str | None:
+        """A long sum by blocks as `long_mm` and `long_bmm` make it, where all sizes are known;
+        None where they do something else."""
+        sizes = [size for block in blocks for size in block]
+        if not self.reuses or not all(isinstance(size, int) for size in (*sizes, *shape)):
+            return None
+        rows, length, columns = map(int, shape)
+        count, block, whole = cut(length)
+        in_turn = LONG_SUM * (STACKS_IN_TURN if batched else IN_TURN)
+        if length <= in_turn or whole != length or rows == columns == 1:
+            return None
+        if not batched:
+            left = f"{_reshaped(a, rows, count, block)}.transpose(0, 1)"
+            return f"torch.bmm({left}, {_reshaped(b, count, block, columns)}).sum(0)"
+        batch = math.prod(map(int, blocks[0]))
+        stack = batch * count
+        left = f"{_reshaped(a, batch, rows, count, block)}.transpose(1, 2)"
+        left = f"{left}.reshape({stack}, {rows}, {block})"
+        product = f"torch.bmm({left}, {_reshaped(b, stack, block, columns)})"
+        return f"{_reshaped(product, batch, count, rows, columns)}.sum(1)"
 
     def _shaped(self, product: str, blocks: Blocks | None) -> str:
         """The text of a product, noted with the shape it has."""
@@ -266,3 +290,8 @@ class TorchEmitter(Emitter):
 
     def cast(self, text: str, dtype: str) -> str:
         return f"{text}.to(torch.{dtype})"
+
+
+def _reshaped(text: str, *sizes: int) -> str:
+    """The text of a tensor in another shape, whatever shape the text gave it."""
+    return f"{_RESHAPED.sub('', text)}.reshape({', '.join(map(str, sizes))})"

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tncompiler.backends.torch.emit import LONG_SUM, NARROW, ONE_TILE
+from tncompiler.backends.torch.emit import ONE_TILE
+from tncompiler.backends.torch.long_sums import (
+    BLOCK,
+    IN_TURN,
+    LONG_SUM,
+    NARROW,
+    STACKS_IN_TURN,
+    cut,
+)
 from tncompiler.backends.torch.tracing import is_exporting
 from tncompiler.ir.functions.random import scramble as scramble  # for generated code
 
@@ -18,9 +26,6 @@ Add = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _MOST_AXES = 12  # that the library behind some of torch's functions takes
 _LEAST_EXP = {torch.float32: -87.336, torch.float64: -708.396}  # of which exp is a normal number
-_BLOCKS, _BLOCK = 16, 4096  # at least so many blocks, and of about so many terms
-# so many blocks of LONG_SUM terms and fewer are added up one after another
-_IN_TURN, _STACKS_IN_TURN = 2, 4
 _HALVES = (torch.float16, torch.bfloat16)
 _PROGRAMS = 128  # at a time on a large GPU
 
@@ -63,12 +68,12 @@ def long_mm(a: Tensor, b: Tensor) -> Tensor:
     (rows, length), columns = a.shape, b.shape[1]
     if rows == columns == 1:  # a fifth of the time, and sums go in pairs
         return (a.reshape(length) * b.reshape(length)).sum().reshape(1, 1)
-    if _is_short(a, _IN_TURN):
+    if _is_short(a, IN_TURN):
         return _in_turn(torch.mm, torch.addmm, a, b)
-    blocks, block, cut = _cut(length)
-    left = a[:, :cut].reshape(rows, blocks, block).transpose(0, 1)
-    total = torch.bmm(left, b[:cut].reshape(blocks, block, columns)).sum(0)
-    return total if cut == length else total + torch.mm(a[:, cut:], b[cut:])
+    blocks, block, whole = cut(length)
+    left = a[:, :whole].reshape(rows, blocks, block).transpose(0, 1)
+    total = torch.bmm(left, b[:whole].reshape(blocks, block, columns)).sum(0)
+    return total if whole == length else total + torch.mm(a[:, whole:], b[whole:])
 
 
 def long_bmm(a: Tensor, b: Tensor) -> Tensor:
@@ -82,14 +87,14 @@ def long_bmm(a: Tensor, b: Tensor) -> Tensor:
     (batch, rows, length), columns = a.shape, b.shape[2]
     if rows == columns == 1:
         return (a.reshape(batch, length) * b.reshape(batch, length)).sum(1).reshape(batch, 1, 1)
-    if _is_short(a, _STACKS_IN_TURN):  # of which the other way would copy the first matrices
+    if _is_short(a, STACKS_IN_TURN):  # of which the other way would copy the first matrices
         return _in_turn(torch.bmm, torch.baddbmm, a, b)
-    blocks, block, cut = _cut(length)
-    left = a[:, :, :cut].reshape(batch, rows, blocks, block).transpose(1, 2)
-    right = b[:, :cut].reshape(batch * blocks, block, columns)
+    blocks, block, whole = cut(length)
+    left = a[:, :, :whole].reshape(batch, rows, blocks, block).transpose(1, 2)
+    right = b[:, :whole].reshape(batch * blocks, block, columns)
     parts = torch.bmm(left.reshape(batch * blocks, rows, block), right)
     total = parts.reshape(batch, blocks, rows, columns).sum(1)
-    return total if cut == length else total + torch.bmm(a[:, :, cut:], b[:, cut:])
+    return total if whole == length else total + torch.bmm(a[:, :, whole:], b[:, whole:])
 
 
 def _is_short(a: Tensor, blocks: int) -> bool:
@@ -183,13 +188,7 @@ def _is_left_to_few(a: Tensor, b: Tensor) -> bool:
         return False
     (batch, rows, length), columns = a.shape, b.shape[2]
     tiles = math.ceil(rows / ONE_TILE) * math.ceil(columns / ONE_TILE)
-    return length > 2 * _BLOCK and batch * tiles < _PROGRAMS
-
-
-def _cut(length: int) -> tuple[int, int, int]:
-    """Number of blocks, terms in a block, and how many terms they cover together."""
-    blocks = max(_BLOCKS, length // _BLOCK)
-    return blocks, length // blocks, length // blocks * blocks
+    return length > 2 * BLOCK and batch * tiles < _PROGRAMS
 
 
 def power_of_two(x: Tensor) -> Tensor:
