@@ -32,6 +32,7 @@ from tests.networks import (
     random_network,
 )
 from tncompiler.backends.numpy import runtime as numpy_runtime
+from tncompiler.backends.torch import emit as torch_emit
 from tncompiler.backends.torch import runtime as torch_runtime
 from tncompiler.ir.reference import Bounded, evaluate
 
@@ -407,8 +408,9 @@ def test_products_that_are_not_split_are_caught(
     case = long_network(1)
     monkeypatch.setattr(fuzz, "LARGE", 1)  # blocks of a loop split it as well
     fuzz.check_network(case, [runner])
-    module = numpy_runtime if runner == "function" else torch_runtime
-    monkeypatch.setattr(module, "_cut", lambda length: (1, length, length))
+    on_torch = [(torch_runtime, "cut"), (torch_emit, "cut")]
+    for module, name in [(numpy_runtime, "_cut")] if runner == "function" else on_torch:
+        monkeypatch.setattr(module, name, lambda length: (1, length, length))
     with pytest.raises(AssertionError, match="forward of output 0"):
         fuzz.check_network(case, [runner])
 
