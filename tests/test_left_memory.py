@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -195,9 +196,10 @@ def test_results_that_are_collected_leave_the_rest_its_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory, "MOST_BYTES", 10 * 2**20)
-    place = memory.piece(2**19).ctypes.data
-    held = [memory.piece(2**20) for _ in range(20)]
-    assert memory.piece(2**19).ctypes.data == place
+    piece, held = weakref.ref(memory.piece(2**19)), []
+    for _ in range(20):  # steps, of each of which a result is kept
+        held.append(memory.piece(2**20))
+        assert memory.piece(2**19) is piece()
     assert len({array.ctypes.data for array in held}) == 20
 
 
