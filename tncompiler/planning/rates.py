@@ -65,6 +65,9 @@ class Library:
     ``block_us``: to start the two innermost loops of a copy once more than in ``gathers``.
     ``training_us``: ``call_us`` of each program of a torch module's training step, where caches
     hold other work; the same as ``call_us``, if 0.
+    ``single``: as ``products``, of products by themselves, for M, N and K in ALONE_EXTENTS and
+    without their start; it is read for a batch of one, and for extents beyond those of a batch. A
+    dtype that is not there takes as long as in a batch.
     ``fresh``: bytes per microsecond of getting memory for a result beyond FRESH_BYTES.
     ``functions``: elements per microsecond of a transcendental function.
     ``step_us``: to start an operation; ``call_us``: to get in and out of the library for a whole
