@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from tncompiler.watching import are_plain, is_batched, is_ordinary
-
-_modes, _trace = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+from tncompiler.watching import are_plain, count_modes, is_batched, is_ordinary, trace_of_now
 
 
 class Guard:
@@ -36,7 +34,7 @@ class Guard:
         """Whether gradients are wanted as they were, and nobody sees what is asked of tensors."""
         if torch.is_grad_enabled() is not self._gradients or forward_ad._current_level >= 0:
             return False
-        return not _modes() and _trace() is None
+        return not count_modes() and trace_of_now() is None
 
     def holds(self, tensors: Sequence[Any]) -> bool:
         """Whether these are of the same types, shapes, dtypes and devices, want gradients as they
@@ -64,11 +62,8 @@ def _by_asking(tensors: Sequence[Tensor]) -> Callable[..., bool]:
             (t.shape, t.dtype, t.requires_grad, t.device, t.layout, t.is_inference()) for t in given
         ]
 
-    device, inference, seen = (
-        tensors[0].device.type,
-        torch.is_inference_mode_enabled(),
-        kinds(tensors),
-    )
+    seen, device = kinds(tensors), tensors[0].device.type
+    inference = torch.is_inference_mode_enabled()
 
     def check(*given: Any) -> bool:
         if not is_ordinary(device) or torch.is_inference_mode_enabled() is not inference:

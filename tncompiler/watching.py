@@ -12,8 +12,8 @@ from torch.compiler import is_compiling
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
-_modes = torch._C._len_torch_dispatch_stack
-_functorch_stack, _trace = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
+count_modes, trace_of_now = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_functorch_stack = torch._C._functorch.peek_interpreter_stack
 _AUTOCASTS = ("cpu", "cuda")
 _PLAIN = {Tensor, nn.Parameter}  # types that torch does not look into
 _KEEPING = {_CachingTorchDispatchMode, _CachedTorchDispatchMode}  # keep what operations give
@@ -30,7 +30,7 @@ def looks_inside() -> bool:
         is_compiling()
         or forward_ad._current_level >= 0
         or _functorch_stack() is not None
-        or _trace() is not None
+        or trace_of_now() is not None
     )
 
 
@@ -46,7 +46,7 @@ def is_batched(tensor: Tensor) -> bool:
 
 def is_ordinary(device: str) -> bool:
     """Whether torch just runs what it is called for: nothing looks inside, no mode, no autocast."""
-    return not (_modes() or looks_inside() or autocasts(device))
+    return not (count_modes() or looks_inside() or autocasts(device))
 
 
 def autocasts(device: str) -> bool:
@@ -65,7 +65,7 @@ def is_spread(tensors: Sequence[Tensor]) -> bool:
 def overseen(backend: str) -> bool:
     """Whether a mode wants what a backend's own code does not give: every operation (tracers,
     counters), or results that are not written to once they are there (selective checkpoints)."""
-    if not _modes():
+    if not count_modes():
         return False
     return backend != "torch" or any(
         type(mode) in _KEEPING for mode in _get_current_dispatch_mode_stack()
