@@ -14,9 +14,9 @@ from torch.compiler import is_compiling
 from tncompiler.backends.emitter import makes_new
 from tncompiler.backends.numpy.threads import among_tensors
 from tncompiler.backends.ranges import Ranged, Run
-from tncompiler.backends.source import Code
+from tncompiler.backends.torch.threads import on_one_thread
 from tncompiler.binding import Call
-from tncompiler.compiler import Compilation, KeptExecutable
+from tncompiler.compiler import Compilation, Executable, KeptExecutable
 from tncompiler.crossing import enter, leave
 from tncompiler.graphs import Graphed
 from tncompiler.ir.errors import ChangedInPlace
@@ -49,9 +49,9 @@ class Specialisation:
         names = [leaf.name for leaf in compilation.ordered]
         self.backend, self.kept = backend, kept
         self.graph = graph
-        if kept is not None:
-            self.rest = self._called(kept.rest.loaded)
         self._compilation, self._call = compilation, call
+        if kept is not None:
+            self.rest = self._called(kept.rest)
         self.positions = tuple(names.index(name) for name in wrt)
         self.count = len(names)
         self.value_count = len(compilation.outputs)  # what a program returns after it are scales
@@ -60,8 +60,8 @@ class Specialisation:
             self.output_count = self.pair.output_count
             self.makes_new = _are_new(self.pair.forward.program, self.output_count)
             self._read_by(self.pair.backward.program, names)
-            self.forward = self._called(self.pair.forward.loaded)
-            self.backward = self._called(self.pair.backward.loaded)
+            self.forward = self._called(self.pair.forward)
+            self.backward = self._called(self.pair.backward)
 
     def _read_by(self, backward: Program, names: Sequence[str]) -> None:
         """Which leaves a backward program reads, and which cotangents several of its steps would
@@ -80,12 +80,16 @@ class Specialisation:
         """Where the network was written, for errors."""
         return self._compilation.place()
 
-    def _called(self, loaded: Code) -> Run:
+    def _called(self, executable: Executable) -> Run:
         """The program as it is called: captured, or with ranges while a profiler looks."""
         if self.graph:
-            return Graphed(loaded.run)
-        # NumPy's programs run beside torch's threads and not against them
-        return Ranged(loaded, among_tensors if self.backend == "numpy" else None)
+            return Graphed(executable.loaded.run)
+        around: Callable[[Run], Run] | None = None
+        if self.backend == "numpy":  # its programs run beside torch's threads and not against them
+            around = among_tensors
+        elif self._compilation.runs_alone(executable.program, self._call.sizes, self.backend):
+            around = on_one_thread
+        return Ranged(executable.loaded, around)
 
     def results(self, tensors: Sequence[Tensor], made: Sequence[Any] = ()) -> Sequence[Tensor]:
         """What the forward program gives, where our backward pass has no part in it; ``made``: what
@@ -106,7 +110,7 @@ class Specialisation:
         """The forward program, where no gradient is asked for."""
         call = self._call
         inference = self._compilation.inference_executable
-        return self._called(inference(call.dtypes, call.free, self.backend).loaded)
+        return self._called(inference(call.dtypes, call.free, self.backend))
 
     @cached_property
     def flat(self) -> Flat:
@@ -148,6 +152,11 @@ class NetworkFunction(torch.autograd.Function):
         for position, gradient in zip(spec.positions, results, strict=True):
             grads[1 + position] = gradient
         return tuple(grads)
+
+
+# `NetworkFunction.apply` without looking through its arguments for what transforms left behind: for
+# calls of which a Guard has seen that there is nothing
+apply_guarded: Callable[..., Any] = super(torch.autograd.Function, NetworkFunction).apply
 
 
 def _gradients(

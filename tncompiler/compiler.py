@@ -37,7 +37,7 @@ from tncompiler.planning.slicing import (
 )
 from tncompiler.planning.sweep import JOINED, sweep_orders
 from tncompiler.planning.tiling import Tiled, tile_program
-from tncompiler.planning.timing import HOP_US, LANES_US, program_us, threaded_us
+from tncompiler.planning.timing import HOP_US, LANES_US, is_faster_alone, program_us, threaded_us
 from tncompiler.problem import Nominal
 from tncompiler.training import Training
 
@@ -273,6 +273,11 @@ class Compilation(Training):
         """The rates that programs of a backend have: among tensors NumPy's BLAS has one thread."""
         rates = as_machine(self.options.machine).cpu.libraries[backend]
         return rates.one_thread if (backend, self.library) == ("numpy", "torch") else rates
+
+    def runs_alone(self, program: Program, sizes: Nominal, backend: str) -> bool:
+        """Whether a program at the sizes of a call is to have one of its library's threads; NumPy's
+        programs say themselves what they share out."""
+        return backend == "torch" and is_faster_alone(program, sizes, self._rates_in(backend))
 
     @property
     def tiles(self) -> bool:

@@ -453,9 +453,13 @@ class NumpyFunction(Inspection):
 def _programs(compilation: Compilation, call: Call, keeps: bool, backend: str) -> _Ready:
     arguments = (call.dtypes, call.free, backend)
     kept = compilation.kept_executable(*arguments) if keeps else None
-    if kept is None:
-        return _Ready(compilation.inference_executable(*arguments).run, None)
-    return _Ready(kept.rest.run, kept.prepare)
+    whole = compilation.inference_executable(*arguments) if kept is None else kept.rest
+    run: Callable[..., Any] = whole.run
+    if compilation.runs_alone(whole.program, call.sizes, backend):
+        from tncompiler.backends.torch.threads import on_one_thread
+
+        run = on_one_thread(run)
+    return _Ready(run, None if kept is None else kept.prepare)
 
 
 def _time_us(compilation: Compilation, call: Call, keeps: bool, backend: str) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn.utils import parametrize
 
-from tncompiler.autograd import Flat, NetworkFunction, Specialisation
+from tncompiler.autograd import Flat, NetworkFunction, Specialisation, apply_guarded
 from tncompiler.binding import Call, order_inputs, read_call
 from tncompiler.compiler import Compilation, Executable
 from tncompiler.crossing import enter
@@ -216,7 +216,7 @@ class CompiledModule(Inspection, nn.Module):
                 spec = last.spec
                 made = () if spec.kept is None else self._still_kept(spec.kept.prepare, held)
                 if made is not None:  # else it has to be made anew
-                    return self._step(spec, tensors, made)
+                    return self._step(spec, tensors, made, apply_guarded)
         given = (
             args
             if not kwargs and len(args) == len(self.compilation.inputs)
@@ -279,13 +279,16 @@ class CompiledModule(Inspection, nn.Module):
         )
         return self._step(spec, tensors, made)
 
-    def _step(self, spec: Specialisation, tensors: Sequence[Tensor], made: Values) -> Any:
+    def _step(
+        self,
+        spec: Specialisation,
+        tensors: Sequence[Tensor],
+        made: Values,
+        apply: Callable[..., Any] = NetworkFunction.apply,
+    ) -> Any:
         """The outputs of its programs, with our backward pass where it has one; ``made``: what is
         kept of the parameters, as the backend's arrays."""
-        if spec.positions:
-            results = NetworkFunction.apply(spec, *tensors)  # type: ignore[no-untyped-call]
-        else:
-            results = spec.results(tensors, made)
+        results = apply(spec, *tensors) if spec.positions else spec.results(tensors, made)
         return self.compilation.pack(results)
 
     @cached_property

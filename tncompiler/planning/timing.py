@@ -63,6 +63,8 @@ SHARE, LANES_SHARE = 0.7, 0.9
 NARROW = 32
 # what a step takes longer where two threads take turns at the interpreter's lock
 TURN_US = 25.0
+# what a program waits until a library's threads are awake, beyond what its steps take in a loop
+WAKE_US = 20.0
 # to make NumPy's array of a tensor, or a tensor of an array
 HOP_US = 1.0
 # to hand blocks to other threads, and to wait for them: torch's, and our own
@@ -283,6 +285,15 @@ def threaded_us(
         return math.fsum(map(one, program.steps))
     except OverflowError:
         return math.inf
+
+
+def is_faster_alone(program: Program, sizes: Sizes, rates: Rates) -> bool:
+    """Whether a program takes no longer on one of its library's threads, so that no other need be
+    woken; one that is too short for any operation to be shared needs no saying so."""
+    if rates.threads == 1:  # what others would save was not measured
+        return False
+    alone = program_us(program, sizes, rates.one_thread)
+    return TINY_US < alone < program_us(program, sizes, rates) + WAKE_US
 
 
 def _is_shared(program: Program, step: Step, sizes: Sizes, products_only: bool) -> bool:

@@ -219,7 +219,7 @@ def _forget_workers() -> None:
     """Threads do not come along into a forked process."""
     global _workers, _lock, _one_thread, _forked
     _workers, _lock, _one_thread, _forked = None, threading.Lock(), _OneThread(), True
-    _gomp.cache_clear()
+    gomp.cache_clear()
 
 
 os.register_at_fork(after_in_child=_forget_workers)
@@ -230,7 +230,7 @@ def together(run: Callable[[], None], threads: int) -> bool:
 
     Returns when this thread is done, and whether others may still be at work: our own.
     """
-    if threads > 1 and getattr(_call, "with_torch", False) and _gomp() is not None:
+    if threads > 1 and getattr(_call, "with_torch", False) and gomp() is not None:
         _run_in_team(run, threads)
         return False
     wanted = 0 if threads == 1 or _crowd.is_here() else threads - 1
@@ -245,7 +245,7 @@ _Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @cache
-def _gomp() -> Any:
+def gomp() -> Any:
     """The GNU OpenMP library whose threads torch uses; None where it has others."""
     for library in threadpoolctl.ThreadpoolController().select(user_api="openmp").lib_controllers:
         if "libgomp" in library.filepath and not _forked:
@@ -267,7 +267,7 @@ def _run_in_team(run: Callable[[], None], threads: int) -> None:
     number = next(_numbers)
     _regions[number] = deque(partial(copy_context().run, run) for _ in range(threads))
     try:
-        _gomp().GOMP_parallel(_enter_region, number, threads, 0)
+        gomp().GOMP_parallel(_enter_region, number, threads, 0)
     finally:
         del _regions[number]
 
