@@ -128,6 +128,21 @@ def functorch(module: CompiledModule) -> Any:
     return list(torch.func.grad(loss)(held).values())
 
 
+def left_by_functorch(module: CompiledModule) -> Any:
+    """A tensor that came out of a transform that is over, which torch unwraps; call after call."""
+    left: list[Tensor] = []
+
+    def inner(v: Tensor) -> Tensor:
+        left.append(v.view_as(v))
+        return v.sum()
+
+    data = DATA.clone().requires_grad_()
+    torch.func.grad(inner)(data)
+    inputs = (data, *module.parameters())
+    calls = [data, data, left[0], left[0], left[0]]
+    return [g for x in calls for g in torch.autograd.grad(module(x).sum(), inputs)]
+
+
 def vmap(module: CompiledModule) -> Any:
     return torch.vmap(lambda rows: module(rows))(DATA.reshape(2, ROWS // 2, 16))
 
@@ -305,13 +320,13 @@ def nested(module: CompiledModule) -> Any:
 
 SITUATIONS: list[Callable[[CompiledModule], Any]] = [
     gradients, without_gradients, inference_mode, autocast, autocast_backward, second_order,
-    batched_cotangents, functorch, vmap, forward_mode, traced, seen_by_a_mode, fewer_rows,
-    input_wants_gradient, frozen, all_frozen, in_double, data_in_double, other_numbers, subclass,
-    wrong_size, not_a_tensor, too_many, none_at_all, by_name, wrong_name, moved, apart,
-    written_in_place, stepped_by_an_optimizer, other_mode, of_other_parameters, another_parameter,
-    frozen_with_gradients_on, wrong_size_without_gradients, apart_without_gradients,
-    traced_by_operations, gradients_traced_by_operations, selective_checkpoint, of_fake_tensors,
-    nested,
+    batched_cotangents, functorch, left_by_functorch, vmap, forward_mode, traced, seen_by_a_mode,
+    fewer_rows, input_wants_gradient, frozen, all_frozen, in_double, data_in_double,
+    other_numbers, subclass, wrong_size, not_a_tensor, too_many, none_at_all, by_name, wrong_name,
+    moved, apart, written_in_place, stepped_by_an_optimizer, other_mode, of_other_parameters,
+    another_parameter, frozen_with_gradients_on, wrong_size_without_gradients,
+    apart_without_gradients, traced_by_operations, gradients_traced_by_operations,
+    selective_checkpoint, of_fake_tensors, nested,
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.utils._openmp_helpers  # noqa: F401  # it brings another OpenMP library
 import torch
 
 import tncompiler as tnc
@@ -21,7 +22,7 @@ from tncompiler.planning.timing import TINY_US, WAKE_US, is_faster_alone, progra
 
 COUNT = 3  # threads of torch, in these tests
 B, I, H, O = tnc.indices("b i h o", i=16, h=12, o=8)
-has_openmp = pytest.mark.skipif(threads.gomp() is None, reason="torch has another OpenMP here")
+has_openmp = pytest.mark.skipif(threads._setters() is None, reason="torch has no OpenMP here")
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +111,7 @@ def test_where_openmp_is_another_one_functions_just_run(monkeypatch: pytest.Monk
 @has_openmp
 def test_without_mkl_openmp_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     openmp, _ = threads._setters()  # type: ignore[misc]
-    monkeypatch.setattr(threads, "_setters", lambda: (openmp, threads._no_mkl))
+    monkeypatch.setattr(threads, "_setters", lambda: (openmp, None))
     assert on_one_thread(torch.get_num_threads)() == 1
     assert torch.get_num_threads() == COUNT
 
@@ -132,24 +133,52 @@ def test_waking_threads_must_save_more_than_it_takes() -> None:
     assert not chosen(1.0, 1.0)  # so short that nothing is shared
 
 
+class Products:
+    """How many threads torch's products had, while this stands in for `torch.mm`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.threads: list[int] = []
+        self._product = torch.mm
+        monkeypatch.setattr(torch, "mm", self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.threads.append(torch.get_num_threads())
+        return self._product(*args, **kwargs)
+
+
 @has_openmp
 @pytest.mark.parametrize("faster_alone", [True, False])
-def test_a_module_runs_by_what_is_predicted(faster_alone: bool) -> None:
+def test_a_module_runs_by_what_is_predicted(
+    faster_alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = machine(1e4, 1e3) if faster_alone else machine(1e3, 1e4)
     plan = tnc.PlanOptions(machine=chosen)
     module = tnc.compile(expression(), backend="torch", plan=plan, seed=0)
     usual = tnc.compile(expression(), backend="torch", seed=0)
     x = torch.randn(8, 16)
+    wanted, (values,) = gradients(usual, x), [usual(x)]
+    products = Products(monkeypatch)
     for _ in range(3):
-        torch.testing.assert_close(gradients(module, x), gradients(usual, x))
+        torch.testing.assert_close(gradients(module, x), wanted)
     with torch.no_grad():
-        module(x)
-    specs = list(module._specialisations.values())
-    trained = next(spec for spec in specs if spec.positions)
-    untrained = next(spec for spec in specs if not spec.positions)
-    for program in (trained.forward, trained.backward, untrained.run):
-        assert hasattr(program.run, "__wrapped__") == faster_alone  # type: ignore[attr-defined]
+        torch.testing.assert_close(module(x), values)
+    with torch.no_grad(), torch.profiler.profile():
+        torch.testing.assert_close(module(x), values)
+    assert len(products.threads) > 3 * 2 + 2  # forward and backward passes
+    assert set(products.threads) == {1 if faster_alone else COUNT}
     assert torch.get_num_threads() == COUNT
+
+
+def test_what_is_predicted_is_what_runs() -> None:
+    """A program on one thread takes as long as on one, where several would take longer."""
+
+    def predicted(us: float, wrt: tuple[str, ...]) -> float:
+        options = tnc.PlanOptions(machine=machine(us, 1e3))
+        compilation = Compilation(expression(), None, {B: 4}, options)
+        return compilation.predicted_us(compilation.default_dtypes("float32"), {}, wrt, "torch")
+
+    for wrt in ((), ("A", "B")):
+        assert predicted(1e4, wrt) == predicted(1e3, wrt) > predicted(500.0, wrt)
 
 
 @has_openmp
@@ -157,17 +186,16 @@ def test_a_numpy_function_that_crosses_to_torch_does_so_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tncompiler.function._CROSSING_FROM_US", 0.0)
-    plan = tnc.PlanOptions(machine=machine(1e4, 1e3))
-    slow = replace(plan.machine.libraries["numpy"], call_us=1e9)  # type: ignore[union-attr, call-arg]
-    libraries = {"numpy": slow, "torch": plan.machine.libraries["torch"]}  # type: ignore[union-attr]
-    plan = tnc.PlanOptions(machine=Machine("made up", libraries))
+    rates = machine(1e4, 1e3).libraries
+    slow = replace(rates["numpy"], call_us=1e9)  # type: ignore[call-arg]
+    plan = tnc.PlanOptions(machine=Machine("made up", {"numpy": slow, "torch": rates["torch"]}))
     function = tnc.compile(expression(), framework="numpy", plan=plan, seed=0)
-    x = np.random.default_rng(0).standard_normal((8, 16)).astype("float32")
-    function(x)
-    (ready,) = function._runs.values()
-    assert ready.aten is not None and hasattr(ready.aten.run, "__wrapped__")
     usual = tnc.compile(expression(), framework="numpy", backend="numpy", seed=0)
-    np.testing.assert_allclose(function(x), usual(x), rtol=1e-5)
+    x = np.random.default_rng(0).standard_normal((8, 16)).astype("float32")
+    products = Products(monkeypatch)
+    for _ in range(2):
+        np.testing.assert_allclose(function(x), usual(x), rtol=1e-5, atol=1e-5)
+    assert products.threads and set(products.threads) == {1}
     assert torch.get_num_threads() == COUNT
 
 

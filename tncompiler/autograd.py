@@ -44,11 +44,13 @@ class Specialisation:
         wrt: tuple[str, ...],
         backend: str,
         kept: KeptExecutable | None = None,
+        *,
         graph: bool = False,
+        on_cpu: bool = True,
     ) -> None:
         names = [leaf.name for leaf in compilation.ordered]
         self.backend, self.kept = backend, kept
-        self.graph = graph
+        self.graph, self._on_cpu = graph, on_cpu
         self._compilation, self._call = compilation, call
         if kept is not None:
             self.rest = self._called(kept.rest)
@@ -87,9 +89,12 @@ class Specialisation:
         around: Callable[[Run], Run] | None = None
         if self.backend == "numpy":  # its programs run beside torch's threads and not against them
             around = among_tensors
-        elif self._compilation.runs_alone(executable.program, self._call.sizes, self.backend):
+        elif self._on_cpu and self._runs_alone(executable.program):
             around = on_one_thread
         return Ranged(executable.loaded, around)
+
+    def _runs_alone(self, program: Program) -> bool:
+        return self._compilation.runs_alone(program, self._call.sizes, self.backend)
 
     def results(self, tensors: Sequence[Tensor], made: Sequence[Any] = ()) -> Sequence[Tensor]:
         """What the forward program gives, where our backward pass has no part in it; ``made``: what

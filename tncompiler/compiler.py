@@ -267,7 +267,13 @@ class Compilation(Training):
         if backend == "numpy" and self.tiles:
             return entering + sum(self._tiled(p, planned).time_us for p in programs)
         threads = _torch_threads() if backend == "torch" else 1
-        return entering + sum(threaded_us(p, planned, rates, threads) for p in programs)
+
+        def one(program: Program) -> float:
+            if threads > 1 and is_faster_alone(program, planned, rates):
+                return program_us(program, planned, rates.one_thread)
+            return threaded_us(program, planned, rates, threads)
+
+        return entering + sum(map(one, programs))
 
     def _rates_in(self, backend: str) -> Rates:
         """The rates that programs of a backend have: among tensors NumPy's BLAS has one thread."""

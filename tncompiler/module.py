@@ -41,7 +41,7 @@ from tncompiler.repeated_steps import RepeatedStep
 from tncompiler.tensor_init import initialize, on_cpu
 from tncompiler.tensor_marks import MARKS, can_keep, is_gathered
 from tncompiler.traced import flat_program, name_network, program_of_dtypes, traced_program
-from tncompiler.watching import autocasts, is_spread, overseen, watched
+from tncompiler.watching import autocasts, is_spread, is_wrapped, overseen, watched
 
 KEPT = 256  # combinations of shapes that a module remembers
 
@@ -272,7 +272,7 @@ class CompiledModule(Inspection, nn.Module):
         spec = self._specialise(tensors, cast, grad, self._keeps_of(tensors, cast, grad))
         if overseen(spec.backend):
             return pack(self._flat(tensors)(*tensors))
-        if self._repeats and tensors and not cast:
+        if self._repeats and tensors and not cast and not any(map(is_wrapped, tensors)):
             self._last = RepeatedStep.of(spec, tensors, self.training)
         made = (
             () if spec.kept is None else self._kept_values(spec.kept.prepare, spec.backend, tensors)
@@ -399,7 +399,10 @@ class CompiledModule(Inspection, nn.Module):
             kept = self.compilation.kept_executable(call.dtypes, call.free, backend)
         if self._cuda_graph:
             self._check_graphs(devices)
-        return Specialisation(self.compilation, call, wrt, backend, kept, self._cuda_graph)
+        on_cpu = all(device.type == "cpu" for device in devices)
+        return Specialisation(
+            self.compilation, call, wrt, backend, kept, graph=self._cuda_graph, on_cpu=on_cpu
+        )
 
     def _check_graphs(self, devices: set[torch.device]) -> None:
         if any(device.type != "cuda" for device in devices):

@@ -91,7 +91,7 @@ class _Network:
             on_cpu = all(t.device.type == "cpu" for t in tensors)
             able = on_cpu and not set(LOW_PRECISION) & set(call.dtypes)
             backend = self.backend if self.backend != "numpy" or able else "torch"
-            found = Specialisation(self.compilation, call, wrt, backend)
+            found = Specialisation(self.compilation, call, wrt, backend, on_cpu=on_cpu)
             self.specialisations[key] = found
         return found
 

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from tncompiler.watching import are_plain, count_modes, is_batched, is_ordinary, trace_of_now
+from tncompiler.watching import (
+    are_plain,
+    count_modes,
+    is_batched,
+    is_ordinary,
+    is_wrapped,
+    trace_of_now,
+)
 
 
 class Guard:
@@ -68,7 +75,9 @@ def _by_asking(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     def check(*given: Any) -> bool:
         if not is_ordinary(device) or torch.is_inference_mode_enabled() is not inference:
             return False
-        return are_plain(given) and kinds(given) == seen and not any(map(is_batched, given))
+        if not are_plain(given) or any(map(is_batched, given)) or any(map(is_wrapped, given)):
+            return False
+        return kinds(given) == seen
 
     return check
 

@@ -44,6 +44,12 @@ def is_batched(tensor: Tensor) -> bool:
     return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether it is what a transform of functorch made of another, perhaps left from one that is
+    over."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def is_ordinary(device: str) -> bool:
     """Whether torch just runs what it is called for: nothing looks inside, no mode, no autocast."""
     return not (count_modes() or looks_inside() or autocasts(device))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -219,7 +220,7 @@ def _forget_workers() -> None:
     """Threads do not come along into a forked process."""
     global _workers, _lock, _one_thread, _forked
     _workers, _lock, _one_thread, _forked = None, threading.Lock(), _OneThread(), True
-    gomp.cache_clear()
+    _team.cache_clear()
 
 
 os.register_at_fork(after_in_child=_forget_workers)
@@ -230,7 +231,7 @@ def together(run: Callable[[], None], threads: int) -> bool:
 
     Returns when this thread is done, and whether others may still be at work: our own.
     """
-    if threads > 1 and getattr(_call, "with_torch", False) and gomp() is not None:
+    if threads > 1 and getattr(_call, "with_torch", False) and _team() is not None:
         _run_in_team(run, threads)
         return False
     wanted = 0 if threads == 1 or _crowd.is_here() else threads - 1
@@ -245,14 +246,18 @@ _Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @cache
-def gomp() -> Any:
-    """The GNU OpenMP library whose threads torch uses; None where it has others."""
-    for library in threadpoolctl.ThreadpoolController().select(user_api="openmp").lib_controllers:
-        if "libgomp" in library.filepath and not _forked:
-            gomp = ctypes.CDLL(library.filepath)
-            gomp.GOMP_parallel.argtypes = [_Region, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-            return gomp
-    return None
+def _team() -> Any:
+    """How to run something on each of torch's threads, by the OpenMP library that it is linked to:
+    other packages bring theirs as well. None where torch is not there or has none of GNU's kind."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or _forked:
+        return None
+    try:
+        parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (OSError, AttributeError, TypeError):
+        return None
+    parallel.argtypes = [_Region, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    return parallel
 
 
 _regions: dict[int, deque[Callable[[], None]]] = {}  # what the threads of each region run
@@ -267,7 +272,7 @@ def _run_in_team(run: Callable[[], None], threads: int) -> None:
     number = next(_numbers)
     _regions[number] = deque(partial(copy_context().run, run) for _ in range(threads))
     try:
-        gomp().GOMP_parallel(_enter_region, number, threads, 0)
+        _team()(_enter_region, number, threads, 0)
     finally:
         del _regions[number]
 

@@ -10,12 +10,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache, wraps
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
-
-from tncompiler.backends.numpy.threads import gomp
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,25 +20,24 @@ _Set = Callable[[int], int]
 
 
 @cache
-def _setters() -> tuple[_Set, _Set] | None:
-    """How to tell OpenMP and MKL how many threads the calling thread may take; None where torch has
-    another OpenMP.
+def _setters() -> tuple[_Set, _Set | None] | None:
+    """How to tell OpenMP, and MKL if torch has it, how many threads the calling thread may take;
+    None where torch has threads of another kind.
 
-    `torch.set_num_threads` tells it to every thread that meets torch first meanwhile, too, and that
-    one keeps it.
+    `torch.set_num_threads` would tell it to every thread that meets torch first meanwhile, too, and
+    that one keeps it. What torch itself is linked to is asked: other packages bring OpenMP as well.
     """
-    found = gomp()
-    if found is None:
+    try:
+        # PyDLL: to let go of the interpreter's lock takes longer than a call this short
+        linked = ctypes.PyDLL(torch._C.__file__)
+        openmp: _Set = linked.omp_set_num_threads
+    except (OSError, AttributeError, TypeError):
         return None
-    # PyDLL: to let go of the interpreter's lock for a call this short takes longer than the call
-    openmp = ctypes.PyDLL(found._name).omp_set_num_threads
-    library = Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"
-    mkl = getattr(ctypes.PyDLL(str(library)), "MKL_Set_Num_Threads_Local", None)
-    return openmp, mkl or _no_mkl
-
-
-def _no_mkl(count: int) -> int:
-    return 0
+    before = torch.get_num_threads()
+    openmp(1)
+    is_heard = torch.get_num_threads() == 1
+    openmp(before)
+    return (openmp, getattr(linked, "MKL_Set_Num_Threads_Local", None)) if is_heard else None
 
 
 def on_one_thread(run: Callable[P, T]) -> Callable[P, T]:
@@ -55,12 +51,14 @@ def on_one_thread(run: Callable[P, T]) -> Callable[P, T]:
         if setters is None:
             return run(*args, **kwargs)
         openmp, mkl = setters
-        openmp(1)
-        before: Any = mkl(1)
+        before = None
         try:
+            openmp(1)
+            before = mkl(1) if mkl else None
             return run(*args, **kwargs)
         finally:
-            mkl(before)  # 0 where it had none of its own
             openmp(count)
+            if mkl and before is not None:
+                mkl(before)  # 0 where it had none of its own
 
     return called
